@@ -1,0 +1,250 @@
+"""Checkpoints on disk: diffusers folders, read safely and checked before anything long starts.
+
+Weights come from safetensors, or from a `.bin` file by `torch.load(weights_only=True)`; nothing is
+ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import diffusers
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+
+from gradstore.collect.gradients import trainable
+from gradstore.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from torch import nn
+
+    from gradstore.spec import Identity
+
+RECORD_NAME = "checkpoint.json"
+
+
+class TrainingRecord(BaseModel):
+    """What a training run notes beside a checkpoint, `checkpoint.json`.
+
+    Attributes:
+        epoch: epochs trained so far.
+        learning_rate_sum: sum of the learning rate over all visits of a sample so far. The
+            difference between two checkpoints is the later one's weight η_k.
+        loss: the objective's distance, `l1` or `l2`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int = Field(ge=0)
+    learning_rate_sum: float = Field(ge=0, allow_inf_nan=False)
+    loss: str = Field(pattern="^(l1|l2)$")
+
+    def save(self, folder: Path) -> None:
+        """Write `checkpoint.json` into a checkpoint's folder."""
+        (folder / RECORD_NAME).write_text(self.model_dump_json(indent=2) + "\n")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in memory.
+
+    Attributes:
+        path: its folder.
+        model: the model, in `eval()` mode.
+        scheduler: its scheduler.
+        record: what the training run noted, if it did.
+    """
+
+    path: Path
+    model: Any
+    scheduler: Any
+    record: TrainingRecord | None
+
+    @property
+    def num_parameters(self) -> int:
+        """Length of a gradient."""
+        return sum(p.numel() for p in trainable(self.model).values())
+
+    def architecture(self) -> Identity:
+        """Class, configuration, and the differentiated parameters' names, shapes and order."""
+        shapes = [[name, list(p.shape)] for name, p in trainable(self.model).items()]
+        config = {
+            key: value
+            for key, value in dict(getattr(self.model, "config", {})).items()
+            if not key.startswith("_")
+        }
+        return {
+            "class": type(self.model).__name__,
+            "config": _digest([json.dumps(config, sort_keys=True, default=str).encode()]),
+            "num_parameters": self.num_parameters,
+            "parameters": _digest([json.dumps(shapes).encode()]),
+        }
+
+    def weights_digest(self) -> str:
+        """Hash of every tensor of the model, whatever file it came from."""
+        return _digest(
+            part
+            for name, tensor in sorted(self.model.state_dict().items())
+            for part in (name.encode(), _bytes(tensor))
+        )
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little"))
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
+    """Checkpoint folders, in order: those named, or all within a single folder that holds some.
+
+    Raises:
+        CheckpointError: if one does not exist or is not a checkpoint.
+    """
+    if not paths:
+        raise CheckpointError("no checkpoint was given. Name at least one with --checkpoints.")
+    folders = [Path(path) for path in paths]
+    if len(folders) == 1 and folders[0].is_dir() and _model_folder(folders[0]) is None:
+        inside = [folder for folder in folders[0].iterdir() if _model_folder(folder)]
+        if not inside and (folders[0] / "checkpoints").is_dir():
+            return find_checkpoints([folders[0] / "checkpoints"])
+        if inside:
+            return sorted(inside, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
+    for folder in folders:
+        if not folder.exists():
+            raise CheckpointError(
+                f"checkpoint {folder} does not exist. Check the path given with --checkpoints."
+            )
+        if _model_folder(folder) is None:
+            raise CheckpointError(
+                f"checkpoint {folder} is not a diffusers folder: it has neither unet/config.json, "
+                "transformer/config.json nor config.json. Save one with save_pretrained()."
+            )
+    return folders
+
+
+def _model_folder(folder: Path) -> Path | None:
+    if folder.name.startswith("."):
+        return None
+    for candidate in (folder / "unet", folder / "transformer", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    return None
+
+
+def load(folder: Path, *, scheduler: Any = None) -> Checkpoint:
+    """Load a checkpoint from a diffusers pipeline folder, or a model folder with a scheduler.
+
+    Args:
+        folder: the checkpoint.
+        scheduler: what to use where the folder has no `scheduler/`.
+
+    Raises:
+        CheckpointError: if it is half-written, unreadable, or not of a class that diffusers has.
+    """
+    model_folder = _model_folder(folder)
+    if model_folder is None:
+        find_checkpoints([folder])
+        raise CheckpointError(f"checkpoint {folder} is not a diffusers folder.")
+    model = _load_model(model_folder)
+    model.eval()
+    if (folder / "scheduler" / "scheduler_config.json").is_file():
+        scheduler = _load_scheduler(folder / "scheduler")
+    elif scheduler is None:
+        raise CheckpointError(
+            f"checkpoint {folder} has no scheduler/scheduler_config.json. Save the whole pipeline, "
+            "or pass scheduler= to collect()."
+        )
+    return Checkpoint(folder, model, scheduler, _load_record(folder))
+
+
+def _config(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}. The checkpoint is damaged or half-written; restore "
+            "it or leave it out of --checkpoints."
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is not a JSON object. Restore it from the training run.")
+    return config
+
+
+def _diffusers_class(file: Path, base: type) -> Any:
+    name = _config(file).get("_class_name")
+    found = getattr(diffusers, name, None) if isinstance(name, str) else None
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise CheckpointError(
+            f"{file} names class {name!r}, which diffusers {diffusers.__version__} does not have "
+            f"as a {base.__name__}. Install the diffusers that saved it, or pass a loaded model."
+        )
+    return found
+
+
+def _load_model(folder: Path) -> nn.Module:
+    found = _diffusers_class(folder / "config.json", diffusers.ModelMixin)
+    damaged = (
+        f"The checkpoint {folder} is damaged or half-written; restore it or leave it out of "
+        "--checkpoints."
+    )
+    weights = [f.name for f in folder.iterdir() if f.suffix in {".safetensors", ".bin"}]
+    if not weights:
+        raise CheckpointError(
+            f"{folder} has no weights: no .safetensors or .bin file beside config.json. {damaged}"
+        )
+    try:
+        model, info = found.from_pretrained(
+            folder,
+            use_safetensors=any(name.endswith(".safetensors") for name in weights),
+            local_files_only=True,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            torch_dtype=torch.float32,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+        raise CheckpointError(f"{folder} cannot be loaded: {reason} {damaged}") from error
+    wrong = {
+        what: info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info.get(what)
+    }
+    if wrong:
+        what, keys = next(iter(wrong.items()))
+        raise CheckpointError(
+            f"{folder}: its weights do not match its config.json: {len(keys)} "
+            f"{what.replace('_', ' ')}, such as {next(iter(keys))!r}. {damaged}"
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _load_scheduler(folder: Path) -> Any:
+    found = _diffusers_class(folder / "scheduler_config.json", diffusers.SchedulerMixin)
+    return found.from_config(_config(folder / "scheduler_config.json"))
+
+
+def _load_record(folder: Path) -> TrainingRecord | None:
+    file = folder / RECORD_NAME
+    if not file.exists():
+        return None
+    try:
+        return TrainingRecord.model_validate(_config(file))
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{file} is not a training record: {error.errors()[0]['msg']}. Remove it to give the "
+            "weights with --etas, or restore it."
+        ) from error

@@ -1,0 +1,171 @@
+"""Events: the timestep and the noise of every draw, planned or replayed.
+
+Noise is never carried from one step to the next: it is a pure function of a 64-bit key, and a key
+is a hash of what it belongs to. So a row does not depend on batch size, sample order, the number
+of workers, or which samples are collected together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradstore.errors import CheckpointError, DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gradstore.spec import EventSpec, Identity
+
+FILE_NAME = "events.parquet"
+
+
+def noise_key(*parts: str | int) -> int:
+    """A 64-bit key for what `parts` name, the same on every machine."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def noise(key: int, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Standard normal noise of a key, float32 of `shape`, the same on every machine."""
+    generator = np.random.Generator(np.random.Philox(key=int(key)))
+    return generator.standard_normal(tuple(shape), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Events:
+    """The events of some samples at one checkpoint.
+
+    Attributes:
+        timestep: int64 `[samples, slots]`.
+        key: noise keys, uint64 `[samples, slots, draws]`.
+    """
+
+    timestep: NDArray[np.int64]
+    key: NDArray[np.uint64]
+
+
+class EventPlan(Protocol):
+    """Which events a store's rows are made of."""
+
+    slots: int
+
+    def identity(self) -> Identity:
+        """What identifies the events, as JSON."""
+
+    def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
+        """The events of samples `ids` at a checkpoint."""
+
+
+class PlannedEvents:
+    """Evenly spaced timesteps, the middles of equal parts of 0 … T−1, with keyed noises."""
+
+    def __init__(self, spec: EventSpec, num_train_timesteps: int) -> None:
+        if spec.timesteps > num_train_timesteps:
+            raise DatasetError(
+                f"{spec.timesteps} timesteps were asked for, but the scheduler has "
+                f"{num_train_timesteps}. Use --timesteps {num_train_timesteps} or fewer."
+            )
+        self.spec = spec
+        self.slots = spec.timesteps
+        middles = (np.arange(spec.timesteps) + 0.5) * num_train_timesteps / spec.timesteps
+        self.timesteps = np.floor(middles).astype(np.int64)
+
+    def identity(self) -> Identity:
+        """Kind, timesteps, draws and seed."""
+        return {
+            "kind": "planned",
+            "timesteps": self.timesteps.tolist(),
+            "draws": self.spec.draws,
+            "seed": self.spec.event_seed,
+        }
+
+    def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
+        """The same timesteps for every sample, each with its own noises."""
+        keys = [
+            [
+                [
+                    noise_key("planned", self.spec.event_seed, name, checkpoint, timestep, draw)
+                    for draw in range(self.spec.draws)
+                ]
+                for timestep in self.timesteps.tolist()
+            ]
+            for name in ids
+        ]
+        return Events(np.tile(self.timesteps, (len(ids), 1)), np.array(keys, dtype=np.uint64))
+
+
+class ReplayedEvents:
+    """The events that a training run recorded beside its checkpoints."""
+
+    slots = 1
+
+    def __init__(self, checkpoints: Sequence[Path]) -> None:
+        self._files = [folder / FILE_NAME for folder in checkpoints]
+        self._recorded = [_read(file) for file in self._files]
+
+    def identity(self) -> Identity:
+        """Kind and a digest of the recorded events of each checkpoint."""
+        return {
+            "kind": "replayed",
+            "recorded": [
+                blake2b(repr(sorted(recorded.items())).encode(), digest_size=16).hexdigest()
+                for recorded in self._recorded
+            ],
+        }
+
+    def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
+        """Each sample's recorded timestep and noise key.
+
+        Raises:
+            DatasetError: if a sample was not part of the training run.
+        """
+        recorded = self._recorded[checkpoint]
+        for name in ids:
+            if name not in recorded:
+                raise DatasetError(
+                    f"sample {name!r} has no event in {self._files[checkpoint]}, which holds "
+                    f"{len(recorded)}: the training run did not see it. Collect the dataset that "
+                    "was trained on, or use --events planned."
+                )
+        pairs = [recorded[name] for name in ids]
+        return Events(
+            np.array([[timestep] for timestep, _ in pairs], dtype=np.int64),
+            np.array([[[key]] for _, key in pairs], dtype=np.uint64),
+        )
+
+
+def save(folder: Path, ids: Sequence[str], timesteps: Sequence[int], keys: Sequence[int]) -> None:
+    """Write one event per sample to `events.parquet` in a checkpoint's folder."""
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "timestep": pa.array(timesteps, pa.int32()),
+            "noise_key": pa.array(keys, pa.uint64()),
+        }
+    )
+    pq.write_table(table, folder / FILE_NAME)
+
+
+def _read(file: Path) -> dict[str, tuple[int, int]]:
+    if not file.exists():
+        raise CheckpointError(
+            f"{file.parent} has no {FILE_NAME}: the training run recorded no events there. Use "
+            "--events planned, or record them with gradstore.collect.Recorder."
+        )
+    try:
+        table = pq.read_table(file, columns=["id", "timestep", "noise_key"]).to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}. Restore it, or use --events planned."
+        ) from error
+    pairs = zip(table["timestep"], table["noise_key"], strict=True)
+    return dict(zip(table["id"], pairs, strict=True))

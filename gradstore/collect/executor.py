@@ -1,0 +1,67 @@
+"""Executors: who does which of the independent tasks (checkpoint, shard)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+from gradstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+
+class Task(NamedTuple):
+    """One shard of one checkpoint: computed, written and sealed by whoever takes it."""
+
+    checkpoint: int
+    shard: int
+
+
+class Executor(Protocol):
+    """Runs tasks. They are independent and idempotent: any order, any process, twice if need be."""
+
+    def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
+        """Do this executor's share of `tasks` by calling `work` on each."""
+
+
+class InProcess:
+    """All tasks, one after the other, here."""
+
+    def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
+        """See `Executor`."""
+        for task in tasks:
+            work(task)
+
+
+class ByRank:
+    """This process's part of the tasks among `world_size`, without talking to the others."""
+
+    def __init__(self, rank: int, world_size: int) -> None:
+        if not 0 <= rank < world_size:
+            raise ConfigError(
+                f"RANK is {rank} and WORLD_SIZE is {world_size}; RANK must be in 0 … WORLD_SIZE-1. "
+                "Start the processes with torchrun, accelerate or a SLURM array that sets both."
+            )
+        self.rank = rank
+        self.world_size = world_size
+
+    def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
+        """See `Executor`. Parts are contiguous, so that each process loads few checkpoints."""
+        first = len(tasks) * self.rank // self.world_size
+        last = len(tasks) * (self.rank + 1) // self.world_size
+        for task in tasks[first:last]:
+            work(task)
+
+
+def from_environment() -> Executor:
+    """`ByRank` where RANK and WORLD_SIZE are set (torchrun, accelerate, SLURM), else in-process.
+
+    Raises:
+        ConfigError: if they are set to something that makes no sense.
+    """
+    try:
+        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    except ValueError as error:
+        raise ConfigError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from error
+    return ByRank(rank, world_size) if world_size > 1 or rank > 0 else InProcess()

@@ -1,0 +1,21 @@
+"""Projectors: from full gradients to directions, behind one protocol."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradstore.collect.projectors.identity import IdentityProjector
+from gradstore.collect.projectors.protocol import Projection, Projector
+from gradstore.collect.projectors.trak import TrakProjector
+
+if TYPE_CHECKING:
+    from gradstore.spec import ProjectorSpec
+
+__all__ = ["IdentityProjector", "Projection", "Projector", "TrakProjector", "from_spec"]
+
+
+def from_spec(spec: ProjectorSpec) -> Projector:
+    """The projector that a spec describes."""
+    if spec.projector == "identity":
+        return IdentityProjector()
+    return TrakProjector(spec)

@@ -1,0 +1,367 @@
+"""Samples: any dataset as a sequence of stable ids and tensors."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from gradstore.errors import DatasetError, DependencyError
+from gradstore.manifest import Manifest, check_ids
+from gradstore.progress import track
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
+
+    from gradstore.config import DatasetSpec
+
+_IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "input")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class Samples:
+    """A dataset as gradstore sees it: for each sample an id, a tensor, conditions, metadata.
+
+    Takes a `datasets.Dataset`, any map-style `torch.utils.data.Dataset`, or a sequence. An item is
+    an image (PIL, or a float tensor as the model sees it, `[channels, height, width]` for images),
+    a tuple `(image, label)`, or a mapping with named columns. PIL images become float32 tensors in
+    −1 … 1.
+
+    Args:
+        dataset: what to wrap.
+        ids: one id per item, in place of a column.
+        id_column: column of ids; otherwise a sample's id is its row number.
+        image_column: column of images, if it has no usual name.
+        label_column: column of labels, if it has no usual name.
+        metadata_columns: further columns to keep in the manifest.
+        size: resize PIL images to this many pixels a side.
+        mode: convert PIL images to this mode, such as `RGB`.
+        limit: take only the first so many.
+
+    Raises:
+        DatasetError: if the dataset is empty, lacks a column, or repeats an id.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        ids: Sequence[str] | None = None,
+        id_column: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        metadata_columns: Sequence[str] = (),
+        size: int | None = None,
+        mode: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self._dataset = dataset
+        self._size = size
+        self._mode = mode
+        length = len(dataset) if limit is None else min(limit, len(dataset))
+        if length == 0:
+            check_ids([])
+        first = _columns(dataset[0])
+        self._image_column = _find(first, image_column, _IMAGE_COLUMNS, "image")
+        self._label_column = (
+            _find(first, label_column, _LABEL_COLUMNS, "label")
+            if label_column is not None or any(name in first for name in _LABEL_COLUMNS)
+            else None
+        )
+        self._metadata_columns = tuple(metadata_columns)
+        for name in (*metadata_columns, *([id_column] if id_column else [])):
+            _find(first, name, (), "metadata")
+        if ids is not None:
+            self.ids = list(ids)[:length]
+        elif id_column is not None:
+            self.ids = [str(_plain(value)) for value in self._column(id_column, length)]
+        else:
+            self.ids = [str(row) for row in range(length)]
+        if len(self.ids) != length:
+            raise DatasetError(f"{len(self.ids)} ids were given for {length} samples")
+        check_ids(self.ids)
+
+    @classmethod
+    def of(cls, dataset: Any) -> Samples:
+        """`dataset` itself if it is `Samples` already, else wrapped with the defaults."""
+        return dataset if isinstance(dataset, cls) else cls(dataset)
+
+    @classmethod
+    def from_spec(cls, spec: DatasetSpec) -> Samples:
+        """Load what a spec names.
+
+        Raises:
+            DatasetError: if there is no such dataset, or it cannot be read.
+        """
+        dataset, ids = _load(spec)
+        return cls(
+            dataset,
+            ids=ids,
+            id_column=spec.id_column,
+            image_column=spec.image_column,
+            label_column=spec.label_column,
+            metadata_columns=spec.metadata_columns,
+            size=spec.size,
+            mode=spec.mode,
+            limit=spec.limit,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _column(self, name: str, length: int) -> list[Any]:
+        if hasattr(self._dataset, "select_columns"):  # datasets.Dataset: decode nothing else
+            return list(self._dataset.select_columns([name])[:length][name])
+        return [_columns(self._dataset[row])[name] for row in range(length)]
+
+    def _item(self, row: int) -> dict[str, Any]:
+        try:
+            return _columns(self._dataset[row])
+        except (OSError, UnidentifiedImageError) as error:
+            raise DatasetError(
+                f"sample {self.ids[row]!r} cannot be read: {error}. Repair or remove it."
+            ) from error
+
+    def image(self, row: int) -> Image.Image | None:
+        """The sample as an image to look at, or None if it is not one."""
+        value = self._item(row)[self._image_column]
+        if isinstance(value, Image.Image):
+            return self._converted(value)
+        array = _tensor(value, self.ids[row])
+        return to_image(array)
+
+    def _converted(self, image: Image.Image) -> Image.Image:
+        if self._mode is not None and image.mode != self._mode:
+            image = image.convert(self._mode)
+        if self._size is not None and image.size != (self._size, self._size):
+            image = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
+        return image
+
+    def tensor(self, row: int) -> Tensor:
+        """The sample as the model sees it, float32; images in −1 … 1 `[channels, height, width]`.
+
+        Raises:
+            DatasetError: if the sample is neither an image nor an array.
+        """
+        value = self._item(row)[self._image_column]
+        if isinstance(value, Image.Image):
+            return _image_tensor(self._converted(value), self.ids[row])
+        return _tensor(value, self.ids[row])
+
+    def conditions(self, row: int) -> dict[str, Tensor]:
+        """Further inputs of the model by keyword: the mapping in column `conditions`, if any."""
+        given: Mapping[str, Any] = self._item(row).get("conditions") or {}
+        return {name: torch.as_tensor(value) for name, value in given.items()}
+
+    def class_label(self, row: int) -> Tensor:
+        """The label as a class number, for models that are conditioned on one.
+
+        Raises:
+            DatasetError: if there is no integer label.
+        """
+        label = self._item(row).get(self._label_column) if self._label_column else None
+        label = _plain(label)
+        if not isinstance(label, int):
+            raise DatasetError(
+                f"sample {self.ids[row]!r} has label {label!r}, but the model is conditioned on "
+                "class numbers. Name an integer column with --label-column."
+            )
+        return torch.tensor(label)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """Ids, digests and metadata; reads every sample once."""
+        digests = []
+        metadata: dict[str, list[Any]] = {name: [] for name in self._metadata_columns}
+        if self._label_column is not None:
+            metadata["label"] = []
+        for row in track(range(len(self)), "reading the dataset", "samples"):
+            item = self._item(row)
+            digests.append(self._digest(row))
+            for name in self._metadata_columns:
+                metadata[name].append(_plain(item[name]))
+            if self._label_column is not None:
+                metadata["label"].append(self._label_name(_plain(item[self._label_column])))
+        return Manifest(self.ids, digests, metadata)
+
+    def _label_name(self, label: Any) -> str:
+        feature = getattr(self._dataset, "features", {}).get(self._label_column)
+        names = getattr(feature, "names", None)
+        return str(names[label]) if names and isinstance(label, int) else str(label)
+
+    def _digest(self, row: int) -> str:
+        digest = blake2b(digest_size=16)
+        tensors = {"": self.tensor(row), **self.conditions(row)}
+        for name, tensor in tensors.items():
+            array = tensor.numpy()
+            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+def to_image(tensor: Tensor) -> Image.Image | None:
+    """A tensor in −1 … 1, `[1, 3 or 4 channels, height, width]`, as an image; None if it isn't."""
+    if tensor.ndim != 3 or tensor.shape[0] not in {1, 3, 4}:
+        return None
+    array = ((tensor.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    array = array.permute(1, 2, 0)
+    return Image.fromarray((array[..., 0] if array.shape[2] == 1 else array).numpy())
+
+
+def _image_tensor(image: Image.Image, name: str) -> Tensor:
+    if image.mode not in {"L", "RGB", "RGBA"}:
+        raise DatasetError(
+            f"sample {name!r} is an image of mode {image.mode!r}, which has no plain channels. "
+            "Convert with --mode RGB or --mode L."
+        )
+    array = torch.from_numpy(np.array(image, dtype=np.float32))
+    array = array[None] if array.ndim == 2 else array.permute(2, 0, 1)
+    return (array / 127.5 - 1).contiguous()
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DatasetError(
+            f"sample {name!r} is a {type(value).__name__}, neither an image nor an array. Name "
+            "the right column with --image-column."
+        ) from error
+    if not tensor.is_floating_point():
+        raise DatasetError(
+            f"sample {name!r} is an array of {tensor.dtype}: give floats as the model sees them, "
+            "or PIL images."
+        )
+    if not torch.isfinite(tensor).all():
+        raise DatasetError(f"sample {name!r} has values that are not finite. Remove or repair it.")
+    return tensor.to(torch.float32)
+
+
+def _columns(item: Any) -> dict[str, Any]:
+    if isinstance(item, dict):
+        return item
+    if isinstance(item, tuple | list) and len(item) >= 2:
+        return {"image": item[0], "label": item[1]}
+    return {"image": item[0] if isinstance(item, tuple | list) else item}
+
+
+def _find(
+    columns: Mapping[str, Any], wanted: str | None, usual: Sequence[str], kind: str
+) -> str:
+    for name in [wanted] if wanted is not None else usual:
+        if name in columns:
+            return name
+    looked = repr(wanted) if wanted is not None else " or ".join(map(repr, usual))
+    flag = "id or metadata column" if kind == "metadata" else f"--{kind}-column"
+    raise DatasetError(
+        f"the dataset has no column {looked}; its columns are "
+        f"{', '.join(map(repr, columns))}. Name one of them as the {flag}."
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor | np.generic) else value
+
+
+def _load(spec: DatasetSpec) -> tuple[Any, list[str] | None]:
+    if spec.dataset == "digits":
+        return _digits(spec.split)
+    if spec.dataset.startswith("hf://"):
+        return _hub(spec.dataset.removeprefix("hf://"), spec.split), None
+    path = Path(spec.dataset)
+    if path.is_dir():
+        return _folder(path)
+    if path.suffix == ".parquet" and path.is_file():
+        return _parquet(path, spec.image_column), None
+    raise DatasetError(
+        f"dataset {spec.dataset!r} was not found: it is neither digits, hf://NAME, a folder of "
+        "images, nor an existing .parquet file. Check --dataset."
+    )
+
+
+def _digits(split: str) -> tuple[list[tuple[Image.Image, int]], list[str]]:
+    """scikit-learn's 1,797 handwritten digits of 8×8 pixels; the last 97 are the test split."""
+    try:
+        from sklearn.datasets import load_digits  # noqa: PLC0415
+    except ImportError as error:
+        raise DependencyError(
+            "the digits come with scikit-learn, which is not installed. Install it with "
+            "`pip install 'gradstore[demo]'`."
+        ) from error
+    if split not in {"train", "test"}:
+        raise DatasetError(f"digits has no split {split!r}; use --split train or --split test.")
+    bunch = load_digits()
+    rows = range(1700) if split == "train" else range(1700, 1797)
+    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
+    items = [(Image.fromarray(pixels[row]), int(bunch.target[row])) for row in rows]
+    return items, [f"digit-{row:04d}" for row in rows]
+
+
+class _Folder:
+    """Images of a folder; the label is the name of the folder that an image lies in."""
+
+    def __init__(self, root: Path, files: list[Path]) -> None:
+        self._root = root
+        self._files = files
+        self._labelled = all(len(file.relative_to(root).parts) > 1 for file in files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        file = self._files[row]
+        with Image.open(file) as image:
+            image.load()
+            item: dict[str, Any] = {"image": image, "path": str(file)}
+        if self._labelled:
+            item["label"] = file.parent.name
+        return item
+
+
+def _folder(root: Path) -> tuple[_Folder, list[str]]:
+    files = sorted(
+        file for file in root.rglob("*")
+        if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
+    )
+    if not files:
+        raise DatasetError(
+            f"dataset {root} is empty: the folder holds no image ({', '.join(_IMAGE_SUFFIXES)})."
+        )
+    return _Folder(root, files), [file.relative_to(root).as_posix() for file in files]
+
+
+def _parquet(path: Path, image_column: str | None) -> Any:
+    import datasets  # noqa: PLC0415
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    try:
+        dataset = datasets.Dataset(pq.read_table(path))
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DatasetError(f"dataset {path} cannot be read: {error}. Check the file.") from error
+    for name in [image_column] if image_column else _IMAGE_COLUMNS:
+        encoded = dataset.features.get(name)
+        # Files that `datasets` did not write hold images as bare {bytes, path} or bytes.
+        if isinstance(encoded, dict) or getattr(encoded, "dtype", None) == "binary":
+            dataset = dataset.cast_column(name, datasets.Image())
+    return dataset
+
+
+def _hub(name: str, split: str) -> Any:
+    import datasets  # noqa: PLC0415
+
+    try:
+        return datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DatasetError(
+            f"dataset hf://{name} (split {split!r}) cannot be loaded: {error}. Check the name and "
+            "split, and that the hub can be reached."
+        ) from error

@@ -1,0 +1,58 @@
+"""What `gradstore train` and `gradstore collect` can be told, in YAML, flags or Python."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from gradstore.spec import EventSpec, ObjectiveSpec, ProjectorSpec, Spec
+
+
+class DatasetSpec(Spec):
+    """Where samples come from."""
+
+    dataset: str = Field(
+        description="digits (scikit-learn's), a folder of images, a .parquet file, or hf://NAME"
+    )
+    split: str = Field("train", description="split of digits or of a hub dataset")
+    image_column: str | None = Field(None, description="column of images [default: found]")
+    label_column: str | None = Field(None, description="column of labels [default: found]")
+    id_column: str | None = Field(None, description="column of ids [default: row number]")
+    metadata_columns: list[str] = Field([], description="further columns to keep with the samples")
+    size: int | None = Field(None, ge=1, le=65536, description="resize images to this side")
+    mode: Literal["L", "RGB", "RGBA"] | None = Field(None, description="convert images to this")
+    limit: int | None = Field(None, ge=1, description="take only the first samples")
+
+
+class TrainConfig(DatasetSpec):
+    """The small trainer: a UNet2DModel with DDIM's cosine schedule."""
+
+    out: str = Field(description="folder of the run; it must not exist")
+    epochs: int = Field(40, ge=1, description="passes over the dataset")
+    checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
+    batch_size: int = Field(32, ge=1, description="samples per step")
+    learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate")
+    loss: Literal["l1", "l2"] = Field("l1", description="distance between prediction and noise")
+    channels: list[int] = Field(
+        [32, 64], min_length=1, description="channels of the UNet's levels; the last has attention"
+    )
+    seed: int = Field(0, ge=0, description="seed of weights, order, timesteps and noise")
+    device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+
+
+class CollectConfig(DatasetSpec, EventSpec, ObjectiveSpec, ProjectorSpec):
+    """From samples and checkpoints to stored rows."""
+
+    checkpoints: list[str] = Field(
+        description="diffusers folders in training order, or one folder that holds them"
+    )
+    etas: list[float] | None = Field(
+        None, description="weight η_k of each checkpoint [default: as recorded, else 1]"
+    )
+    store: str = Field(description="the store to make, or to go on with: NAME.gradstore")
+    dtype: Literal["float16", "float32"] = Field("float16", description="dtype of directions")
+    batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
+    memory: float = Field(4.0, gt=0, description="GiB for gradients and projection matrix")
+    shard_samples: int | None = Field(None, ge=1, description="samples per shard")
+    device: str | None = Field(None, description="torch device [default: cuda if there is one]")

@@ -1,0 +1,107 @@
+"""Fingerprints: what identifies a row, hashed, and what to say when two of them differ."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from gradstore.errors import FingerprintError
+
+if TYPE_CHECKING:
+    from pydantic import JsonValue
+
+    from gradstore.spec import Identity
+
+# Rows of a query are made with other events than rows of training; the rest must agree before
+# their inner product means anything.
+COMPARED = ("model", "checkpoints", "objective", "projector")
+
+_MEND = {
+    "model": "use checkpoints of the same architecture",
+    "checkpoints": "use the checkpoints that the store was made from (`gradstore info` lists them)",
+    "objective": "use the store's objective",
+    "projector": "use the store's projector; a random matrix depends on every one of its settings",
+    "events": "use the same events",
+}
+
+
+def fingerprint(identity: Identity) -> str:
+    """SHA-256 (64 hex digits) of the identity as canonical JSON."""
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return sha256(text.encode()).hexdigest()
+
+
+def differences(
+    expected: JsonValue, found: JsonValue, where: str = ""
+) -> list[tuple[str, JsonValue, JsonValue]]:
+    """Every leaf at which two identities differ, as (dotted name, expected, found)."""
+    if expected == found:
+        return []
+    if isinstance(expected, dict) and isinstance(found, dict):
+        return [
+            difference
+            for key in sorted(expected.keys() | found.keys())
+            for difference in differences(
+                expected.get(key), found.get(key), f"{where}.{key}" if where else key
+            )
+        ]
+    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        return [
+            difference
+            for position, (left, right) in enumerate(zip(expected, found, strict=True))
+            for difference in differences(left, right, f"{where}.{position}")
+        ]
+    return [(where, expected, found)]
+
+
+def _shown(value: JsonValue) -> str:
+    text = "nothing" if value is None else json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def require_same(
+    expected: Identity,
+    found: Identity,
+    *,
+    expected_name: str,
+    found_name: str,
+    sections: tuple[str, ...],
+    mend: str = "",
+) -> None:
+    """Raise unless two identities agree in `sections`.
+
+    Args:
+        expected: the identity of the thing that was there first.
+        found: the identity of the thing that is to be used with it.
+        expected_name: what to call the first in the message.
+        found_name: what to call the second.
+        sections: top-level keys that must agree.
+        mend: what to do about it, where the caller knows better than this module.
+
+    Raises:
+        FingerprintError: naming each difference and how to mend it.
+    """
+    found_differences = differences(
+        {key: expected.get(key) for key in sections}, {key: found.get(key) for key in sections}
+    )
+    if not found_differences:
+        return
+    lines = [
+        f"  {where}: {_shown(left)} in {expected_name}, {_shown(right)} in {found_name}"
+        for where, left, right in found_differences[:12]
+    ]
+    if len(found_differences) > 12:
+        lines.append(f"  … and {len(found_differences) - 12} more")
+    mends = [mend] if mend else [
+        _MEND[section]
+        for section in sections
+        if any(where.split(".")[0] == section for where, _, _ in found_differences)
+    ]
+    raise FingerprintError(
+        f"{found_name} does not fit {expected_name}; they differ in\n"
+        + "\n".join(lines)
+        + "\nTo mend it: "
+        + "; ".join(mends)
+        + "."
+    )

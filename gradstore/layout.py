@@ -1,0 +1,95 @@
+"""Arithmetic of samples, chunks and shards: which shard holds which samples. Pure.
+
+A shard is the unit of work: one task computes it, one object holds its directions, one seal
+vouches for it. Two processes writing different chunks of one shard lose data silently (zarr reads,
+changes and writes the whole object), so nothing here hands out less than a shard.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import ceil
+
+from gradstore.errors import ConfigError
+
+CHUNK_BYTES = 256 * 1024
+SHARD_BYTES = 64 * 1024 * 1024
+SHARD_SAMPLES = 512
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Shape and partition of a store's arrays.
+
+    Attributes:
+        samples: number of samples, the first axis of every array.
+        slots: events per sample and checkpoint, the second axis.
+        dim: length of a direction, the third axis.
+        dtype: dtype of the directions, `float16` or `float32`.
+        chunk_samples: samples per chunk, the smallest piece of directions that is read.
+        shard_samples: samples per shard, a multiple of `chunk_samples`.
+    """
+
+    samples: int
+    slots: int
+    dim: int
+    dtype: str
+    chunk_samples: int
+    shard_samples: int
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "slots", "dim", "chunk_samples", "shard_samples"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"layout: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.dtype not in {"float16", "float32"}:
+            raise ConfigError(f"layout: dtype is {self.dtype!r}; use 'float16' or 'float32'")
+        if self.shard_samples % self.chunk_samples:
+            raise ConfigError(
+                f"layout: shard_samples {self.shard_samples} is not a multiple of "
+                f"chunk_samples {self.chunk_samples}"
+            )
+
+    @classmethod
+    def choose(
+        cls, samples: int, slots: int, dim: int, dtype: str, shard_samples: int | None = None
+    ) -> Layout:
+        """Pick chunk and shard sizes.
+
+        Chunks of about 256 KiB keep a scattered read cheap and a sequential one fast; shards of
+        at most 64 MiB and 512 samples keep the work lost to a crash small.
+
+        Args:
+            samples: number of samples.
+            slots: events per sample and checkpoint.
+            dim: length of a direction.
+            dtype: dtype of the directions.
+            shard_samples: samples per shard, if the caller wants another number.
+        """
+        itemsize = {"float16": 2, "float32": 4}.get(dtype, 4)
+        per_sample = max(1, slots * dim * itemsize)
+        wanted = shard_samples or max(1, min(SHARD_SAMPLES, SHARD_BYTES // per_sample))
+        chunk = max(1, min(CHUNK_BYTES // per_sample, wanted))
+        if shard_samples is not None:
+            while wanted % chunk:
+                chunk -= 1
+        return cls(samples, slots, dim, dtype, chunk, wanted // chunk * chunk)
+
+    @property
+    def shards(self) -> int:
+        """Number of shards per checkpoint."""
+        return ceil(self.samples / self.shard_samples)
+
+    def span(self, shard: int) -> tuple[int, int]:
+        """First and one-past-last sample of `shard`."""
+        if not 0 <= shard < self.shards:
+            raise ConfigError(f"layout: shard {shard} does not exist; there are {self.shards}")
+        start = shard * self.shard_samples
+        return start, min(start + self.shard_samples, self.samples)
+
+    def shards_of(self, start: int, stop: int) -> range:
+        """The shards that hold samples `start` to `stop` (one past the last)."""
+        if not 0 <= start < stop <= self.samples:
+            raise ConfigError(
+                f"layout: samples {start}:{stop} are not within 0:{self.samples}"
+            )
+        return range(start // self.shard_samples, (stop - 1) // self.shard_samples + 1)

@@ -1,0 +1,132 @@
+"""The manifest: which samples a store holds, in row order, with their metadata.
+
+A Parquet table of one row per sample, `samples/manifest.parquet`, that pandas and pyarrow open
+as it is. Column `id` is the sample's stable name, `digest` a hash of what the model sees of it;
+every other column is the user's own metadata (label, group, caption, path).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from gradstore.errors import DatasetError, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+FILE_NAME = "manifest.parquet"
+RESERVED = ("id", "digest")
+MAX_ID_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The samples of a store, in row order.
+
+    Attributes:
+        ids: unique, non-empty names, at most 512 characters each.
+        digests: hash of each sample's content as the model sees it.
+        metadata: further columns, each as long as `ids`.
+    """
+
+    ids: Sequence[str]
+    digests: Sequence[str]
+    metadata: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_ids(self.ids)
+        for name, column in {"digest": self.digests, **self.metadata}.items():
+            if len(column) != len(self.ids):
+                raise DatasetError(
+                    f"column {name!r} has {len(column)} values for {len(self.ids)} samples"
+                )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def position(self) -> dict[str, int]:
+        """Row number of each id."""
+        return {name: row for row, name in enumerate(self.ids)}
+
+    def require_same(self, other: Manifest, *, store: str) -> None:
+        """Raise unless `other`, a dataset as it is now, holds the samples of this manifest.
+
+        Raises:
+            DatasetError: naming the first sample that is missing, new, moved or changed.
+        """
+        mend = (
+            f"Restore the dataset that {store} was made from, or collect into a new store "
+            "(another --store)."
+        )
+        if len(other) != len(self):
+            raise DatasetError(
+                f"the dataset changed since {store} was made: it had {len(self)} samples and "
+                f"now has {len(other)}. {mend}"
+            )
+        for row, (mine, theirs) in enumerate(zip(self.ids, other.ids, strict=True)):
+            if mine != theirs:
+                raise DatasetError(
+                    f"the dataset changed since {store} was made: row {row} was sample {mine!r} "
+                    f"and is now {theirs!r}. {mend}"
+                )
+        for name, mine, theirs in zip(self.ids, self.digests, other.digests, strict=True):
+            if mine != theirs:
+                raise DatasetError(
+                    f"the dataset changed since {store} was made: the content of sample "
+                    f"{name!r} differs. {mend}"
+                )
+
+    def save(self, folder: Path) -> None:
+        """Write `manifest.parquet` into `folder`."""
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        columns = {"id": list(self.ids), "digest": list(self.digests)}
+        columns |= {name: list(column) for name, column in self.metadata.items()}
+        pq.write_table(pa.table(columns), folder / FILE_NAME)
+
+    @classmethod
+    def load(cls, folder: Path) -> Manifest:
+        """Read `manifest.parquet` from `folder`.
+
+        Raises:
+            StoreError: if the file is missing or not such a table.
+        """
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        try:
+            columns = pq.read_table(folder / FILE_NAME).to_pydict()
+            ids, digests = columns.pop("id"), columns.pop("digest")
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise StoreError(
+                f"{folder / FILE_NAME} cannot be read as a manifest: {error}. Restore the file "
+                "from a copy of the store, or collect again."
+            ) from error
+        return cls(ids, digests, columns)
+
+
+def check_ids(ids: Sequence[str]) -> None:
+    """Raise `DatasetError` unless every id is a non-empty, short, unique string."""
+    if not ids:
+        raise DatasetError(
+            "the dataset is empty: there is no sample to collect. Check its path, split and limit."
+        )
+    for row, name in enumerate(ids):
+        if not isinstance(name, str) or not 0 < len(name) <= MAX_ID_LENGTH:
+            raise DatasetError(
+                f"row {row} has id {str(name)[:40]!r}: an id is a string of 1 to "
+                f"{MAX_ID_LENGTH} characters. Name another column with --id-column."
+            )
+    if len(set(ids)) != len(ids):
+        name, times = Counter(ids).most_common(1)[0]
+        rows = [row for row, other in enumerate(ids) if other == name][:3]
+        raise DatasetError(
+            f"id {name!r} stands {times} times (rows {', '.join(map(str, rows))}, …): ids must "
+            "be unique. Remove the duplicates or name another column with --id-column."
+        )
