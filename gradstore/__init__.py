@@ -6,27 +6,29 @@ nothing but numpy and Zarr. Making one needs torch and diffusers, and lives in `
 
 from __future__ import annotations
 
-from gradstore.errors import (
-    CheckpointError,
-    ConfigError,
-    DatasetError,
-    DependencyError,
-    FingerprintError,
-    GradientError,
-    GradstoreError,
-    QueryError,
-    SearchIndexError,
-    StoreError,
-    UnsealedError,
-)
-from gradstore.manifest import Manifest
-from gradstore.reader import Store
-from gradstore.rows import Rows
-from gradstore.verify import verify
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gradstore.errors import (
+        CheckpointError,
+        ConfigError,
+        DatasetError,
+        DependencyError,
+        FingerprintError,
+        GradientError,
+        GradstoreError,
+        QueryError,
+        SearchIndexError,
+        StoreError,
+        UnsealedError,
+    )
+    from gradstore.manifest import Manifest
+    from gradstore.reader import Store, open_store
+    from gradstore.rows import Rows
+    from gradstore.verify import verify
 
 __version__ = "0.1.0"
-
-open = Store.open  # noqa: A001
 
 __all__ = [
     "CheckpointError",
@@ -44,6 +46,21 @@ __all__ = [
     "StoreError",
     "UnsealedError",
     "__version__",
-    "open",
+    "open_store",
     "verify",
 ]
+
+_HOMES = {
+    "Manifest": "gradstore.manifest",
+    "Rows": "gradstore.rows",
+    "Store": "gradstore.reader",
+    "open_store": "gradstore.reader",
+    "verify": "gradstore.verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when first used, so that the command line answers --help without importing Zarr.
+    if name not in __all__:
+        raise AttributeError(f"module 'gradstore' has no attribute {name!r}")
+    return getattr(import_module(_HOMES.get(name, "gradstore.errors")), name)

@@ -41,7 +41,7 @@ class TrainConfig(DatasetSpec):
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")
 
 
-class CollectConfig(DatasetSpec, EventSpec, ObjectiveSpec, ProjectorSpec):
+class CollectConfig(ProjectorSpec, ObjectiveSpec, EventSpec, DatasetSpec):
     """From samples and checkpoints to stored rows."""
 
     checkpoints: list[str] = Field(

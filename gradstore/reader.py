@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import zarr
 from pydantic import ValidationError
 
@@ -17,13 +18,15 @@ from gradstore.spec import FORMAT_VERSION, StoreSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from gradstore.layout import Layout
 
 
 class Store:
     """A gradient store on disk: rows `[checkpoint, sample, slot]` of one sample set.
 
-    Open one with `Store.open`. A store may be read while it is being collected: what is sealed can
+    Open one with `gradstore.open_store`. A store may be read while it is being collected: what is sealed can
     be read, the rest raises.
 
     Attributes:
@@ -38,42 +41,6 @@ class Store:
         self.spec = spec
         self.layout: Layout = spec.layout.layout()
         self.root = root
-
-    @classmethod
-    def open(cls, path: str | Path, *, writable: bool = False) -> Store:
-        """Open the store at `path`.
-
-        Args:
-            path: the store's folder.
-            writable: whether shards may be written through the object.
-
-        Raises:
-            StoreError: if there is no store, or one of a format that this version cannot read.
-        """
-        path = Path(path)
-        try:
-            root = zarr.open_group(path, mode="r+" if writable else "r")
-            attributes: Any = root.attrs["gradstore"]
-            version = attributes["format_version"]
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise StoreError(
-                f"{path} is not a gradient store: it has no zarr.json with a 'gradstore' "
-                "attribute. Give the folder that `gradstore collect` wrote (NAME.gradstore)."
-            ) from error
-        if version != FORMAT_VERSION:
-            raise StoreError(
-                f"{path} has store format {version!r}; this gradstore reads format "
-                f"{FORMAT_VERSION}. Install a gradstore that reads it (pip install -U gradstore)."
-            )
-        try:
-            spec = StoreSpec.model_validate(attributes)
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise StoreError(
-                f"{path}/zarr.json: attribute {'.'.join(map(str, first['loc']))} is wrong: "
-                f"{first['msg']}. Restore zarr.json from a copy of the store."
-            ) from error
-        return cls(path, spec, root)
 
     def __repr__(self) -> str:
         layout = self.layout
@@ -154,14 +121,30 @@ class Store:
 
     def read_unchecked(self, checkpoint: int, start: int, stop: int) -> Rows:
         """Like `rows`, without asking whether the shards are sealed. NaN where nothing is."""
-        group = self.root[f"checkpoints/{checkpoint}"]
+        return Rows(**{name: self._read(checkpoint, name, start, stop) for name in ARRAYS})
+
+    def _read(self, checkpoint: int, name: str, start: int, stop: int) -> NDArray[Any]:
         try:
-            return Rows(**{name: group[name][start:stop] for name in ARRAYS})  # type: ignore[index]
-        except (OSError, ValueError, RuntimeError) as error:
+            array: Any = self.root[f"checkpoints/{checkpoint}/{name}"]
+            return np.asarray(array[start:stop])
+        except (OSError, KeyError, ValueError, RuntimeError) as error:
             raise StoreError(
                 f"{self.path}: samples {start}:{stop} of checkpoint {checkpoint} cannot be read: "
                 f"{error}. Run `gradstore verify {self.path}` to see what is damaged."
             ) from error
+
+    def column(self, name: str, checkpoint: int) -> NDArray[Any]:
+        """`norm`, `loss` or `timestep` of all samples at a checkpoint, `[samples, slots]`.
+
+        Reads no direction, so it is cheap for any store.
+
+        Raises:
+            UnsealedError: if a shard is not sealed.
+        """
+        needed = set(range(self.layout.shards)) - self.sealed(checkpoint)
+        if needed:
+            raise self._unsealed(checkpoint, needed)
+        return self._read(checkpoint, name, 0, self.layout.samples)
 
     def iter_rows(self, checkpoint: int) -> Iterator[tuple[int, Rows]]:
         """All rows of a checkpoint, a shard at a time, as (first sample, rows)."""
@@ -175,10 +158,46 @@ class Store:
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
 
+def open_store(path: str | Path, *, writable: bool = False) -> Store:
+    """Open the store at `path`.
+
+    Args:
+        path: the store's folder.
+        writable: whether shards may be written through the object.
+
+    Raises:
+        StoreError: if there is no store, or one of a format that this version cannot read.
+    """
+    path = Path(path)
+    try:
+        root = zarr.open_group(path, mode="r+" if writable else "r")
+        attributes: Any = root.attrs["gradstore"]
+        version = attributes["format_version"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path} is not a gradient store: it has no zarr.json with a 'gradstore' "
+            "attribute. Give the folder that `gradstore collect` wrote (NAME.gradstore)."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{path} has store format {version!r}; this gradstore reads format "
+            f"{FORMAT_VERSION}. Install a gradstore that reads it (pip install -U gradstore)."
+        )
+    try:
+        spec = StoreSpec.model_validate(attributes)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise StoreError(
+            f"{path}/zarr.json: attribute {'.'.join(map(str, first['loc']))} is wrong: "
+            f"{first['msg']}. Restore zarr.json from a copy of the store."
+        ) from error
+    return Store(path, spec, root)
+
+
 def looks_like_store(path: Path) -> bool:
     """Whether a store stands at `path`, whatever its format or state."""
     try:
-        Store.open(path)
+        open_store(path)
     except StoreError as error:
         return "is not a gradient store" not in str(error)
     return True

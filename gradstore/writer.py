@@ -12,7 +12,7 @@ import zarr
 from zarr.codecs import Crc32cCodec
 
 from gradstore.errors import StoreError
-from gradstore.reader import Store, looks_like_store
+from gradstore.reader import Store, looks_like_store, open_store
 from gradstore.rows import ARRAYS, Rows
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def create(path: str | Path, spec: StoreSpec, manifest: Manifest) -> Store:
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    return Store.open(path, writable=True)
+    return open_store(path, writable=True)
 
 
 def refuse_existing(path: Path) -> None:

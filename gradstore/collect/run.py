@@ -20,10 +20,10 @@ from gradstore.collect.gradients import GradientEngine, VmapEngine
 from gradstore.collect.objective import Batch, DiffusionLoss, Objective, check_fits
 from gradstore.collect.samples import Samples
 from gradstore.errors import CheckpointError, ConfigError, DatasetError, GradientError, StoreError
-from gradstore.fingerprint import fingerprint, require_same
+from gradstore.fingerprint import COMPARED, fingerprint, require_same
 from gradstore.layout import Layout
 from gradstore.progress import progress
-from gradstore.reader import Store, looks_like_store
+from gradstore.reader import Store, looks_like_store, open_store
 from gradstore.rows import Rows
 from gradstore.spec import CheckpointSpec, EventSpec, Identity, LayoutSpec, ProjectorSpec, StoreSpec
 from gradstore.writer import create, refuse_existing, write_shard
@@ -57,6 +57,7 @@ def collect(
     device: str | torch.device | None = None,
     executor: Executor | None = None,
     engine: Callable[[Any, Objective], GradientEngine] = VmapEngine,
+    like: Store | None = None,
     config: dict[str, Any] | None = None,
 ) -> Store:
     """Compute, project and store the gradient of every sample at every checkpoint.
@@ -80,6 +81,8 @@ def collect(
         device: torch device; by default cuda if there is one.
         executor: who does which task; by default what RANK and WORLD_SIZE say.
         engine: makes the per-sample gradient engine from model and objective.
+        like: a store whose rows the new ones must be comparable with; refused before any work
+            if they would not be.
         config: the configuration to record in the store as provenance.
 
     Returns:
@@ -102,9 +105,18 @@ def collect(
         "model": survey.architecture,
         "checkpoints": [{"weights": digest} for digest in survey.weights],
         "objective": survey.objective.identity(),
-        "projector": {**chosen.identity(survey.num_parameters), "dtype": dtype},
+        "projector": chosen.identity(survey.num_parameters),
         "events": plan.identity(),
+        "storage": {"dtype": dtype},
     }
+    if like is not None:
+        require_same(
+            like.spec.identity,
+            identity,
+            expected_name=str(like.path),
+            found_name="this query",
+            sections=COMPARED,
+        )
     layout = Layout.choose(
         len(samples), plan.slots, chosen.dim(survey.num_parameters), dtype, shard_samples
     )
@@ -119,7 +131,7 @@ def collect(
     tasks = [Task(*pair) for pair in target.missing()]
     if not tasks:
         _log.info("%s is complete: nothing to do", path)
-        return Store.open(path)
+        return open_store(path)
     worker = _Worker(
         store=target,
         samples=samples,
@@ -137,7 +149,7 @@ def collect(
     total = sum(stop - start for start, stop in spans) * layout.slots
     with progress(total, f"collecting {path.name}", "rows") as worker.bar:
         (executor or from_environment()).run(tasks, worker)
-    return Store.open(path)
+    return open_store(path)
 
 
 def collect_config(config: CollectConfig, *, executor: Executor | None = None) -> Store:
@@ -229,7 +241,7 @@ def _survey(
             eta = 1.0
         epoch = record.epoch if record else None
         survey.weights.append(checkpoint.weights_digest())
-        survey.checkpoints.append(CheckpointSpec(path=str(folder), eta=eta, epoch=epoch))
+        survey.checkpoints.append(CheckpointSpec(path=str(folder.resolve()), eta=eta, epoch=epoch))
         if etas is None and record is None and number == 0:
             _log.warning(
                 "%s records no learning rate: every checkpoint weighs 1. Use --etas to say "
@@ -278,7 +290,7 @@ def _open_or_create(path: Path, spec: StoreSpec, manifest: Manifest) -> Store:
         except StoreError:
             if not looks_like_store(path):  # else another rank was faster: use what it made
                 raise
-    store = Store.open(path, writable=True)
+    store = open_store(path, writable=True)
     require_same(
         store.spec.identity,
         spec.identity,

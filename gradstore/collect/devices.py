@@ -1,0 +1,32 @@
+"""What this machine computes with."""
+
+from __future__ import annotations
+
+import torch
+
+
+def describe() -> list[str]:
+    """A line per device that torch can use."""
+    lines = [f"cpu, {torch.get_num_threads()} threads"]
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        lines.append(f"cuda:{number}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    return lines
+
+
+def fast_jl() -> str:
+    """Whether TRAK's CUDA kernel works, by running it where it is installed."""
+    try:
+        import fast_jl as kernel  # noqa: PLC0415
+    except ImportError:
+        return "not installed (optional, for CUDA: pip install 'traker[fast]')"
+    if not torch.cuda.is_available():
+        return "installed, but there is no CUDA device"
+    multiprocessors = torch.cuda.get_device_properties(0).multi_processor_count
+    ones = torch.ones(8, 1000, device="cuda", dtype=torch.float16)
+    try:
+        sketch = kernel.project_rademacher_8(ones, 512, 0, multiprocessors)
+    except RuntimeError as error:
+        return f"installed, but fails: {error}"
+    # On some CUDA versions it returns zeros without complaint.
+    return "works" if bool(sketch.any()) else "installed, but returns zeros: do not use it"

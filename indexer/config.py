@@ -1,0 +1,14 @@
+"""What `gradstore index` can be told."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from gradstore.spec import Spec
+
+
+class IndexConfig(Spec):
+    """From stored rows to search indexes."""
+
+    store: str = Field(description="the store to index")
+    measures: list[str] = Field(["tracin", "retrac"], min_length=1, description="one index each")

@@ -1,0 +1,69 @@
+"""Features: the vectors whose inner products are influence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+    from indexer.measures import Measure
+
+
+def feature_dim(store: Store) -> int:
+    """Length of a feature: checkpoints × dim."""
+    return store.checkpoints * store.layout.dim
+
+
+def features(
+    store: Store,
+    measure: Measure,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    etas: Sequence[float] | None = None,
+) -> NDArray[np.float32]:
+    """Features of samples `start` to `stop` (one past the last).
+
+    A feature is `√η_k · mean over slots of weight · direction`, concatenated over checkpoints, so
+    that the inner product of two is `Σ_k η_k ⟨mean_t row, mean_e row⟩` (DESIGN, "The mathematics").
+
+    Args:
+        store: training or query rows.
+        measure: weighs the rows.
+        start: first sample.
+        stop: one past the last sample.
+        etas: checkpoint weights η_k; by default the store's.
+
+    Returns:
+        float32 `[samples, checkpoints × dim]`.
+
+    Raises:
+        UnsealedError: if a shard that is needed is not sealed.
+    """
+    stop = store.layout.samples if stop is None else stop
+    etas = store.etas if etas is None else etas
+    dim = store.layout.dim
+    out = np.empty((stop - start, feature_dim(store)), dtype=np.float32)
+    for checkpoint, eta in enumerate(etas):
+        rows = store.rows(checkpoint, start, stop)
+        weights = measure.weights(rows, checkpoint).astype(np.float32)
+        weights *= np.float32(np.sqrt(eta) / store.layout.slots)
+        out[:, checkpoint * dim : (checkpoint + 1) * dim] = np.einsum(
+            "ns,nsd->nd", weights, rows.direction.astype(np.float32, copy=False), optimize=True
+        )
+    return out
+
+
+def iter_features(
+    store: Store, measure: Measure, *, etas: Sequence[float] | None = None
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Features of all samples, a shard at a time, as (first sample, features)."""
+    for shard in range(store.layout.shards):
+        start, stop = store.layout.span(shard)
+        yield start, features(store, measure, start, stop, etas=etas)

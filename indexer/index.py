@@ -1,0 +1,253 @@
+"""Search indexes: features of a store under one measure, in FAISS.
+
+An index is a folder `NAME.MEASURE.index` with `vectors.faiss` and `index.json`, which says what it
+was built from. It is refused for any other store.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from gradstore.errors import DependencyError, QueryError, SearchIndexError
+from gradstore.progress import progress
+from gradstore.spec import Identity, Spec
+from indexer.features import feature_dim, iter_features
+from indexer.measures import Measure, measure_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+
+FORMAT_VERSION = 1
+SPEC_NAME = "index.json"
+VECTORS_NAME = "vectors.faiss"
+
+
+class IndexSpec(Spec):
+    """What an index was built from, `index.json`.
+
+    Attributes:
+        format_version: version of the index format.
+        fingerprint: fingerprint of the store.
+        samples: hash of the ids, in row order.
+        measure: identity of the measure.
+        etas: checkpoint weights η_k.
+        factory: FAISS factory string. `Flat` is exact.
+        count: number of vectors.
+        dim: length of a vector.
+    """
+
+    format_version: Literal[1] = FORMAT_VERSION
+    fingerprint: str
+    samples: str
+    measure: Identity
+    etas: list[float]
+    factory: Literal["Flat"] = "Flat"
+    count: Annotated[int, Field(ge=1)]
+    dim: Annotated[int, Field(ge=1)]
+
+
+class SearchIndex:
+    """An index in memory, ready to search.
+
+    Attributes:
+        path: its folder.
+        spec: what it was built from.
+        store: the store that it was built from.
+        measure: the measure that it was built for.
+    """
+
+    def __init__(
+        self, path: Path, spec: IndexSpec, store: Store, measure: Measure, vectors: Any
+    ) -> None:
+        self.path = path
+        self.spec = spec
+        self.store = store
+        self.measure = measure
+        self._vectors = vectors
+
+    def __repr__(self) -> str:
+        return (
+            f"SearchIndex({str(self.path)!r}, measure={self.measure.name!r}, "
+            f"samples={self.spec.count}, dim={self.spec.dim})"
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+        return (self.path / VECTORS_NAME).stat().st_size
+
+    def search(
+        self, queries: NDArray[np.float32], k: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """The `k` training samples of highest influence on each query.
+
+        For opponents, search with `-queries` and negate the scores.
+
+        Args:
+            queries: features, float32 `[queries, dim]`.
+            k: how many.
+
+        Returns:
+            Scores, highest first, and row numbers in the store, both `[queries, k]`.
+
+        Raises:
+            QueryError: if `k` is larger than the store, or the features have another length.
+        """
+        if not 1 <= k <= self.spec.count:
+            raise QueryError(
+                f"k is {k}, but {self.store.path} holds {self.spec.count} samples. Use --k "
+                f"{self.spec.count} or fewer."
+            )
+        if queries.ndim != 2 or queries.shape[1] != self.spec.dim:
+            raise QueryError(
+                f"the queries have shape {queries.shape}, but {self.path} holds vectors of length "
+                f"{self.spec.dim}. Make them with indexer.features."
+            )
+        scores, rows = self._vectors.search(np.ascontiguousarray(queries, np.float32), k)
+        return scores, rows
+
+
+def index_path(store: Store, measure: Measure | str) -> Path:
+    """Where the index of a store under a measure stands unless told otherwise."""
+    return store.path.with_name(f"{store.path.stem}.{measure_of(measure).name}.index")
+
+
+def build_index(
+    store: Store,
+    measure: Measure | str,
+    path: str | Path | None = None,
+    *,
+    etas: Sequence[float] | None = None,
+) -> SearchIndex:
+    """Build the index of a store under a measure, or open the one that stands there already.
+
+    Args:
+        store: a complete store.
+        measure: a measure, or its name.
+        path: the index's folder; by default beside the store.
+        etas: checkpoint weights η_k; by default the store's.
+
+    Raises:
+        UnsealedError: if the store is not complete.
+        SearchIndexError: if another index stands at `path`; it is not changed.
+    """
+    measure = measure_of(measure)
+    path = Path(path) if path is not None else index_path(store, measure)
+    store.require_complete()
+    spec = _spec(store, measure, etas)
+    if path.exists():
+        return open_index(path, store, measure, etas=etas)
+    faiss = _faiss()
+    vectors = faiss.index_factory(spec.dim, spec.factory, faiss.METRIC_INNER_PRODUCT)
+    with progress(spec.count, f"indexing {measure.name}", "samples") as bar:
+        for _, block in iter_features(store, measure, etas=etas):
+            vectors.add(block)
+            bar.update(len(block))
+    # Built beside and renamed: a half-written index never has an index's name.
+    building = path.with_name(f".{path.name}.building-{os.getpid()}")
+    try:
+        building.mkdir(parents=True)
+        faiss.write_index(vectors, str(building / VECTORS_NAME))
+        (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
+        building.rename(path)
+    except (OSError, RuntimeError) as error:
+        raise SearchIndexError(
+            f"index {path} cannot be written: {error}. Make room or choose another place, and run "
+            "the same command again."
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return SearchIndex(path, spec, store, measure, vectors)
+
+
+def open_index(
+    path: str | Path,
+    store: Store,
+    measure: Measure | str,
+    *,
+    etas: Sequence[float] | None = None,
+) -> SearchIndex:
+    """Open an index that was built from this store, measure and checkpoint weights.
+
+    Raises:
+        SearchIndexError: if there is none, it is damaged, or it was built from something else.
+    """
+    path = Path(path)
+    measure = measure_of(measure)
+    expected = _spec(store, measure, etas)
+    mend = (
+        f"Remove {path} and build it again: gradstore index --store {store.path} --measures "
+        f"{measure.name}"
+    )
+    if not path.exists():
+        raise SearchIndexError(
+            f"there is no index {path}. Build it: gradstore index --store {store.path} "
+            f"--measures {measure.name}"
+        )
+    try:
+        spec = IndexSpec.model_validate_json((path / SPEC_NAME).read_text())
+    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        raise SearchIndexError(
+            f"{path} exists and is not a whole index ({SPEC_NAME} is missing or damaged). {mend}"
+        ) from error
+    for name in IndexSpec.model_fields:
+        found, wanted = getattr(spec, name), getattr(expected, name)
+        if found != wanted:
+            raise SearchIndexError(
+                f"index {path} was built from something else: {name} is {found!r}, but "
+                f"{store.path} needs {wanted!r}. {mend}"
+            )
+    faiss = _faiss()
+    try:
+        vectors = faiss.read_index(str(path / VECTORS_NAME))
+    except RuntimeError as error:
+        raise SearchIndexError(
+            f"index {path} is damaged: {VECTORS_NAME} cannot be read. {mend}"
+        ) from error
+    if vectors.ntotal != spec.count or vectors.d != spec.dim:
+        raise SearchIndexError(
+            f"index {path} is damaged: it holds {vectors.ntotal} vectors of length {vectors.d}, "
+            f"not {spec.count} of {spec.dim}. {mend}"
+        )
+    return SearchIndex(path, spec, store, measure, vectors)
+
+
+def _spec(store: Store, measure: Measure, etas: Sequence[float] | None) -> IndexSpec:
+    return IndexSpec(
+        fingerprint=store.spec.fingerprint,
+        samples=blake2b(json.dumps(store.manifest.ids).encode(), digest_size=16).hexdigest(),
+        measure=measure.identity(),
+        etas=list(store.etas if etas is None else etas),
+        count=store.layout.samples,
+        dim=feature_dim(store),
+    )
+
+
+def _faiss() -> Any:
+    try:
+        import faiss  # noqa: PLC0415
+    except ImportError as error:
+        raise DependencyError(
+            f"FAISS cannot be imported ({error}). Install one of its two builds: `pip install "
+            "'gradstore[cpu]'`, or `pip install 'gradstore[gpu]'` on a machine with an NVIDIA GPU."
+        ) from error
+    return faiss
+
+
+def faiss_description() -> str:
+    """Version, CPU instructions and number of GPUs of the FAISS build at hand."""
+    faiss = _faiss()
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    return f"{faiss.get_compile_options().strip()}, {gpus} GPUs"

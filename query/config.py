@@ -1,0 +1,57 @@
+"""What `gradstore query` and `gradstore demo` can be told."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from gradstore.config import DatasetSpec
+from gradstore.errors import ConfigError
+from gradstore.spec import Spec
+
+
+class QueryConfig(DatasetSpec):
+    """From images to ranked training samples."""
+
+    store: str = Field(description="the training store to search")
+    dataset: str = Field(  # type: ignore[assignment]
+        "", description="images to ask about: a folder, a .parquet file, digits, or hf://NAME"
+    )
+    split: str = Field("test", description="split of digits or of a hub dataset")
+    queries: str | None = Field(
+        None, description="a query store that was made before, in place of a dataset"
+    )
+    generate: int = Field(0, ge=0, description="ask about so many images of the last checkpoint")
+    generate_seed: int = Field(0, ge=0, description="seed of the generated images")
+    measures: list[str] = Field(["tracin", "retrac"], min_length=1, description="what to rank by")
+    k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
+    timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
+    draws: int = Field(4, ge=1, le=10_000, description="noises averaged into each timestep")
+    event_seed: int = Field(0, ge=0, description="seed of the noises")
+    checkpoints: list[str] | None = Field(
+        None, description="the store's checkpoints, if they moved [default: where they were]"
+    )
+    out: str = Field(description="folder of the results; it must not exist")
+    batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
+    memory: float = Field(4.0, gt=0, description="GiB for gradients and projection matrix")
+    device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> QueryConfig:
+        given = [bool(self.dataset), self.queries is not None, self.generate > 0]
+        if sum(given) != 1:
+            raise ConfigError(
+                "what to ask about? Give exactly one of --dataset, --generate and --queries."
+            )
+        return self
+
+
+class DemoConfig(Spec):
+    """The whole road on scikit-learn's digits."""
+
+    out: str = Field("demo", description="folder of everything the demo makes; it must not exist")
+    epochs: int = Field(40, ge=4, description="epochs of training; four checkpoints are kept")
+    proj_dim: int = Field(1024, ge=1, le=1 << 20, description="projection dimension")
+    heldout: int = Field(60, ge=1, le=97, description="held-out digits to ask about")
+    generated: int = Field(20, ge=1, description="generated digits to ask about")
+    k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
+    seed: int = Field(0, ge=0, description="seed of everything")

@@ -1,0 +1,86 @@
+"""`gradstore doctor`: does this machine have what each step needs?"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, distributions, version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        what: the thing.
+        found: what was found.
+        good: whether gradstore works with it.
+        mend: what to do, where there is something to do.
+    """
+
+    what: str
+    found: str
+    good: bool = True
+    mend: str = ""
+
+
+def examine() -> list[Finding]:
+    """Look at versions, devices, FAISS, fast_jl and shadowed packages."""
+    return [
+        Finding("python", platform.python_version()),
+        *[_package(name) for name in ("torch", "diffusers", "traker", "zarr", "numpy")],
+        *_devices(),
+        *_faiss(),
+        _fast_jl(),
+        *[_shadowed(name) for name in ("gradstore", "indexer", "query")],
+    ]
+
+
+def _package(name: str) -> Finding:
+    try:
+        return Finding(name, version(name))
+    except PackageNotFoundError:
+        return Finding(name, "not installed", good=False, mend=f"pip install {name}")
+
+
+def _devices() -> list[Finding]:
+    from gradstore.collect.devices import describe  # noqa: PLC0415
+
+    return [Finding("device", text) for text in describe()]
+
+
+def _faiss() -> list[Finding]:
+    names = {(found.metadata["Name"] or "").lower() for found in distributions()}
+    builds = sorted(names & {"faiss-cpu", "faiss-gpu"})
+    if len(builds) != 1:
+        found = " and ".join(builds) or "not installed"
+        mend = "Keep exactly one: pip uninstall faiss-cpu faiss-gpu, then pip install 'gradstore[cpu]'"
+        return [Finding("faiss", found, good=False, mend=f"{mend} (or [gpu]).")]
+    from indexer.index import faiss_description  # noqa: PLC0415
+
+    return [Finding("faiss", f"{builds[0]} {version(builds[0])}, {faiss_description()}")]
+
+
+def _fast_jl() -> Finding:
+    from gradstore.collect.devices import fast_jl  # noqa: PLC0415
+
+    return Finding("fast_jl", fast_jl())
+
+
+def _shadowed(name: str) -> Finding:
+    """Three plain names are easily taken by something else on the path."""
+    here = Path(__file__).parent.parent
+    module: Any = import_module(name)
+    file = Path(module.__file__ or "")
+    if file.parent.parent == here:
+        return Finding(f"package {name}", str(file.parent))
+    return Finding(
+        f"package {name}",
+        f"{file} is not gradstore's",
+        good=False,
+        mend=f"Another package or folder called {name!r} comes first on the path: rename it, or "
+        "run from another folder.",
+    )

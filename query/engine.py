@@ -1,0 +1,225 @@
+"""Asking: query rows, search, and what came out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradstore.errors import ConfigError, QueryError
+from gradstore.fingerprint import COMPARED, require_same
+from gradstore.spec import EventSpec, ProjectorSpec
+from indexer import features
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from gradstore.collect import Objective, Projector
+    from gradstore.reader import Store
+    from indexer import SearchIndex
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Training samples per query, strongest influence first.
+
+    Attributes:
+        rows: row numbers in the training store, int64 `[queries, k]`.
+        scores: influence, float32 `[queries, k]`.
+    """
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search under one measure found.
+
+    Attributes:
+        measure: name of the measure.
+        queries: the query store.
+        store: the training store.
+        proponents: training samples that pushed the model towards each query.
+        opponents: training samples that pushed against it; scores are negative if it has any.
+    """
+
+    measure: str
+    queries: Store
+    store: Store
+    proponents: Ranking
+    opponents: Ranking
+
+    @property
+    def sides(self) -> Mapping[str, Ranking]:
+        """Both rankings by name."""
+        return {"proponent": self.proponents, "opponent": self.opponents}
+
+    def distinctness(self) -> float:
+        """Distinct proponents over all of them: |∪ top-k| / (queries · k); 1 if none recurs."""
+        return len(np.unique(self.proponents.rows)) / self.proponents.rows.size
+
+    def label_share(self) -> tuple[float, float]:
+        """Share of proponents that have their query's label, and the share that chance gives.
+
+        Raises:
+            QueryError: if queries or training samples have no labels.
+        """
+        query_labels, train_labels = labels(self.queries), labels(self.store)
+        if query_labels is None or train_labels is None:
+            raise QueryError("there is no label to compare: queries and training set need both")
+        asked, found = np.array(query_labels), np.array(train_labels)
+        same = found[self.proponents.rows] == asked[:, None]
+        chance = float(np.mean([np.mean(found == label) for label in asked]))
+        return float(same.mean()), chance
+
+
+def labels(store: Store) -> Sequence[Any] | None:
+    """Labels of a store's samples, if it has any."""
+    return store.manifest.metadata.get("label")
+
+
+def collect_queries(
+    store: Store,
+    dataset: Any,
+    path: str | Path,
+    *,
+    events: EventSpec | None = None,
+    checkpoints: Sequence[str | Path] | None = None,
+    objective: Objective | None = None,
+    projector: Projector | None = None,
+    **options: Any,
+) -> Store:
+    """Compute the rows of queries: a store like the training one, with planned events.
+
+    Args:
+        store: the training store that will be searched.
+        dataset: the queries; anything that `gradstore.collect.collect` takes.
+        path: the query store to make.
+        events: timesteps and noises; by default 10 timesteps with one noise each.
+        checkpoints: the store's checkpoints, if they moved.
+        objective: the store's objective, if it was not `DiffusionLoss`.
+        projector: the store's projector, if it was neither `trak` nor `identity`; or the very
+            object that made the store, which may still hold its matrices.
+        options: further options of `gradstore.collect.collect`.
+
+    Raises:
+        GradstoreError: if anything does not fit; a fingerprint that differs, before any work.
+    """
+    from gradstore.collect import collect  # noqa: PLC0415
+
+    identity: dict[str, Any] = store.spec.identity
+    loss = identity["objective"].get("loss") if objective is None else None
+    return collect(
+        dataset,
+        checkpoints or [checkpoint.path for checkpoint in store.spec.checkpoints],
+        path,
+        objective=objective or loss,
+        events=events or EventSpec(events="planned"),
+        projector=projector or _projector_spec(identity["projector"]),
+        etas=store.etas,
+        like=store,
+        **options,
+    )
+
+
+def _projector_spec(identity: dict[str, Any]) -> ProjectorSpec:
+    if identity["name"] == "identity":
+        return ProjectorSpec(projector="identity")
+    if identity["name"] != "trak":
+        raise ConfigError(
+            f"the store was made with projector {identity['name']!r}, which is not gradstore's "
+            "own. Pass it: collect_queries(..., projector=...)."
+        )
+    return ProjectorSpec(
+        projector="trak",
+        proj_dim=identity["proj_dim"],
+        proj_type=identity["proj_type"],
+        proj_seed=identity["seed"],
+        block_size=identity["block_size"],
+        precision=identity["precision"],
+    )
+
+
+def search(index: SearchIndex, queries: Store, k: int = 10) -> Answer:
+    """The training samples of highest and of lowest influence on each query.
+
+    Args:
+        index: an index of the training store.
+        queries: a complete query store.
+        k: how many of each.
+
+    Raises:
+        FingerprintError: if the two stores' rows cannot be compared.
+        QueryError: if `k` is larger than the store.
+    """
+    require_same(
+        index.store.spec.identity,
+        queries.spec.identity,
+        expected_name=str(index.store.path),
+        found_name=str(queries.path),
+        sections=COMPARED,
+        mend=f"collect the queries anew: gradstore query --store {index.store.path}",
+    )
+    asked = features(queries, index.measure, etas=index.spec.etas)
+    scores, rows = index.search(asked, k)
+    opposing, opponents = index.search(-asked, k)
+    return Answer(
+        measure=index.measure.name,
+        queries=queries,
+        store=index.store,
+        proponents=Ranking(rows, scores),
+        opponents=Ranking(opponents, -opposing),
+    )
+
+
+def to_table(answers: Sequence[Answer]) -> pa.Table:
+    """Answers as a table: one row per query, measure, side and rank.
+
+    Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
+    `sample_id`, `label`, `score` (float32), `timesteps` (of the sample's first slot, one per
+    checkpoint).
+    """
+    import pyarrow as pa  # noqa: PLC0415
+
+    columns: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "query_id", "query_label", "measure", "side", "rank", "sample_id", "label", "score",
+            "timesteps",
+        )
+    }  # fmt: skip
+    for answer in answers:
+        query_labels, train_labels = labels(answer.queries), labels(answer.store)
+        steps = timesteps(answer.store)
+        for side, ranking in answer.sides.items():
+            for query, name in enumerate(answer.queries.manifest.ids):
+                for rank, row in enumerate(ranking.rows[query].tolist()):
+                    values = (
+                        name,
+                        query_labels[query] if query_labels else None,
+                        answer.measure,
+                        side,
+                        rank + 1,
+                        answer.store.manifest.ids[row],
+                        train_labels[row] if train_labels else None,
+                        float(ranking.scores[query, rank]),
+                        steps[row].tolist(),
+                    )
+                    for column, value in zip(columns.values(), values, strict=True):
+                        column.append(value)
+    return pa.table(columns).set_column(
+        list(columns).index("score"), "score", pa.array(columns["score"], pa.float32())
+    )
+
+
+def timesteps(store: Store) -> NDArray[np.int32]:
+    """Timesteps of every sample's first slot, int32 `[samples, checkpoints]`."""
+    return np.stack(
+        [store.column("timestep", k)[:, 0] for k in range(store.checkpoints)], axis=1
+    )

@@ -1,0 +1,150 @@
+"""The page a person can look at: one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from gradstore import __version__
+from query.engine import labels, timesteps
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gradstore.collect import Samples
+    from query.engine import Answer
+
+NAMES = {"tracin": "TracIn", "retrac": "ReTrac"}
+_THUMBNAIL = 128
+
+
+@dataclass(frozen=True)
+class Section:
+    """Queries of one kind, asked under one or more measures.
+
+    Attributes:
+        title: heading.
+        answers: one per measure, all of the same queries.
+        images: the queries, in the order of their store.
+    """
+
+    title: str
+    answers: Sequence[Answer]
+    images: Samples
+
+
+def write_report(path: Path, title: str, sections: Sequence[Section], train: Samples) -> None:
+    """Write the report of some answers.
+
+    Args:
+        path: the file to write.
+        title: title of the page.
+        sections: what to show.
+        train: the training samples, in the order of their store.
+    """
+    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(files("query").joinpath("report.html.j2").read_text("utf-8"))
+    store = sections[0].answers[0].store
+    images: dict[str, str] = {}
+    page = template.render(
+        title=title,
+        subtitle=f"{store.layout.samples:,} training images, {store.checkpoints} checkpoints, "
+        f"{store.spec.identity['model']['num_parameters']:,} parameters projected to "  # type: ignore[index,call-overload]
+        f"{store.layout.dim:,} dimensions",
+        summary=summary(sections),
+        sections=[
+            {"title": section.title, "queries": _queries(section, number, train, images)}
+            for number, section in enumerate(sections)
+        ],
+        images=images,
+        version=__version__,
+        fingerprint=store.spec.fingerprint[:16],
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def summary(sections: Sequence[Section]) -> list[dict[str, str]]:
+    """One row per section and measure: label share, chance and distinctness, as text."""
+    rows = []
+    for section in sections:
+        for answer in section.answers:
+            share, chance = "–", "–"
+            if labels(answer.queries) is not None and labels(answer.store) is not None:
+                share, chance = (f"{value:.2f}" for value in answer.label_share())
+            rows.append(
+                {
+                    "section": section.title,
+                    "measure": NAMES.get(answer.measure, answer.measure),
+                    "share": share,
+                    "chance": chance,
+                    "distinctness": f"{answer.distinctness():.2f}",
+                }
+            )
+    return rows
+
+
+def _queries(
+    section: Section, number: int, train: Samples, images: dict[str, str]
+) -> list[dict[str, Any]]:
+    first = section.answers[0]
+    query_labels, train_labels = labels(first.queries), labels(first.store)
+    steps = timesteps(first.store)
+
+    def found(answer: Answer, side: str, query: int) -> list[dict[str, Any]]:
+        ranking = answer.sides[side]
+        shown = []
+        for row, score in zip(
+            ranking.rows[query].tolist(), ranking.scores[query].tolist(), strict=True
+        ):
+            kind = ""
+            if query_labels and train_labels:
+                kind = "same" if query_labels[query] == train_labels[row] else "other"
+            shown.append(
+                {
+                    "id": answer.store.manifest.ids[row],
+                    "image": _image(train, row, f"t{row}", images),
+                    "label": train_labels[row] if train_labels else None,
+                    "score": f"{score:.3g}",
+                    "timesteps": " ".join(map(str, steps[row].tolist())),
+                    "kind": kind,
+                }
+            )
+        return shown
+
+    return [
+        {
+            "id": name,
+            "label": query_labels[query] if query_labels else None,
+            "image": _image(section.images, query, f"q{number}-{query}", images),
+            "measures": [
+                {
+                    "name": NAMES.get(answer.measure, answer.measure),
+                    "sides": [
+                        {"name": f"{side}s", "found": found(answer, side, query)}
+                        for side in answer.sides
+                    ],
+                }
+                for answer in section.answers
+            ],
+        }
+        for query, name in enumerate(first.queries.manifest.ids)
+    ]
+
+
+def _image(samples: Samples, row: int, name: str, images: dict[str, str]) -> str:
+    """The CSS class that shows a sample; each image stands once in the page."""
+    if name not in images:
+        image = samples.image(row)
+        if image is None:
+            return ""
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        images[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return name
