@@ -2,7 +2,7 @@
 
 BasicProjector regenerates its matrix at every call, which costs seventy times the gradients
 themselves. Here each block of columns is drawn once per checkpoint, from the seeds that
-BasicProjector itself computes, and kept as int8 signs; raw sketches are equal bit for bit.
+BasicProjector itself computes, and kept as one bit per entry; raw sketches are equal bit for bit.
 
 The matrix is always drawn by the CPU's generator and moved to where the gradients are, so that a
 store built on a GPU can be queried from a CPU and the other way round. (BasicProjector on a GPU
@@ -12,25 +12,31 @@ draws another matrix.)
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from trak.projectors import BasicProjector
 
+from gradstore.collect.projectors import signs
 from gradstore.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from gradstore.spec import Identity, ProjectorSpec
 
-# A product is cut into pieces of this many bytes of float32 matrix. Up to 2 million parameters at
-# 128 columns it is one product, as in BasicProjector; beyond, sums differ by float32 rounding.
-_PIECE_BYTES = 1 << 30
+# A float32 product is cut at this many bytes of matrix: up to 2 million parameters at 128 columns it
+# is one product, as in BasicProjector; beyond, sums differ by float32 rounding.
+_EXACT_BYTES = 1 << 30
+# A bfloat16 product is cut into pieces of this many rows, which stay in the cache.
+_FAST_ROWS = 1 << 14
 _MAX_BLOCKS = 99
 
 
@@ -73,8 +79,7 @@ class TrakProjector:
         projection = TrakProjection(
             self.spec, self._seeds(0), min(16, num_parameters), torch.device("cpu")
         )
-        entries = torch.cat([piece for _, _, _, piece in projection.pieces()], dim=1)
-        digest = blake2b(entries.to(torch.float32).numpy().tobytes(), digest_size=8)
+        digest = blake2b(projection.first_rows().numpy().tobytes(), digest_size=8)
         return {
             "name": "trak",
             "proj_dim": self.spec.proj_dim,
@@ -125,56 +130,86 @@ class TrakProjection:
         self._seeds = seeds
         self._num_parameters = num_parameters
         self._device = device
-        self._blocks: list[Tensor] | None = None
-        # Bernoulli draws have the same bits in every dtype; normal ones only in float32.
-        self._dtype = torch.int8 if spec.proj_type == "rademacher" else torch.float32
+        self._dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
+        self._bits: list[NDArray[np.uint8]] | None = None
+        self._decoded: NDArray[np.complex128] | None = None
+        self._count = num_parameters * spec.resolved_block_size
         self.scale = spec.proj_dim**-0.5
-        self.nbytes = (
-            len(seeds) * spec.resolved_block_size * num_parameters * self._dtype.itemsize
-        )
+        self.nbytes = len(seeds) * -(-self._count // 8) if spec.proj_type == "rademacher" else 0
 
     def keep(self) -> None:
-        """Draw all blocks, in parallel threads, and keep them."""
-
-        def draw(seed: int) -> Tensor:
-            generator = torch.Generator().manual_seed(seed)
-            return self._draw(self._num_parameters, generator).to(self._device)
-
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-            self._blocks = list(threads.map(draw, self._seeds))
-
-    def _draw(self, rows: int, generator: torch.Generator) -> Tensor:
-        entries = torch.empty(rows, self._spec.resolved_block_size, dtype=self._dtype)
-        if self._spec.proj_type == "normal":
-            return entries.normal_(generator=generator)
-        return entries.bernoulli_(p=0.5, generator=generator).mul_(2).sub_(1)
-
-    def pieces(self) -> Iterator[tuple[int, int, int, Tensor]]:
-        """The matrix in pieces: (first parameter, first column, last column + 1, entries)."""
-        block_size = self._spec.resolved_block_size
-        # A multiple of 16 rows: the CPU's normal generator works on 16 numbers at a time.
-        rows = max(16, _PIECE_BYTES // (4 * block_size) // 16 * 16)
-        bounds = [*range(0, self._num_parameters, rows), self._num_parameters]
-        if len(bounds) > 2 and bounds[-1] - bounds[-2] < 16:
-            del bounds[-2]
-        for index, seed in enumerate(self._seeds):
-            first = index * block_size
-            last = min(first + block_size, self._spec.proj_dim)
-            generator = torch.Generator().manual_seed(seed)
-            for start, stop in pairwise(bounds):
-                if self._blocks is None:
-                    entries = self._draw(stop - start, generator).to(self._device)
-                else:
-                    entries = self._blocks[index][start:stop]
-                yield start, first, last, entries[:, : last - first]
+        """Draw all blocks, in parallel threads, and keep them. Normal entries are not kept."""
+        if self._spec.proj_type == "rademacher":
+            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+                self._bits = list(
+                    threads.map(lambda seed: signs.draw(seed, self._count), self._seeds)
+                )
 
     def add(self, sketch: Tensor, start: int, gradients: Tensor) -> None:
         """Add `gradients @ matrix[start : start + n]` to the sketch."""
         stop = start + gradients.shape[1]
-        dtype = torch.float32 if self._spec.precision == "float32" else torch.bfloat16
-        gradients = gradients.to(dtype)
-        for begin, first, last, entries in self.pieces():
-            low, high = max(start, begin), min(stop, begin + len(entries))
-            if low < high:
-                columns = entries[low - begin : high - begin].to(dtype)
-                sketch[:, first:last] += gradients[:, low - start : high - start] @ columns
+        gradients = gradients.to(self._dtype)
+        size = self._spec.resolved_block_size
+        for index in range(len(self._seeds)):
+            first, last = index * size, min((index + 1) * size, self._spec.proj_dim)
+            for begin, end, entries in self._entries(index):
+                low, high = max(start, begin), min(stop, end)
+                if low < high:
+                    sketch[:, first:last] += (
+                        gradients[:, low - start : high - start]
+                        @ entries[low - begin : high - begin, : last - first]
+                    )
+
+    def first_rows(self) -> Tensor:
+        """The matrix as float32 `[num_parameters, blocks × block size]`, for few parameters."""
+        return torch.cat(
+            [
+                torch.cat([entries for _, _, entries in self._entries(index)]).to(torch.float32)
+                for index in range(len(self._seeds))
+            ],
+            dim=1,
+        )
+
+    def _entries(self, index: int) -> Iterator[tuple[int, int, Tensor]]:
+        """A block's rows in pieces: (first, one past the last, entries)."""
+        # Multiples of 16 rows: whole bytes of bits, and the CPU's normal generator works on 16
+        # numbers at a time.
+        size = self._spec.resolved_block_size
+        rows = _EXACT_BYTES // (4 * size) // 16 * 16 if self._dtype == torch.float32 else _FAST_ROWS
+        bounds = [*range(0, self._num_parameters, rows), self._num_parameters]
+        if self._spec.proj_type == "rademacher":
+            bits = self._bits[index] if self._bits else signs.draw(self._seeds[index], self._count)
+            table = _sign_table(self._dtype)
+            for start, stop in pairwise(bounds):
+                packed = bits[start * size // 8 : -(-stop * size // 8)]
+                # Into the same memory every time: fresh pages cost more than the look-up.
+                if self._decoded is None:
+                    self._decoded = np.empty((len(packed), table.shape[1]), dtype=table.dtype)
+                decoded = self._decoded[: len(packed)]
+                np.take(table, packed, axis=0, out=decoded, mode="clip")
+                entries = torch.from_numpy(decoded.reshape(-1).view(_NUMPY[self._dtype]))
+                entries = entries[: (stop - start) * size].view(self._dtype).view(-1, size)
+                yield start, stop, entries.to(self._device)
+        else:
+            if len(bounds) > 2 and bounds[-1] - bounds[-2] < 16:
+                del bounds[-2]
+            generator = torch.Generator().manual_seed(self._seeds[index])
+            for start, stop in pairwise(bounds):
+                entries = torch.empty(stop - start, size).normal_(generator=generator)
+                yield start, stop, entries.to(self._device, self._dtype)
+
+
+# numpy has no bfloat16: its bits travel as int16.
+_NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16}
+
+
+@lru_cache(maxsize=2)
+def _sign_table(dtype: torch.dtype) -> NDArray[np.complex128]:
+    """The eight entries of every byte of coins: heads +1, tails −1.
+
+    Looking up a byte copies 16 or 32 bytes at once, so the table is of 16-byte numbers,
+    `[256, 1 or 2]`, whatever the entries are.
+    """
+    bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
+    entries = torch.from_numpy(1 - 2 * bits).to(dtype).contiguous()
+    return entries.view(torch.uint8).numpy().view(np.complex128)
