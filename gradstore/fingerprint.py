@@ -93,11 +93,15 @@ def require_same(
     ]
     if len(found_differences) > 12:
         lines.append(f"  … and {len(found_differences) - 12} more")
-    mends = [mend] if mend else [
-        _MEND[section]
-        for section in sections
-        if any(where.split(".")[0] == section for where, _, _ in found_differences)
-    ]
+    mends = (
+        [mend]
+        if mend
+        else [
+            _MEND[section]
+            for section in sections
+            if any(where.split(".")[0] == section for where, _, _ in found_differences)
+        ]
+    )
     raise FingerprintError(
         f"{found_name} does not fit {expected_name}; they differ in\n"
         + "\n".join(lines)

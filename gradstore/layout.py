@@ -89,7 +89,5 @@ class Layout:
     def shards_of(self, start: int, stop: int) -> range:
         """The shards that hold samples `start` to `stop` (one past the last)."""
         if not 0 <= start < stop <= self.samples:
-            raise ConfigError(
-                f"layout: samples {start}:{stop} are not within 0:{self.samples}"
-            )
+            raise ConfigError(f"layout: samples {start}:{stop} are not within 0:{self.samples}")
         return range(start // self.shard_samples, (stop - 1) // self.shard_samples + 1)

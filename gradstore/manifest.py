@@ -83,8 +83,8 @@ class Manifest:
 
     def save(self, folder: Path) -> None:
         """Write `manifest.parquet` into `folder`."""
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
         columns = {"id": list(self.ids), "digest": list(self.digests)}
         columns |= {name: list(column) for name, column in self.metadata.items()}
@@ -97,8 +97,8 @@ class Manifest:
         Raises:
             StoreError: if the file is missing or not such a table.
         """
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
         try:
             columns = pq.read_table(folder / FILE_NAME).to_pydict()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def progress(total: int, what: str, unit: str) -> tqdm[None]:
+def progress(total: int, what: str, unit: str) -> tqdm[Any]:
     """A progress bar to advance by hand with `update(n)`. It shows after the first second."""
     return tqdm(
         total=total, desc=what, unit=f" {unit}", delay=1, mininterval=0.5, dynamic_ncols=True
@@ -21,4 +21,7 @@ def progress(total: int, what: str, unit: str) -> tqdm[None]:
 
 def track(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
     """`items`, with a progress bar that shows after the first second."""
-    return tqdm(items, desc=what, unit=f" {unit}", delay=1, mininterval=0.5, dynamic_ncols=True)
+    bar: Iterable[T] = tqdm(
+        items, desc=what, unit=f" {unit}", delay=1, mininterval=0.5, dynamic_ncols=True
+    )
+    return bar

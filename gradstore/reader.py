@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 class Store:
     """A gradient store on disk: rows `[checkpoint, sample, slot]` of one sample set.
 
-    Open one with `gradstore.open_store`. A store may be read while it is being collected: what is sealed can
-    be read, the rest raises.
+    Open one with `gradstore.open_store`. A store may be read while it is being collected: what is
+    sealed can be read, the rest raises.
 
     Attributes:
         path: where it is.

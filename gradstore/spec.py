@@ -7,13 +7,13 @@ store's attributes. What *identifies a row* goes into the fingerprint (`gradstor
 from __future__ import annotations
 
 from math import ceil
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from gradstore.layout import Layout
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 
 Identity = dict[str, JsonValue]
 

@@ -126,9 +126,7 @@ def write_shard(store: Store, checkpoint: int, shard: int, rows: Rows) -> None:
         shape = (stop - start, layout.slots) + ((layout.dim,) if name == "direction" else ())
         dtype = layout.dtype if name == "direction" else _DTYPES[name]
         if array.shape != shape or array.dtype != dtype:
-            raise StoreError(
-                f"{where}: {name} is {array.dtype} {array.shape}, not {dtype} {shape}"
-            )
+            raise StoreError(f"{where}: {name} is {array.dtype} {array.shape}, not {dtype} {shape}")
         if not np.isfinite(array).all():
             raise StoreError(f"{where}: {name} is not finite")
     try:

@@ -11,7 +11,7 @@ import os
 import shutil
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from gradstore.reader import Store
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Final = 1
 SPEC_NAME = "index.json"
 VECTORS_NAME = "vectors.faiss"
 
@@ -237,7 +237,7 @@ def _spec(store: Store, measure: Measure, etas: Sequence[float] | None) -> Index
 
 def _faiss() -> Any:
     try:
-        import faiss  # noqa: PLC0415
+        import faiss
     except ImportError as error:
         raise DependencyError(
             f"FAISS cannot be imported ({error}). Install one of its two builds: `pip install "

@@ -53,7 +53,9 @@ def ask(config: QueryConfig) -> Result:
             f"{store.layout.samples} or fewer."
         )
     # What is cheap and can be wrong comes before what takes long.
-    indexes = [open_index(index_path(store, measure), store, measure) for measure in config.measures]
+    indexes = [
+        open_index(index_path(store, measure), store, measure) for measure in config.measures
+    ]
     out = Path(config.out)
     if out.exists():
         raise ConfigError(f"{out} exists; nothing was changed. Choose another --out or move it.")
@@ -87,11 +89,9 @@ def ask(config: QueryConfig) -> Result:
     return write_answers(out, title, [Section("Queries", answers, images)], train)
 
 
-def write_answers(
-    out: Path, title: str, sections: Sequence[Section], train: Samples
-) -> Result:
+def write_answers(out: Path, title: str, sections: Sequence[Section], train: Samples) -> Result:
     """Write `results.parquet` and `report.html` into `out`."""
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import pyarrow.parquet as pq
 
     answers: list[Answer] = [answer for section in sections for answer in section.answers]
     table, report = out / "results.parquet", out / "report.html"
@@ -120,7 +120,7 @@ def stored_samples(store: Store) -> Samples:
     Raises:
         DatasetError: if it was made from Python, or the dataset is not what it was.
     """
-    from gradstore.collect import Samples  # noqa: PLC0415
+    from gradstore.collect import Samples
 
     config: dict[str, Any] = store.spec.made_by.get("config") or {}
     try:
@@ -138,12 +138,10 @@ def stored_samples(store: Store) -> Samples:
 
 
 def _images(config: QueryConfig, store: Store) -> Samples:
-    from gradstore.collect import Samples, generate  # noqa: PLC0415
+    from gradstore.collect import Samples, generate
 
     if not config.generate:
         return Samples.from_spec(config)
     last = Path((config.checkpoints or [c.path for c in store.spec.checkpoints])[-1])
-    images = generate(
-        last, config.generate, seed=config.generate_seed, device=config.device
-    )
+    images = generate(last, config.generate, seed=config.generate_seed, device=config.device)
     return Samples(images, ids=[f"generated-{number:04d}" for number in range(config.generate)])

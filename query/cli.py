@@ -43,7 +43,7 @@ def cli() -> None:
 def train(config: Path | None, **given: Any) -> None:
     """Train a small UNet2DModel on images, recording its events."""
     settings = parse(TrainConfig, config, given)
-    from gradstore.collect import train as run  # noqa: PLC0415
+    from gradstore.collect import train as run
 
     folders = run(settings)
     click.echo(f"{len(folders)} checkpoints in {folders[0].parent}")
@@ -58,7 +58,7 @@ def train(config: Path | None, **given: Any) -> None:
 def collect(config: Path | None, **given: Any) -> None:
     """Compute, project and store training gradients. Run again, it goes on where it stopped."""
     settings = parse(CollectConfig, config, given)
-    from gradstore.collect import collect_config  # noqa: PLC0415
+    from gradstore.collect import collect_config
 
     store = collect_config(settings)
     left = len(store.missing())
@@ -74,8 +74,8 @@ def collect(config: Path | None, **given: Any) -> None:
 def index(config: Path | None, **given: Any) -> None:
     """Build a FAISS index per measure."""
     settings = parse(IndexConfig, config, given)
-    from gradstore import open_store  # noqa: PLC0415
-    from indexer import build_index  # noqa: PLC0415
+    from gradstore import open_store
+    from indexer import build_index
 
     store = open_store(settings.store)
     for measure in settings.measures:
@@ -92,7 +92,7 @@ def index(config: Path | None, **given: Any) -> None:
 def query(config: Path | None, **given: Any) -> None:
     """Ask which training samples pushed towards some images, and which against."""
     settings = parse(QueryConfig, config, given)
-    from query.ask import ask  # noqa: PLC0415
+    from query.ask import ask
 
     result = ask(settings)
     click.echo(result.text)
@@ -104,7 +104,7 @@ def query(config: Path | None, **given: Any) -> None:
 @click.argument("store")
 def info(store: str) -> None:
     """Show what a store holds and what made it."""
-    from query.info import describe  # noqa: PLC0415
+    from query.info import describe
 
     click.echo(describe(store))
 
@@ -113,7 +113,8 @@ def info(store: str) -> None:
 @click.argument("store")
 def verify(store: str) -> None:
     """Check every byte of a store against its seals."""
-    from gradstore import open_store, verify as check  # noqa: PLC0415
+    from gradstore import open_store
+    from gradstore import verify as check
 
     problems = [report for report in check(open_store(store)) if report.problem]
     for report in problems:
@@ -132,7 +133,7 @@ def verify(store: str) -> None:
 def demo(config: Path | None, **given: Any) -> None:
     """Run the whole road on scikit-learn's handwritten digits."""
     settings = parse(DemoConfig, config, given)
-    from query.demo import run  # noqa: PLC0415
+    from query.demo import run
 
     result = run(settings)
     click.echo(result.text)
@@ -143,7 +144,7 @@ def demo(config: Path | None, **given: Any) -> None:
 @cli.command()
 def doctor() -> None:
     """Check versions, devices, the FAISS build, fast_jl, and shadowed packages."""
-    from query.doctor import examine  # noqa: PLC0415
+    from query.doctor import examine
 
     findings = examine()
     for finding in findings:

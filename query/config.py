@@ -13,7 +13,7 @@ class QueryConfig(DatasetSpec):
     """From images to ranked training samples."""
 
     store: str = Field(description="the training store to search")
-    dataset: str = Field(  # type: ignore[assignment]
+    dataset: str = Field(
         "", description="images to ask about: a folder, a .parquet file, digits, or hf://NAME"
     )
     split: str = Field("test", description="split of digits or of a hub dataset")
@@ -49,9 +49,9 @@ class DemoConfig(Spec):
     """The whole road on scikit-learn's digits."""
 
     out: str = Field("demo", description="folder of everything the demo makes; it must not exist")
-    epochs: int = Field(40, ge=4, description="epochs of training; four checkpoints are kept")
+    epochs: int = Field(36, ge=4, description="epochs of training; four checkpoints are kept")
     proj_dim: int = Field(1024, ge=1, le=1 << 20, description="projection dimension")
-    heldout: int = Field(60, ge=1, le=97, description="held-out digits to ask about")
-    generated: int = Field(20, ge=1, description="generated digits to ask about")
+    heldout: int = Field(50, ge=1, le=97, description="held-out digits to ask about")
+    generated: int = Field(16, ge=1, description="generated digits to ask about")
     k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
     seed: int = Field(0, ge=0, description="seed of everything")

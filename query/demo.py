@@ -29,7 +29,7 @@ def run(config: DemoConfig) -> Result:
     Raises:
         ConfigError: if `config.out` exists.
     """
-    from gradstore.collect import (  # noqa: PLC0415
+    from gradstore.collect import (
         Samples,
         TrakProjector,
         collect,

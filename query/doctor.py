@@ -47,7 +47,7 @@ def _package(name: str) -> Finding:
 
 
 def _devices() -> list[Finding]:
-    from gradstore.collect.devices import describe  # noqa: PLC0415
+    from gradstore.collect.devices import describe
 
     return [Finding("device", text) for text in describe()]
 
@@ -57,15 +57,17 @@ def _faiss() -> list[Finding]:
     builds = sorted(names & {"faiss-cpu", "faiss-gpu"})
     if len(builds) != 1:
         found = " and ".join(builds) or "not installed"
-        mend = "Keep exactly one: pip uninstall faiss-cpu faiss-gpu, then pip install 'gradstore[cpu]'"
+        mend = (
+            "Keep exactly one: pip uninstall faiss-cpu faiss-gpu, then pip install 'gradstore[cpu]'"
+        )
         return [Finding("faiss", found, good=False, mend=f"{mend} (or [gpu]).")]
-    from indexer.index import faiss_description  # noqa: PLC0415
+    from indexer.index import faiss_description
 
     return [Finding("faiss", f"{builds[0]} {version(builds[0])}, {faiss_description()}")]
 
 
 def _fast_jl() -> Finding:
-    from gradstore.collect.devices import fast_jl  # noqa: PLC0415
+    from gradstore.collect.devices import fast_jl
 
     return Finding("fast_jl", fast_jl())
 

@@ -111,7 +111,7 @@ def collect_queries(
     Raises:
         GradstoreError: if anything does not fit; a fingerprint that differs, before any work.
     """
-    from gradstore.collect import collect  # noqa: PLC0415
+    from gradstore.collect import collect
 
     identity: dict[str, Any] = store.spec.identity
     loss = identity["objective"].get("loss") if objective is None else None
@@ -185,7 +185,7 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
     `sample_id`, `label`, `score` (float32), `timesteps` (of the sample's first slot, one per
     checkpoint).
     """
-    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow as pa
 
     columns: dict[str, list[Any]] = {
         name: []
@@ -220,6 +220,4 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
 
 def timesteps(store: Store) -> NDArray[np.int32]:
     """Timesteps of every sample's first slot, int32 `[samples, checkpoints]`."""
-    return np.stack(
-        [store.column("timestep", k)[:, 0] for k in range(store.checkpoints)], axis=1
-    )
+    return np.stack([store.column("timestep", k)[:, 0] for k in range(store.checkpoints)], axis=1)

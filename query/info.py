@@ -14,11 +14,12 @@ def describe(path: str) -> str:
     layout, spec = store.layout, store.spec
     identity: dict[str, Any] = spec.identity
     model, objective, projector = identity["model"], identity["objective"], identity["projector"]
+    columns = ", ".join(["id", *store.manifest.metadata])
     lines = [
-        f"{store.path}",
+        str(store.path),
         f"  format       {spec.format_version}",
         f"  fingerprint  {spec.fingerprint}",
-        f"  samples      {layout.samples:,} (columns {', '.join(['id', *store.manifest.metadata])})",
+        f"  samples      {layout.samples:,} (columns {columns})",
         f"  rows         {layout.slots} per sample and checkpoint, {layout.dim:,} × {layout.dtype}",
         f"  model        {model['class']}, {model['num_parameters']:,} parameters",
         f"  objective    {_short(objective)}",

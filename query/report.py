@@ -46,7 +46,7 @@ def write_report(path: Path, title: str, sections: Sequence[Section], train: Sam
         sections: what to show.
         train: the training samples, in the order of their store.
     """
-    from jinja2 import Environment, StrictUndefined  # noqa: PLC0415
+    from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
     template = environment.from_string(files("query").joinpath("report.html.j2").read_text("utf-8"))

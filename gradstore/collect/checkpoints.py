@@ -98,7 +98,8 @@ class Checkpoint:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    flat: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+    return memoryview(flat)
 
 
 def _digest(parts: Iterable[bytes | memoryview]) -> str:
@@ -220,7 +221,8 @@ def _load_model(folder: Path) -> nn.Module:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise CheckpointError(f"{folder} cannot be loaded: {reason} {damaged}") from error
     wrong = {
-        what: info[what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        what: info[what]
+        for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
         if info.get(what)
     }
     if wrong:

@@ -17,7 +17,7 @@ def describe() -> list[str]:
 def fast_jl() -> str:
     """Whether TRAK's CUDA kernel works, by running it where it is installed."""
     try:
-        import fast_jl as kernel  # noqa: PLC0415
+        import fast_jl as kernel
     except ImportError:
         return "not installed (optional, for CUDA: pip install 'traker[fast]')"
     if not torch.cuda.is_available():

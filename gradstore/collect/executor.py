@@ -61,7 +61,7 @@ def from_environment() -> Executor:
         ConfigError: if they are set to something that makes no sense.
     """
     try:
-        rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError as error:
         raise ConfigError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from error
     return ByRank(rank, world_size) if world_size > 1 or rank > 0 else InProcess()

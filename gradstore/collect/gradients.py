@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
     from gradstore.collect.objective import Batch, Objective
 
-Piece = "tuple[int, Tensor]"
-
 
 class GradientEngine(Protocol):
     """Computes the gradient of each row's loss with respect to the model's parameters."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from gradstore.spec import Identity
 
-Model = "Callable[..., Any]"
-
 
 @dataclass(frozen=True)
 class Batch:
@@ -92,7 +90,7 @@ class DiffusionLoss:
 
     def identity(self) -> Identity:
         """Loss, target, and the noise levels that the scheduler amounts to."""
-        from hashlib import blake2b  # noqa: PLC0415
+        from hashlib import blake2b
 
         # The float32 values that training used: rounding to 7 digits forgives the last bits.
         levels = "\n".join(f"{level:.7e}" for level in self._alphas_cumprod.tolist())
@@ -125,7 +123,8 @@ class DiffusionLoss:
             target = signal * noise - spread * inputs
         output = model(noisy, timesteps, **conditions)
         error = (output.sample if hasattr(output, "sample") else output) - target
-        return (error.abs() if self.loss == "l1" else error.square()).flatten(1).mean(1)
+        distance: Tensor = error.abs() if self.loss == "l1" else error.square()
+        return distance.flatten(1).mean(1)
 
 
 def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:

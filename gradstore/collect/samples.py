@@ -253,9 +253,7 @@ def _columns(item: Any) -> dict[str, Any]:
     return {"image": item[0] if isinstance(item, tuple | list) else item}
 
 
-def _find(
-    columns: Mapping[str, Any], wanted: str | None, usual: Sequence[str], kind: str
-) -> str:
+def _find(columns: Mapping[str, Any], wanted: str | None, usual: Sequence[str], kind: str) -> str:
     for name in [wanted] if wanted is not None else usual:
         if name in columns:
             return name
@@ -290,7 +288,7 @@ def _load(spec: DatasetSpec) -> tuple[Any, list[str] | None]:
 def _digits(split: str) -> tuple[list[tuple[Image.Image, int]], list[str]]:
     """scikit-learn's 1,797 handwritten digits of 8×8 pixels; the last 97 are the test split."""
     try:
-        from sklearn.datasets import load_digits  # noqa: PLC0415
+        from sklearn.datasets import load_digits
     except ImportError as error:
         raise DependencyError(
             "the digits come with scikit-learn, which is not installed. Install it with "
@@ -328,7 +326,8 @@ class _Folder:
 
 def _folder(root: Path) -> tuple[_Folder, list[str]]:
     files = sorted(
-        file for file in root.rglob("*")
+        file
+        for file in root.rglob("*")
         if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
     )
     if not files:
@@ -339,9 +338,9 @@ def _folder(root: Path) -> tuple[_Folder, list[str]]:
 
 
 def _parquet(path: Path, image_column: str | None) -> Any:
-    import datasets  # noqa: PLC0415
-    import pyarrow as pa  # noqa: PLC0415
-    import pyarrow.parquet as pq  # noqa: PLC0415
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
         dataset = datasets.Dataset(pq.read_table(path))
@@ -356,7 +355,7 @@ def _parquet(path: Path, image_column: str | None) -> Any:
 
 
 def _hub(name: str, split: str) -> Any:
-    import datasets  # noqa: PLC0415
+    import datasets
 
     try:
         return datasets.load_dataset(name, split=split)

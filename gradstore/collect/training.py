@@ -7,7 +7,6 @@ function of the seed, and the events of each checkpointed epoch are recorded.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -80,7 +79,7 @@ def train(config: TrainConfig) -> list[Path]:
                     {},
                 ).mean()
                 optimizer.zero_grad()
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 total += loss.item() * len(rows)
                 bar.update(len(rows))
@@ -90,32 +89,19 @@ def train(config: TrainConfig) -> list[Path]:
                 log.write(json.dumps({"epoch": epoch, "loss": mean}) + "\n")
             if epoch % config.checkpoint_every == 0:
                 folder = out / "checkpoints" / f"epoch-{epoch:04d}"
-                _save(folder, model, scheduler, recorder, samples.ids, epoch, config)
+                # Written beside and renamed: a half-written one never has a checkpoint's name.
+                writing = folder.with_name(f".{folder.name}.writing")
+                DDIMPipeline(model, scheduler).save_pretrained(writing)
+                recorder.save(
+                    writing,
+                    ids=samples.ids,
+                    epoch=epoch,
+                    learning_rate_sum=config.learning_rate * epoch,
+                    loss=config.loss,
+                )
+                writing.rename(folder)
                 folders.append(folder)
     return folders
-
-
-def _save(
-    folder: Path,
-    model: UNet2DModel,
-    scheduler: DDIMScheduler,
-    recorder: Recorder,
-    ids: list[str],
-    epoch: int,
-    config: TrainConfig,
-) -> None:
-    # Written beside and renamed, so that a half-written checkpoint never has a checkpoint's name.
-    writing = folder.with_name(f".{folder.name}.writing")
-    shutil.rmtree(writing, ignore_errors=True)
-    DDIMPipeline(model, scheduler).save_pretrained(writing)
-    recorder.save(
-        writing,
-        ids=ids,
-        epoch=epoch,
-        learning_rate_sum=config.learning_rate * epoch,
-        loss=config.loss,
-    )
-    writing.rename(folder)
 
 
 def _stack(samples: Samples) -> Tensor:

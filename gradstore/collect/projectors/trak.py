@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from gradstore.spec import Identity, ProjectorSpec
 
-# A float32 product is cut at this many bytes of matrix: up to 2 million parameters at 128 columns it
-# is one product, as in BasicProjector; beyond, sums differ by float32 rounding.
+# A float32 product is cut at this many bytes of matrix: up to 2 million parameters at 128 columns
+# it is one product, as in BasicProjector; beyond, sums differ by float32 rounding.
 _EXACT_BYTES = 1 << 30
 # A bfloat16 product is cut into pieces of this many rows, which stay in the cache.
 _FAST_ROWS = 1 << 14
@@ -101,9 +101,7 @@ class TrakProjector:
         """The checkpoint's matrix; kept between calls as far as `memory` allows."""
         key = (checkpoint, num_parameters, device)
         if key not in self._kept:
-            projection = TrakProjection(
-                self.spec, self._seeds(checkpoint), num_parameters, device
-            )
+            projection = TrakProjection(self.spec, self._seeds(checkpoint), num_parameters, device)
             if projection.nbytes > memory:
                 return projection
             while self._kept and sum(p.nbytes for p in self._kept.values()) > (

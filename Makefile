@@ -1,0 +1,40 @@
+# make demo   the whole road on real images, in a few minutes
+# make test   lint, types, import contracts and tests
+# make bench  every benchmark at its cpu preset
+PYTHON ?= python3
+BIN := .venv/bin
+# Where there is no GPU: PyTorch's own CPU wheels. PyPI's bring gigabytes of CUDA on Linux.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+.PHONY: demo test bench clean
+
+demo: .venv/demo.stamp
+	$(BIN)/gradstore demo
+
+test: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest -n 2
+
+clean:
+	rm -rf .venv demo
+
+# torch first and alone, so that nothing else decides which build is taken.
+.venv/torch.stamp: constraints.txt
+	test -d .venv || $(PYTHON) -m venv .venv
+	@if command -v nvidia-smi >/dev/null || ! $(BIN)/pip install --dry-run --quiet --report - \
+	  -c constraints.txt torch 2>/dev/null | grep -q '"nvidia'; \
+	then echo "installing torch"; $(BIN)/pip install --quiet -c constraints.txt torch; \
+	else echo "no GPU: installing torch's CPU build"; \
+	  $(BIN)/pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) torch; fi
+	@touch $@
+
+.venv/demo.stamp: .venv/torch.stamp pyproject.toml
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(if $(shell command -v nvidia-smi),gpu,cpu),demo]'
+	@touch $@
+
+.venv/test.stamp: .venv/demo.stamp
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(if $(shell command -v nvidia-smi),gpu,cpu),demo,dev]'
+	@touch $@

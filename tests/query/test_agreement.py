@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils.data import DataLoader, TensorDataset
+
+from gradstore.collect import (
+    EventPlan,
+    EventSpec,
+    PlannedEvents,
+    ProjectorSpec,
+    Recorder,
+    ReplayedEvents,
+    Samples,
+    collect,
+)
+from gradstore.collect.events import noise
+from indexer import build_index
+from query import collect_queries, search
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore import Store
+
+    Scores = NDArray[np.float32]
+    Tensors = tuple[Tensor, Tensor, Tensor]
+
+# Neither equal nor symmetric, so that weights that are lost or swapped show.
+ETAS = (0.6, 0.1, 0.3)
+EPOCHS = (1, 2, 4)
+SHAPE = (1, 8, 8)
+QUERY_EVENTS = EventSpec(events="planned", timesteps=4, draws=1)
+TOLERANCE = 1e-4
+
+# captum says what it assumes of a loss that is a plain function: one value per sample. It is so.
+CAPTUM_ASSUMES = pytest.mark.filterwarnings(
+    'ignore:Since `(test_)?loss_fn` has no "reduction" attribute:UserWarning:captum'
+)
+# dattri compiles functions as it is imported, and torch's compiler warns of torch's own code.
+DATTRI_IMPORTS = pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning:torch.jit"
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    folders: list[Path]
+    store: Store
+    queries: Store
+    # What captum and dattri are given: noisy samples, timesteps, and noise as the label, each
+    # [samples, checkpoints, slots, …].
+    training: Tensors
+    asked: Tensors
+
+
+class Denoiser(nn.Module):
+    """Predicts the noises of all of a sample's events at the checkpoint that is loaded.
+
+    A sample has other events at each checkpoint, while captum and dattri hand every checkpoint
+    the same batch: so a batch holds all of them, and the checkpoint picks its own.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = small_unet(seed=99).eval()
+        self.checkpoint = -1
+
+    def load(self, folders: Sequence[Path], checkpoint: int) -> None:
+        saved = UNet2DModel.from_pretrained(folders[checkpoint] / "unet")
+        self.unet.load_state_dict(saved.state_dict())
+        self.checkpoint = checkpoint
+
+    def forward(self, noisy: Tensor, timestep: Tensor) -> Tensor:
+        noisy, timestep = noisy[:, self.checkpoint], timestep[:, self.checkpoint]
+        predicted: Tensor = self.unet(noisy.flatten(0, 1), timestep.flatten()).sample
+        return predicted.reshape(noisy.shape)
+
+    def losses(self, predicted: Tensor, label: Tensor) -> Tensor:
+        # The mean over timesteps stands in the loss: its gradient is the mean of the gradients.
+        return (predicted - label[:, self.checkpoint]).square().flatten(1).mean(1)
+
+
+def small_unet(seed: int) -> Any:
+    torch.manual_seed(seed)
+    return UNet2DModel(
+        sample_size=SHAPE[1],
+        in_channels=SHAPE[0],
+        out_channels=SHAPE[0],
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+
+
+def save_checkpoints(folder: Path, ids: Sequence[str]) -> list[Path]:
+    folders = []
+    recorder = Recorder(seed=5, num_train_timesteps=1000)
+    for number, epoch in enumerate(EPOCHS):
+        folders.append(folder / f"epoch-{epoch:04d}")
+        scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
+        DDIMPipeline(small_unet(seed=number), scheduler).save_pretrained(folders[-1])
+        # A record holds a running sum; that gradstore takes differences is part of the test.
+        recorder.save(
+            folders[-1],
+            ids=ids,
+            epoch=epoch,
+            learning_rate_sum=sum(ETAS[: number + 1]),
+            loss="l2",
+        )
+    return folders
+
+
+def event_tensors(images: Tensor, plan: EventPlan, ids: Sequence[str], folder: Path) -> Tensors:
+    # diffusers adds the noise here, so that gradstore's own arithmetic for it is tested too.
+    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
+    inputs, timesteps, labels = [], [], []
+    for checkpoint in range(len(ETAS)):
+        events = plan.at(checkpoint, ids)
+        timestep = torch.from_numpy(events.timestep)
+        drawn = np.stack([noise(key, SHAPE) for key in events.key.reshape(-1).tolist()])
+        label = torch.from_numpy(drawn).reshape(*timestep.shape, *SHAPE)
+        clean = images[:, None].expand_as(label)
+        noisy = scheduler.add_noise(
+            clean.flatten(0, 1), label.flatten(0, 1), timestep.flatten()
+        ).reshape(label.shape)
+        inputs.append(noisy)
+        timesteps.append(timestep)
+        labels.append(label)
+    return torch.stack(inputs, 1), torch.stack(timesteps, 1), torch.stack(labels, 1)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    folder = tmp_path_factory.mktemp("agreement")
+    generator = torch.Generator().manual_seed(7)
+    images = torch.rand(6, *SHAPE, generator=generator) * 2 - 1
+    asked = torch.rand(3, *SHAPE, generator=generator) * 2 - 1
+    ids = [f"train-{row}" for row in range(len(images))]
+    asked_ids = [f"query-{row}" for row in range(len(asked))]
+    folders = save_checkpoints(folder / "checkpoints", ids)
+    store = collect(
+        Samples(images, ids=ids),
+        folders,
+        folder / "train.gradstore",
+        projector=ProjectorSpec(projector="identity"),
+        dtype="float32",
+        batch_size=4,
+        device="cpu",
+    )
+    queries = collect_queries(
+        store,
+        Samples(asked, ids=asked_ids),
+        folder / "queries.gradstore",
+        events=QUERY_EVENTS,
+        dtype="float32",
+        batch_size=5,
+        device="cpu",
+    )
+    planned = PlannedEvents(QUERY_EVENTS, 1000)
+    return Case(
+        folders=folders,
+        store=store,
+        queries=queries,
+        training=event_tensors(images, ReplayedEvents(folders), ids, folders[0]),
+        asked=event_tensors(asked, planned, asked_ids, folders[0]),
+    )
+
+
+def gradstore_scores(
+    case: Case, path: Path, measure: str = "tracin", etas: Sequence[float] | None = None
+) -> Scores:
+    index = build_index(case.store, measure, path, etas=etas)
+    ranking = search(index, case.queries, k=case.store.layout.samples).proponents
+    scores = np.full(ranking.scores.shape, np.nan, dtype=np.float32)
+    np.put_along_axis(scores, ranking.rows, ranking.scores, axis=1)
+    return scores
+
+
+def captum_scores(case: Case) -> Scores:
+    from captum.influence import TracInCP
+
+    model = Denoiser()
+
+    def load(module: Denoiser, checkpoint: int) -> float:
+        module.load(case.folders, checkpoint)
+        return ETAS[checkpoint]
+
+    tracin = TracInCP(
+        model,
+        TensorDataset(*case.training),
+        # Not strings: captum puts those into an order of its own.
+        list(range(len(ETAS))),
+        checkpoints_load_func=load,
+        loss_fn=model.losses,
+        batch_size=4,
+    )
+    scores: Scores = tracin.influence(case.asked).numpy()
+    return scores
+
+
+def dattri_scores(case: Case) -> Scores:
+    # Imported here and not above, because its import warns and a test can filter that.
+    from dattri.algorithm.tracin import TracInAttributor
+    from dattri.task import AttributionTask
+
+    model = Denoiser()
+
+    def loss(parameters: dict[str, Tensor], data: Tensors) -> Tensor:
+        noisy, timestep, label = (tensor[None] for tensor in data)
+        predicted = functional_call(model, parameters, (noisy, timestep))
+        return model.losses(predicted, label)[0]
+
+    def load(module: Denoiser, checkpoint: int) -> Denoiser:
+        module.load(case.folders, checkpoint)
+        return module
+
+    attributor = TracInAttributor(
+        AttributionTask(
+            loss_func=loss,
+            model=model,
+            checkpoints=list(range(len(ETAS))),
+            checkpoints_load_func=load,
+        ),
+        weight_list=torch.tensor(ETAS),
+        normalized_grad=False,
+        # None would mean a random projection to 512 dimensions.
+        projector_kwargs={"proj_type": "identity"},
+    )
+    scores: Tensor = attributor.attribute(
+        DataLoader(TensorDataset(*case.training), batch_size=4),
+        DataLoader(TensorDataset(*case.asked), batch_size=2),
+    )
+    return scores.T.numpy()
+
+
+def difference(scores: Scores, expected: Scores) -> float:
+    """Largest difference, relative to the largest score of the same query."""
+    assert scores.shape == expected.shape == (3, 6)
+    scale = np.abs(expected).max(axis=1, keepdims=True)
+    return float((np.abs(scores - expected) / scale).max())
+
+
+@CAPTUM_ASSUMES
+@DATTRI_IMPORTS
+@pytest.mark.parametrize("expected", [captum_scores, dattri_scores])
+def test_tracin_scores_are_those_of(
+    expected: Callable[[Case], Scores], case: Case, tmp_path: Path
+) -> None:
+    assert difference(gradstore_scores(case, tmp_path / "tracin"), expected(case)) < TOLERANCE
+
+
+@CAPTUM_ASSUMES
+@pytest.mark.parametrize(
+    ("measure", "etas"),
+    [("tracin", ETAS[::-1]), ("tracin", (1.0, 1.0, 1.0)), ("retrac", None)],
+)
+def test_agreement_is_lost_with(
+    measure: str, etas: Sequence[float] | None, case: Case, tmp_path: Path
+) -> None:
+    # Without this, scores that hardly depend on weights or norms would agree by themselves.
+    scores = gradstore_scores(case, tmp_path / measure, measure, etas)
+    assert difference(scores, captum_scores(case)) > 100 * TOLERANCE
