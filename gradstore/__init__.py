@@ -1,6 +1,6 @@
 """A gradient store for training-data attribution of diffusion models.
 
-This package holds training samples' projected gradients: `gradstore.open` reads a store with
+This package holds training samples' projected gradients: `gradstore.open_store` reads a store with
 nothing but numpy and Zarr. Making one needs torch and diffusers, and lives in `gradstore.collect`.
 """
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         FingerprintError,
         GradientError,
         GradstoreError,
+        NotAStoreError,
         QueryError,
         SearchIndexError,
         StoreError,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from gradstore.manifest import Manifest
     from gradstore.reader import Store, open_store
     from gradstore.rows import Rows
-    from gradstore.verify import verify
 
 __version__ = "0.1.0"
 
@@ -39,6 +39,7 @@ __all__ = [
     "GradientError",
     "GradstoreError",
     "Manifest",
+    "NotAStoreError",
     "QueryError",
     "Rows",
     "SearchIndexError",
@@ -47,7 +48,6 @@ __all__ = [
     "UnsealedError",
     "__version__",
     "open_store",
-    "verify",
 ]
 
 _HOMES = {
@@ -55,7 +55,6 @@ _HOMES = {
     "Rows": "gradstore.rows",
     "Store": "gradstore.reader",
     "open_store": "gradstore.reader",
-    "verify": "gradstore.verify",
 }
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -24,6 +25,13 @@ class DatasetSpec(Spec):
     mode: Literal["L", "RGB", "RGBA"] | None = Field(None, description="convert images to this")
     limit: int | None = Field(None, ge=1, description="take only the first samples")
 
+    def recorded(self) -> dict[str, Any]:
+        """The settings as they are kept in what they made: datasets on disk by their full path."""
+        values = self.model_dump(mode="json")
+        if self.dataset and Path(self.dataset).exists():
+            values["dataset"] = str(Path(self.dataset).resolve())
+        return values
+
 
 class TrainConfig(DatasetSpec):
     """The small trainer: a UNet2DModel with DDIM's cosine schedule."""
@@ -37,7 +45,7 @@ class TrainConfig(DatasetSpec):
     channels: list[int] = Field(
         [32, 64], min_length=1, description="channels of the UNet's levels; the last has attention"
     )
-    seed: int = Field(0, ge=0, description="seed of weights, order, timesteps and noise")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, timesteps and noise")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")
 
 

@@ -36,6 +36,10 @@ class StoreError(GradstoreError):
     """A store is missing, damaged or cannot be created where it was asked for."""
 
 
+class NotAStoreError(StoreError):
+    """There is no store at a path."""
+
+
 class UnsealedError(StoreError):
     """Rows were asked for that no finished shard holds."""
 

@@ -39,6 +39,12 @@ class Manifest:
 
     def __post_init__(self) -> None:
         check_ids(self.ids)
+        for name in RESERVED:
+            if name in self.metadata:
+                raise DatasetError(
+                    f"metadata column {name!r} has a name that gradstore uses itself. Rename it, "
+                    "or use it with --id-column."
+                )
         for name, column in {"digest": self.digests, **self.metadata}.items():
             if len(column) != len(self.ids):
                 raise DatasetError(
@@ -82,13 +88,26 @@ class Manifest:
                 )
 
     def save(self, folder: Path) -> None:
-        """Write `manifest.parquet` into `folder`."""
+        """Write `manifest.parquet` into `folder`.
+
+        Raises:
+            DatasetError: if a column holds values of several types.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         columns = {"id": list(self.ids), "digest": list(self.digests)}
         columns |= {name: list(column) for name, column in self.metadata.items()}
-        pq.write_table(pa.table(columns), folder / FILE_NAME)
+        arrays = {}
+        for name, column in columns.items():
+            try:
+                arrays[name] = pa.array(column)
+            except pa.ArrowException as error:
+                raise DatasetError(
+                    f"metadata column {name!r} cannot be stored as one type: {error}. Leave it "
+                    "out, or give all its values one type."
+                ) from error
+        pq.write_table(pa.table(arrays), folder / FILE_NAME)
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:

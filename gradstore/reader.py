@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 from pydantic import ValidationError
 
-from gradstore.errors import StoreError, UnsealedError
+from gradstore.errors import NotAStoreError, StoreError, UnsealedError
 from gradstore.manifest import Manifest
 from gradstore.rows import ARRAYS, Rows
 from gradstore.spec import FORMAT_VERSION, StoreSpec
@@ -72,16 +72,26 @@ class Store:
 
     def sealed(self, checkpoint: int) -> set[int]:
         """Numbers of the sealed shards of a checkpoint, as they are on disk now."""
-        group = self.root[f"seals/{checkpoint}"]
-        if not isinstance(group, zarr.Group):
-            raise StoreError(f"{self.path}: seals/{checkpoint} is not a group")
-        return {int(name) for name in group.group_keys() if name.isdecimal()}
+        # Listed, not opened: a store of a million samples has thousands of seals.
+        try:
+            names = [folder.name for folder in (self.path / "seals" / str(checkpoint)).iterdir()]
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: the seals of checkpoint {checkpoint} cannot be listed: "
+                f"{error.strerror}. Restore the folder seals/{checkpoint} from a copy."
+            ) from error
+        return {int(name) for name in names if name.isdecimal()}
 
     def seal(self, checkpoint: int, shard: int) -> dict[str, Any]:
         """The seal of a shard: its fingerprint, row count and checksums."""
         if shard not in self.sealed(checkpoint):
             raise self._unsealed(checkpoint, {shard})
-        return self.root[f"seals/{checkpoint}/{shard}"].attrs.asdict()
+        try:
+            return self.root[f"seals/{checkpoint}/{shard}"].attrs.asdict()
+        except (OSError, KeyError, ValueError) as error:
+            raise StoreError(
+                f"{self.path}: the seal of checkpoint {checkpoint}, shard {shard} cannot be read"
+            ) from error
 
     def missing(self) -> list[tuple[int, int]]:
         """Every (checkpoint, shard) that is not sealed yet."""
@@ -117,7 +127,14 @@ class Store:
         needed = set(self.layout.shards_of(start, stop)) - self.sealed(checkpoint)
         if needed:
             raise self._unsealed(checkpoint, needed)
-        return self.read_unchecked(checkpoint, start, stop)
+        rows = self.read_unchecked(checkpoint, start, stop)
+        # A chunk that is missing reads as NaN, silently. Chunks hold whole directions.
+        if np.isnan(rows.norm).any() or np.isnan(rows.direction[:, :, 0]).any():
+            raise StoreError(
+                f"{self.path}: samples {start}:{stop} of checkpoint {checkpoint} are sealed, but "
+                f"data is missing. Run `gradstore verify {self.path}` to see what is damaged."
+            )
+        return rows
 
     def read_unchecked(self, checkpoint: int, start: int, stop: int) -> Rows:
         """Like `rows`, without asking whether the shards are sealed. NaN where nothing is."""
@@ -174,7 +191,7 @@ def open_store(path: str | Path, *, writable: bool = False) -> Store:
         attributes: Any = root.attrs["gradstore"]
         version = attributes["format_version"]
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise StoreError(
+        raise NotAStoreError(
             f"{path} is not a gradient store: it has no zarr.json with a 'gradstore' "
             "attribute. Give the folder that `gradstore collect` wrote (NAME.gradstore)."
         ) from error
@@ -198,6 +215,8 @@ def looks_like_store(path: Path) -> bool:
     """Whether a store stands at `path`, whatever its format or state."""
     try:
         open_store(path)
-    except StoreError as error:
-        return "is not a gradient store" not in str(error)
+    except NotAStoreError:
+        return False
+    except StoreError:
+        return True
     return True

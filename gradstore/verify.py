@@ -40,7 +40,10 @@ def verify(store: Store) -> Iterator[ShardReport]:
 
 def _check(store: Store, checkpoint: int, shard: int) -> str | None:
     start, stop = store.layout.span(shard)
-    seal = store.seal(checkpoint, shard)
+    try:
+        seal = store.seal(checkpoint, shard)
+    except StoreError as error:
+        return str(error)
     if seal.get("fingerprint") != store.spec.fingerprint:
         return "its seal has another fingerprint: it comes from another run"
     if seal.get("rows") != stop - start:

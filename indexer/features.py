@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradstore.errors import ConfigError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -18,6 +20,18 @@ if TYPE_CHECKING:
 def feature_dim(store: Store) -> int:
     """Length of a feature: checkpoints × dim."""
     return store.checkpoints * store.layout.dim
+
+
+def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
+    """`etas`, or the store's; one finite number ≥ 0 per checkpoint, else `ConfigError`."""
+    if etas is None:
+        return store.etas
+    if len(etas) != store.checkpoints or not all(np.isfinite(eta) and eta >= 0 for eta in etas):
+        raise ConfigError(
+            f"etas are {list(etas)}; {store.path} has {store.checkpoints} checkpoints and needs "
+            "one finite number ≥ 0 for each."
+        )
+    return list(etas)
 
 
 def features(
@@ -45,9 +59,10 @@ def features(
 
     Raises:
         UnsealedError: if a shard that is needed is not sealed.
+        ConfigError: if there is not one finite, non-negative eta per checkpoint.
     """
     stop = store.layout.samples if stop is None else stop
-    etas = store.etas if etas is None else etas
+    etas = checked_etas(store, etas)
     dim = store.layout.dim
     out = np.empty((stop - start, feature_dim(store)), dtype=np.float32)
     for checkpoint, eta in enumerate(etas):

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from gradstore.errors import DependencyError, QueryError, SearchIndexError
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
-from indexer.features import feature_dim, iter_features
+from indexer.features import checked_etas, feature_dim, iter_features
 from indexer.measures import Measure, measure_of
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class IndexSpec(Spec):
     Attributes:
         format_version: version of the index format.
         fingerprint: fingerprint of the store.
-        samples: hash of the ids, in row order.
+        samples: hash of ids and digests, in row order.
         measure: identity of the measure.
         etas: checkpoint weights η_k.
         factory: FAISS factory string. `Flat` is exact.
@@ -116,12 +116,18 @@ class SearchIndex:
                 f"{self.spec.dim}. Make them with indexer.features."
             )
         scores, rows = self._vectors.search(np.ascontiguousarray(queries, np.float32), k)
+        if (rows < 0).any():  # what FAISS gives where a feature is not finite
+            raise SearchIndexError(
+                f"index {self.path} or the queries hold values that are not finite. Run `gradstore "
+                f"verify {self.store.path}`, remove the index and build it again."
+            )
         return scores, rows
 
 
 def index_path(store: Store, measure: Measure | str) -> Path:
     """Where the index of a store under a measure stands unless told otherwise."""
-    return store.path.with_name(f"{store.path.stem}.{measure_of(measure).name}.index")
+    name = store.path.name.removesuffix(".gradstore")
+    return store.path.with_name(f"{name}.{measure_of(measure).name}.index")
 
 
 def build_index(
@@ -225,11 +231,12 @@ def open_index(
 
 
 def _spec(store: Store, measure: Measure, etas: Sequence[float] | None) -> IndexSpec:
+    content = json.dumps([list(store.manifest.ids), list(store.manifest.digests)])
     return IndexSpec(
         fingerprint=store.spec.fingerprint,
-        samples=blake2b(json.dumps(store.manifest.ids).encode(), digest_size=16).hexdigest(),
+        samples=blake2b(content.encode(), digest_size=16).hexdigest(),
         measure=measure.identity(),
-        etas=list(store.etas if etas is None else etas),
+        etas=checked_etas(store, etas),
         count=store.layout.samples,
         dim=feature_dim(store),
     )

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from pydantic import ValidationError
 
 from gradstore.config import DatasetSpec
-from gradstore.errors import ConfigError, DatasetError, QueryError
+from gradstore.errors import ConfigError, DatasetError, GradstoreError, QueryError
 from gradstore.reader import open_store
-from gradstore.spec import EventSpec
+from gradstore.spec import EventSpec, Spec
 from indexer import index_path, open_index
 from query.engine import Answer, collect_queries, search, to_table
 from query.report import Section, summary, write_report
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from gradstore.collect import Samples
     from gradstore.reader import Store
     from query.config import QueryConfig
+
+_log = logging.getLogger("gradstore")
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ def ask(config: QueryConfig) -> Result:
     Raises:
         GradstoreError: if anything does not fit. Query rows that were collected stay.
     """
+    from gradstore.collect import Samples
+
     store = open_store(config.store)
     if config.k > store.layout.samples:
         raise QueryError(
@@ -53,21 +57,19 @@ def ask(config: QueryConfig) -> Result:
             f"{store.layout.samples} or fewer."
         )
     # What is cheap and can be wrong comes before what takes long.
-    indexes = [
-        open_index(index_path(store, measure), store, measure) for measure in config.measures
-    ]
+    indexes = [open_index(index_path(store, name), store, name) for name in config.measures]
+    train = _shown(store)
+    asked = open_store(config.queries) if config.queries else None
+    images = Samples.from_spec(config) if config.dataset else None
     out = Path(config.out)
-    if out.exists():
-        raise ConfigError(f"{out} exists; nothing was changed. Choose another --out or move it.")
-    train = stored_samples(store)
-    if config.queries is not None:
-        queries = open_store(config.queries)
-        images = stored_samples(queries)
+    claim(out, config, "query.yaml")
+    if asked is not None:
+        queries, images = asked, _shown(asked)
     else:
-        images = _images(config, store)
-    out.mkdir(parents=True)
-    (out / "query.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
-    if config.queries is None:
+        spec: DatasetSpec = config
+        if images is None:
+            spec = _generated(config, store, out / "generated")
+            images = Samples.from_spec(spec)
         queries = collect_queries(
             store,
             images,
@@ -82,14 +84,40 @@ def ask(config: QueryConfig) -> Result:
             batch_size=config.batch_size,
             memory=config.memory,
             device=config.device,
-            config=config.model_dump(mode="json"),
+            config=spec.recorded(),
         )
     answers = [search(index, queries, config.k) for index in indexes]
-    title = f"{len(images)} queries of {store.path.name}"
+    title = f"{queries.layout.samples} queries of {store.path.name}"
     return write_answers(out, title, [Section("Queries", answers, images)], train)
 
 
-def write_answers(out: Path, title: str, sections: Sequence[Section], train: Samples) -> Result:
+def claim(out: Path, config: Spec, name: str) -> None:
+    """Make a folder of results, or go on with one of the very same configuration.
+
+    Args:
+        out: the folder.
+        config: the configuration, kept in the folder.
+        name: name of the file that it is kept in.
+
+    Raises:
+        ConfigError: if something else stands at `out`.
+    """
+    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    settings = out / name
+    if out.exists():
+        if settings.is_file() and settings.read_text() == text:
+            return
+        raise ConfigError(
+            f"{out} exists and was made with other settings; nothing was changed. Choose another "
+            "--out or move it."
+        )
+    out.mkdir(parents=True)
+    settings.write_text(text)
+
+
+def write_answers(
+    out: Path, title: str, sections: Sequence[Section], train: Samples | None
+) -> Result:
     """Write `results.parquet` and `report.html` into `out`."""
     import pyarrow.parquet as pq
 
@@ -114,34 +142,42 @@ def summary_text(sections: Sequence[Section]) -> str:
     return "\n".join("  ".join(row[name].ljust(widths[name]) for name in headings) for row in rows)
 
 
-def stored_samples(store: Store) -> Samples:
-    """The samples that a store was made from, loaded again as its configuration says.
+def _shown(store: Store) -> Samples | None:
+    """The samples that a store was made from, to show; None if they cannot be loaded again.
 
     Raises:
-        DatasetError: if it was made from Python, or the dataset is not what it was.
+        DatasetError: if the dataset is there but not the one that the store was made from.
     """
     from gradstore.collect import Samples
 
     config: dict[str, Any] = store.spec.made_by.get("config") or {}
+    if not config.get("dataset"):
+        _log.warning("%s was collected from Python: the report shows no image of it", store.path)
+        return None
+    spec = DatasetSpec.model_validate(
+        {name: config[name] for name in DatasetSpec.model_fields if name in config}
+    )
     try:
-        spec = DatasetSpec.model_validate(
-            {name: config[name] for name in DatasetSpec.model_fields if name in config}
-        )
-    except ValidationError as error:
+        samples = Samples.from_spec(spec)
+    except GradstoreError as error:
+        _log.warning("the report shows no image of %s: %s", store.path, error)
+        return None
+    if list(samples.ids) != list(store.manifest.ids):
         raise DatasetError(
-            f"{store.path} does not say which dataset it was made from: it was collected from "
-            "Python. Query it from Python too: query.search and query.write_report."
-        ) from error
-    samples = Samples.from_spec(spec)
-    store.manifest.require_same(samples.manifest, store=str(store.path))
+            f"dataset {spec.dataset} is not what {store.path} was made from: its ids differ. "
+            "Restore the dataset, or collect it into a new store."
+        )
     return samples
 
 
-def _images(config: QueryConfig, store: Store) -> Samples:
-    from gradstore.collect import Samples, generate
+def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:
+    """Generate images into a folder, from which the query store can be shown again."""
+    from gradstore.collect import generate
 
-    if not config.generate:
-        return Samples.from_spec(config)
-    last = Path((config.checkpoints or [c.path for c in store.spec.checkpoints])[-1])
-    images = generate(last, config.generate, seed=config.generate_seed, device=config.device)
-    return Samples(images, ids=[f"generated-{number:04d}" for number in range(config.generate)])
+    if not folder.exists():
+        last = Path((config.checkpoints or [c.path for c in store.spec.checkpoints])[-1])
+        made = generate(last, config.generate, seed=config.generate_seed, device=config.device)
+        folder.mkdir()
+        for number, image in enumerate(made):
+            image.save(folder / f"generated-{number:04d}.png")
+    return DatasetSpec(dataset=str(folder.resolve()))

@@ -11,9 +11,16 @@ import click
 from gradstore import __version__
 from gradstore.config import CollectConfig, TrainConfig
 from gradstore.errors import GradstoreError, StoreError
-from indexer.config import IndexConfig
 from query.config import DemoConfig, QueryConfig
 from query.flags import flags, parse
+
+try:
+    from indexer.config import IndexConfig
+except ImportError as error:
+    sys.exit(
+        f"Error: {error}. Another package or folder called 'indexer' comes before gradstore's on "
+        "the path: rename it, or run from another folder."
+    )
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,10 +54,7 @@ def train(config: Path | None, **given: Any) -> None:
 
     folders = run(settings)
     click.echo(f"{len(folders)} checkpoints in {folders[0].parent}")
-    _next(
-        f"gradstore collect --dataset {settings.dataset} --checkpoints {folders[0].parent} "
-        f"--store {settings.out}/train.gradstore"
-    )
+    _next(f"gradstore collect {settings.out}/collect.yaml")
 
 
 @cli.command()
@@ -114,7 +118,7 @@ def info(store: str) -> None:
 def verify(store: str) -> None:
     """Check every byte of a store against its seals."""
     from gradstore import open_store
-    from gradstore import verify as check
+    from gradstore.verify import verify as check
 
     problems = [report for report in check(open_store(store)) if report.problem]
     for report in problems:

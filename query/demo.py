@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from gradstore.config import CollectConfig, DatasetSpec, TrainConfig
 from gradstore.errors import ConfigError
 from gradstore.spec import EventSpec, ProjectorSpec
 from indexer import build_index
-from query.ask import Result, write_answers
+from query.ask import Result, claim, write_answers
 from query.engine import collect_queries, search
 from query.report import Section
 
@@ -26,31 +24,39 @@ MEASURES = ("tracin", "retrac")
 def run(config: DemoConfig) -> Result:
     """Train, collect, index, generate, query, report; all of it under `config.out`.
 
+    Run again, it goes on where it stopped.
+
     Raises:
-        ConfigError: if `config.out` exists.
+        ConfigError: if `config.out` was made with other settings.
     """
     from gradstore.collect import (
         Samples,
         TrakProjector,
         collect,
+        find_checkpoints,
         generate,
         train,
     )
 
     out = Path(config.out)
-    if out.exists():
-        raise ConfigError(f"{out} exists; nothing was changed. Choose another --out or move it.")
-    out.mkdir(parents=True)
-    (out / "demo.yaml").write_text(yaml.safe_dump(config.model_dump(), sort_keys=False))
-    checkpoints = train(
-        TrainConfig(
-            dataset="digits",
-            out=str(out / "run"),
-            epochs=config.epochs,
-            checkpoint_every=config.epochs // CHECKPOINTS,
-            seed=config.seed,
+    claim(out, config, "demo.yaml")
+    run_folder = out / "run"
+    if not run_folder.exists():
+        train(
+            TrainConfig(
+                dataset="digits",
+                out=str(run_folder),
+                epochs=config.epochs,
+                checkpoint_every=config.epochs // CHECKPOINTS,
+                seed=config.seed,
+            )
         )
-    )[:CHECKPOINTS]
+    checkpoints = find_checkpoints(run_folder)[:CHECKPOINTS]
+    if len(checkpoints) < CHECKPOINTS:
+        raise ConfigError(
+            f"the training run in {run_folder} was cut off after {len(checkpoints)} checkpoints. "
+            f"Remove {run_folder} and run the demo again."
+        )
     settings = CollectConfig(
         dataset="digits",
         checkpoints=[str(folder) for folder in checkpoints],
@@ -70,7 +76,7 @@ def run(config: DemoConfig) -> Result:
         settings.store,
         projector=projector,
         memory=settings.memory,
-        config=settings.model_dump(mode="json"),
+        config=settings.recorded(),
     )
     indexes = [build_index(store, measure) for measure in MEASURES]
 

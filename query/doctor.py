@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, distributions, version
 from pathlib import Path
 from typing import Any
 
+_MEND = "Install what is missing with `pip install 'gradstore[cpu]'` (or [gpu])."
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -34,7 +36,6 @@ def examine() -> list[Finding]:
         *[_package(name) for name in ("torch", "diffusers", "traker", "zarr", "numpy")],
         *_devices(),
         *_faiss(),
-        _fast_jl(),
         *[_shadowed(name) for name in ("gradstore", "indexer", "query")],
     ]
 
@@ -47,9 +48,16 @@ def _package(name: str) -> Finding:
 
 
 def _devices() -> list[Finding]:
-    from gradstore.collect.devices import describe
-
-    return [Finding("device", text) for text in describe()]
+    try:
+        from gradstore.collect import devices
+    except ImportError as error:
+        return [
+            Finding("gradstore.collect", f"cannot be imported: {error}", good=False, mend=_MEND)
+        ]
+    return [
+        *[Finding("device", text) for text in devices.describe()],
+        Finding("fast_jl", devices.fast_jl()),
+    ]
 
 
 def _faiss() -> list[Finding]:
@@ -61,15 +69,11 @@ def _faiss() -> list[Finding]:
             "Keep exactly one: pip uninstall faiss-cpu faiss-gpu, then pip install 'gradstore[cpu]'"
         )
         return [Finding("faiss", found, good=False, mend=f"{mend} (or [gpu]).")]
-    from indexer.index import faiss_description
-
+    try:
+        from indexer.index import faiss_description
+    except ImportError as error:
+        return [Finding("indexer", f"cannot be imported: {error}", good=False, mend=_MEND)]
     return [Finding("faiss", f"{builds[0]} {version(builds[0])}, {faiss_description()}")]
-
-
-def _fast_jl() -> Finding:
-    from gradstore.collect.devices import fast_jl
-
-    return Finding("fast_jl", fast_jl())
 
 
 def _shadowed(name: str) -> Finding:

@@ -182,8 +182,8 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
     """Answers as a table: one row per query, measure, side and rank.
 
     Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
-    `sample_id`, `label`, `score` (float32), `timesteps` (of the sample's first slot, one per
-    checkpoint).
+    `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
+    checkpoint, then at the second, …).
     """
     import pyarrow as pa
 
@@ -219,5 +219,5 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
 
 
 def timesteps(store: Store) -> NDArray[np.int32]:
-    """Timesteps of every sample's first slot, int32 `[samples, checkpoints]`."""
-    return np.stack([store.column("timestep", k)[:, 0] for k in range(store.checkpoints)], axis=1)
+    """Timesteps of every sample, int32 `[samples, checkpoints × slots]`."""
+    return np.concatenate([store.column("timestep", k) for k in range(store.checkpoints)], axis=1)

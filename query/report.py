@@ -9,6 +9,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from gradstore import __version__
+from gradstore.errors import DatasetError
 from query.engine import labels, timesteps
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gradstore.collect import Samples
+    from gradstore.reader import Store
     from query.engine import Answer
 
 NAMES = {"tracin": "TracIn", "retrac": "ReTrac"}
@@ -29,22 +31,27 @@ class Section:
     Attributes:
         title: heading.
         answers: one per measure, all of the same queries.
-        images: the queries, in the order of their store.
+        images: the queries, in the order of their store; None to show none.
     """
 
     title: str
     answers: Sequence[Answer]
-    images: Samples
+    images: Samples | None
 
 
-def write_report(path: Path, title: str, sections: Sequence[Section], train: Samples) -> None:
+def write_report(
+    path: Path, title: str, sections: Sequence[Section], train: Samples | None
+) -> None:
     """Write the report of some answers.
 
     Args:
         path: the file to write.
         title: title of the page.
         sections: what to show.
-        train: the training samples, in the order of their store.
+        train: the training samples, in the order of their store; None to show none.
+
+    Raises:
+        DatasetError: if a sample to be shown is not what it was when its store was made.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -90,11 +97,12 @@ def summary(sections: Sequence[Section]) -> list[dict[str, str]]:
 
 
 def _queries(
-    section: Section, number: int, train: Samples, images: dict[str, str]
+    section: Section, number: int, train: Samples | None, images: dict[str, str]
 ) -> list[dict[str, Any]]:
     first = section.answers[0]
     query_labels, train_labels = labels(first.queries), labels(first.store)
     steps = timesteps(first.store)
+    replayed = first.store.layout.slots == 1
 
     def found(answer: Answer, side: str, query: int) -> list[dict[str, Any]]:
         ranking = answer.sides[side]
@@ -108,10 +116,10 @@ def _queries(
             shown.append(
                 {
                     "id": answer.store.manifest.ids[row],
-                    "image": _image(train, row, f"t{row}", images),
+                    "image": _image(train, answer.store, row, f"t{row}", images),
                     "label": train_labels[row] if train_labels else None,
                     "score": f"{score:.3g}",
-                    "timesteps": " ".join(map(str, steps[row].tolist())),
+                    "timesteps": " ".join(map(str, steps[row].tolist())) if replayed else "",
                     "kind": kind,
                 }
             )
@@ -121,7 +129,7 @@ def _queries(
         {
             "id": name,
             "label": query_labels[query] if query_labels else None,
-            "image": _image(section.images, query, f"q{number}-{query}", images),
+            "image": _image(section.images, first.queries, query, f"q{number}-{query}", images),
             "measures": [
                 {
                     "name": NAMES.get(answer.measure, answer.measure),
@@ -137,9 +145,18 @@ def _queries(
     ]
 
 
-def _image(samples: Samples, row: int, name: str, images: dict[str, str]) -> str:
+def _image(
+    samples: Samples | None, store: Store, row: int, name: str, images: dict[str, str]
+) -> str:
     """The CSS class that shows a sample; each image stands once in the page."""
+    if samples is None:
+        return ""
     if name not in images:
+        if samples[row].digest() != store.manifest.digests[row]:
+            raise DatasetError(
+                f"sample {store.manifest.ids[row]!r} is not what it was when {store.path} was "
+                "made. Restore the dataset, or collect it into a new store."
+            )
         image = samples.image(row)
         if image is None:
             return ""

@@ -10,13 +10,13 @@ import json
 import re
 from dataclasses import dataclass
 from hashlib import blake2b
+from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import diffusers
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
 
 from gradstore.collect.gradients import trainable
 from gradstore.errors import CheckpointError
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gradstore.spec import Identity
 
 RECORD_NAME = "checkpoint.json"
+_WEIGHTS = "diffusion_pytorch_model"
 
 
 class TrainingRecord(BaseModel):
@@ -38,14 +39,14 @@ class TrainingRecord(BaseModel):
         epoch: epochs trained so far.
         learning_rate_sum: sum of the learning rate over all visits of a sample so far. The
             difference between two checkpoints is the later one's weight η_k.
-        loss: the objective's distance, `l1` or `l2`.
+        loss: the objective's distance, `l1` or `l2`, if it was `DiffusionLoss`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epoch: int = Field(ge=0)
     learning_rate_sum: float = Field(ge=0, allow_inf_nan=False)
-    loss: str = Field(pattern="^(l1|l2)$")
+    loss: Literal["l1", "l2"] | None = None
 
     def save(self, folder: Path) -> None:
         """Write `checkpoint.json` into a checkpoint's folder."""
@@ -59,7 +60,7 @@ class Checkpoint:
     Attributes:
         path: its folder.
         model: the model, in `eval()` mode.
-        scheduler: its scheduler.
+        scheduler: its scheduler, or None.
         record: what the training run noted, if it did.
     """
 
@@ -76,14 +77,16 @@ class Checkpoint:
     def architecture(self) -> Identity:
         """Class, configuration, and the differentiated parameters' names, shapes and order."""
         shapes = [[name, list(p.shape)] for name, p in trainable(self.model).items()]
+        # Defaults are left out: an option that a later diffusers adds changes nothing.
+        defaults = signature(type(self.model).__init__).parameters
         config = {
             key: value
             for key, value in dict(getattr(self.model, "config", {})).items()
-            if not key.startswith("_")
+            if not key.startswith("_") and (key not in defaults or value != defaults[key].default)
         }
         return {
             "class": type(self.model).__name__,
-            "config": _digest([json.dumps(config, sort_keys=True, default=str).encode()]),
+            "config": json.loads(json.dumps(config, default=str)),
             "num_parameters": self.num_parameters,
             "parameters": _digest([json.dumps(shapes).encode()]),
         }
@@ -110,21 +113,25 @@ def _digest(parts: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
+def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     """Checkpoint folders, in order: those named, or all within a single folder that holds some.
 
+    Within a folder, the numbers in the names give the order.
+
     Raises:
-        CheckpointError: if one does not exist or is not a checkpoint.
+        CheckpointError: if one does not exist or is not a checkpoint, or the order is unclear.
     """
+    if isinstance(paths, str | Path):
+        paths = [paths]
     if not paths:
         raise CheckpointError("no checkpoint was given. Name at least one with --checkpoints.")
     folders = [Path(path) for path in paths]
     if len(folders) == 1 and folders[0].is_dir() and _model_folder(folders[0]) is None:
         inside = [folder for folder in folders[0].iterdir() if _model_folder(folder)]
         if not inside and (folders[0] / "checkpoints").is_dir():
-            return find_checkpoints([folders[0] / "checkpoints"])
+            return find_checkpoints(folders[0] / "checkpoints")
         if inside:
-            return sorted(inside, key=lambda f: [int(n) for n in re.findall(r"\d+", f.name)])
+            return _in_order(inside)
     for folder in folders:
         if not folder.exists():
             raise CheckpointError(
@@ -136,6 +143,17 @@ def find_checkpoints(paths: Sequence[str | Path]) -> list[Path]:
                 "transformer/config.json nor config.json. Save one with save_pretrained()."
             )
     return folders
+
+
+def _in_order(folders: list[Path]) -> list[Path]:
+    numbers = {folder: [int(n) for n in re.findall(r"\d+", folder.name)] for folder in folders}
+    for folder in folders:
+        if not numbers[folder] or list(numbers.values()).count(numbers[folder]) > 1:
+            raise CheckpointError(
+                f"the name of checkpoint {folder} does not say where it stands in training order. "
+                "Name all checkpoints, in order, with --checkpoints."
+            )
+    return sorted(folders, key=lambda folder: numbers[folder])
 
 
 def _model_folder(folder: Path) -> Path | None:
@@ -152,7 +170,7 @@ def load(folder: Path, *, scheduler: Any = None) -> Checkpoint:
 
     Args:
         folder: the checkpoint.
-        scheduler: what to use where the folder has no `scheduler/`.
+        scheduler: what to use where neither the folder nor the one around it has `scheduler/`.
 
     Raises:
         CheckpointError: if it is half-written, unreadable, or not of a class that diffusers has.
@@ -163,13 +181,10 @@ def load(folder: Path, *, scheduler: Any = None) -> Checkpoint:
         raise CheckpointError(f"checkpoint {folder} is not a diffusers folder.")
     model = _load_model(model_folder)
     model.eval()
-    if (folder / "scheduler" / "scheduler_config.json").is_file():
-        scheduler = _load_scheduler(folder / "scheduler")
-    elif scheduler is None:
-        raise CheckpointError(
-            f"checkpoint {folder} has no scheduler/scheduler_config.json. Save the whole pipeline, "
-            "or pass scheduler= to collect()."
-        )
+    # diffusers' own training scripts save checkpoint-500/unet beside the run's scheduler/.
+    for place in (folder / "scheduler", folder.parent / "scheduler"):
+        if scheduler is None and (place / "scheduler_config.json").is_file():
+            scheduler = _load_scheduler(place)
     return Checkpoint(folder, model, scheduler, _load_record(folder))
 
 
@@ -192,7 +207,7 @@ def _diffusers_class(file: Path, base: type) -> Any:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise CheckpointError(
             f"{file} names class {name!r}, which diffusers {diffusers.__version__} does not have "
-            f"as a {base.__name__}. Install the diffusers that saved it, or pass a loaded model."
+            f"as a {base.__name__}. Install the diffusers that saved it."
         )
     return found
 
@@ -203,23 +218,28 @@ def _load_model(folder: Path) -> nn.Module:
         f"The checkpoint {folder} is damaged or half-written; restore it or leave it out of "
         "--checkpoints."
     )
-    weights = [f.name for f in folder.iterdir() if f.suffix in {".safetensors", ".bin"}]
-    if not weights:
+    safe, pickled = (
+        any((folder / f"{_WEIGHTS}.{suffix}{index}").is_file() for index in ("", ".index.json"))
+        for suffix in ("safetensors", "bin")
+    )
+    if not safe and not pickled:
         raise CheckpointError(
-            f"{folder} has no weights: no .safetensors or .bin file beside config.json. {damaged}"
+            f"{folder} has no weights: no {_WEIGHTS}.safetensors or .bin beside config.json (a "
+            f"variant such as {_WEIGHTS}.fp16.safetensors is not read). {damaged}"
         )
     try:
         model, info = found.from_pretrained(
             folder,
-            use_safetensors=any(name.endswith(".safetensors") for name in weights),
+            # Without safetensors, diffusers reads .bin by torch.load(weights_only=True).
+            use_safetensors=safe,
             local_files_only=True,
             low_cpu_mem_usage=False,
             output_loading_info=True,
             torch_dtype=torch.float32,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-        raise CheckpointError(f"{folder} cannot be loaded: {reason} {damaged}") from error
+    except Exception as error:  # whatever a foreign file makes diffusers raise
+        reason = " ".join((str(error) or repr(error)).split())
+        raise CheckpointError(f"{folder} cannot be loaded: {reason[:300]} {damaged}") from error
     wrong = {
         what: info[what]
         for what in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -236,7 +256,13 @@ def _load_model(folder: Path) -> nn.Module:
 
 def _load_scheduler(folder: Path) -> Any:
     found = _diffusers_class(folder / "scheduler_config.json", diffusers.SchedulerMixin)
-    return found.from_config(_config(folder / "scheduler_config.json"))
+    try:
+        return found.from_config(_config(folder / "scheduler_config.json"))
+    except Exception as error:
+        raise CheckpointError(
+            f"{folder}/scheduler_config.json does not describe a {found.__name__}: {error!r}. "
+            "Restore it from the training run."
+        ) from error
 
 
 def _load_record(folder: Path) -> TrainingRecord | None:

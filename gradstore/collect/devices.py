@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
+
+from gradstore.errors import ConfigError
+
+
+def choose(device: str | torch.device | None) -> torch.device:
+    """The device asked for; by default cuda (of torchrun's LOCAL_RANK) if there is one, else cpu.
+
+    Raises:
+        ConfigError: if torch does not know the device or cannot use it.
+    """
+    if device is None:
+        rank = os.environ.get("LOCAL_RANK", "0")
+        device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]} `gradstore "
+            "doctor` lists what there is."
+        ) from error
+    return chosen
 
 
 def describe() -> list[str]:

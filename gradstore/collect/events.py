@@ -61,6 +61,9 @@ class EventPlan(Protocol):
     def identity(self) -> Identity:
         """What identifies the events, as JSON."""
 
+    def require(self, ids: Sequence[str]) -> None:
+        """Raise `DatasetError` unless every sample has its events, before anything long starts."""
+
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
         """The events of samples `ids` at a checkpoint."""
 
@@ -88,6 +91,9 @@ class PlannedEvents:
             "seed": self.spec.event_seed,
         }
 
+    def require(self, ids: Sequence[str]) -> None:
+        """Every sample has them."""
+
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
         """The same timesteps for every sample, each with its own noises."""
         keys = [
@@ -108,9 +114,16 @@ class ReplayedEvents:
 
     slots = 1
 
-    def __init__(self, checkpoints: Sequence[Path]) -> None:
+    def __init__(self, checkpoints: Sequence[Path], num_train_timesteps: int) -> None:
         self._files = [folder / FILE_NAME for folder in checkpoints]
         self._recorded = [_read(file) for file in self._files]
+        for file, recorded in zip(self._files, self._recorded, strict=True):
+            for name, (timestep, _) in recorded.items():
+                if not 0 <= timestep < num_train_timesteps:
+                    raise CheckpointError(
+                        f"{file}: sample {name!r} has timestep {timestep}, but the scheduler has "
+                        f"0 … {num_train_timesteps - 1}. Restore the file, or use --events planned."
+                    )
 
     def identity(self) -> Identity:
         """Kind and a digest of the recorded events of each checkpoint."""
@@ -122,20 +135,20 @@ class ReplayedEvents:
             ],
         }
 
-    def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
-        """Each sample's recorded timestep and noise key.
+    def require(self, ids: Sequence[str]) -> None:
+        """Raise `DatasetError` if a sample was not part of the training run."""
+        for file, recorded in zip(self._files, self._recorded, strict=True):
+            for name in ids:
+                if name not in recorded:
+                    raise DatasetError(
+                        f"sample {name!r} has no event in {file}, which holds {len(recorded)}: "
+                        "the training run did not see it. Collect the dataset that was trained "
+                        "on, or use --events planned."
+                    )
 
-        Raises:
-            DatasetError: if a sample was not part of the training run.
-        """
+    def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
+        """Each sample's recorded timestep and noise key."""
         recorded = self._recorded[checkpoint]
-        for name in ids:
-            if name not in recorded:
-                raise DatasetError(
-                    f"sample {name!r} has no event in {self._files[checkpoint]}, which holds "
-                    f"{len(recorded)}: the training run did not see it. Collect the dataset that "
-                    "was trained on, or use --events planned."
-                )
         pairs = [recorded[name] for name in ids]
         return Events(
             np.array([[timestep] for timestep, _ in pairs], dtype=np.int64),

@@ -21,12 +21,19 @@ class Task(NamedTuple):
 class Executor(Protocol):
     """Runs tasks. They are independent and idempotent: any order, any process, twice if need be."""
 
+    def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """Which of all tasks are this executor's. Of the tasks alone, not of what is done yet."""
+
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
-        """Do this executor's share of `tasks` by calling `work` on each."""
+        """Call `work` on each of `tasks`, which are of its share."""
 
 
 class InProcess:
     """All tasks, one after the other, here."""
+
+    def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """All of them."""
+        return tasks
 
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
         """See `Executor`."""
@@ -34,7 +41,7 @@ class InProcess:
             work(task)
 
 
-class ByRank:
+class ByRank(InProcess):
     """This process's part of the tasks among `world_size`, without talking to the others."""
 
     def __init__(self, rank: int, world_size: int) -> None:
@@ -46,12 +53,11 @@ class ByRank:
         self.rank = rank
         self.world_size = world_size
 
-    def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
-        """See `Executor`. Parts are contiguous, so that each process loads few checkpoints."""
+    def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """A contiguous part, so that each process loads few checkpoints."""
         first = len(tasks) * self.rank // self.world_size
         last = len(tasks) * (self.rank + 1) // self.world_size
-        for task in tasks[first:last]:
-            work(task)
+        return tasks[first:last]
 
 
 def from_environment() -> Executor:

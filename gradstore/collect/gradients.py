@@ -48,13 +48,18 @@ class LoopEngine:
         self._objective = objective
         self._parameters = trainable(model)
 
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        # On copies of the buffers: a model that counts its calls must not change the next row.
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        return functional_call(self._model, buffers, args, kwargs)
+
     def __call__(self, batch: Batch) -> tuple[Tensor, Iterator[tuple[int, Tensor]]]:
         """See `GradientEngine`."""
         losses, rows = [], []
         for row in range(len(batch)):
             draws = batch.noise.shape[1]
             loss = self._objective.losses(
-                self._model,
+                self._call,
                 batch.inputs[row].expand(draws, *batch.inputs.shape[1:]),
                 batch.timesteps[row].expand(draws),
                 batch.noise[row],

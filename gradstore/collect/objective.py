@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from gradstore.errors import CheckpointError, DatasetError
+from gradstore.errors import CheckpointError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -78,28 +78,37 @@ class DiffusionLoss:
     """
 
     def __init__(self, scheduler: Any, loss: str = "l2") -> None:
-        self.prediction_type = str(scheduler.config.prediction_type)
-        if self.prediction_type not in {"epsilon", "sample", "v_prediction"}:
+        predicted = getattr(scheduler.config, "prediction_type", None)
+        known = predicted in {"epsilon", "sample", "v_prediction"}
+        if not known or not hasattr(scheduler, "alphas_cumprod"):
             raise CheckpointError(
-                f"the scheduler predicts {self.prediction_type!r}; DiffusionLoss knows epsilon, "
-                "sample and v_prediction. Pass an objective of your own to collect()."
+                f"{type(scheduler).__name__} (prediction_type {predicted!r}) is not a scheduler "
+                "that DiffusionLoss knows: one with alphas_cumprod that predicts epsilon, sample "
+                "or v_prediction. Pass an objective of your own to collect()."
             )
+        if loss not in {"l1", "l2"}:
+            raise ConfigError(f"there is no loss {loss!r}; use 'l1' or 'l2'.")
+        self.prediction_type = str(predicted)
         self.loss = loss
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
         self._alphas_cumprod = scheduler.alphas_cumprod.to(torch.float64)
+        betas = scheduler.config.get("trained_betas")
+        self._noise_levels: Identity = {
+            "beta_schedule": scheduler.config.get("beta_schedule"),
+            "beta_start": scheduler.config.get("beta_start"),
+            "beta_end": scheduler.config.get("beta_end"),
+            "trained_betas": None if betas is None else [float(beta) for beta in betas],
+            "rescale_betas_zero_snr": bool(scheduler.config.get("rescale_betas_zero_snr")),
+        }
 
     def identity(self) -> Identity:
-        """Loss, target, and the noise levels that the scheduler amounts to."""
-        from hashlib import blake2b
-
-        # The float32 values that training used: rounding to 7 digits forgives the last bits.
-        levels = "\n".join(f"{level:.7e}" for level in self._alphas_cumprod.tolist())
+        """Loss, target, and what defines the scheduler's noise levels."""
         return {
             "name": "diffusion",
             "loss": self.loss,
             "prediction_type": self.prediction_type,
             "num_train_timesteps": self.num_train_timesteps,
-            "noise_levels": blake2b(levels.encode(), digest_size=16).hexdigest(),
+            **self._noise_levels,
         }
 
     def losses(
@@ -122,15 +131,33 @@ class DiffusionLoss:
         else:
             target = signal * noise - spread * inputs
         output = model(noisy, timesteps, **conditions)
-        error = (output.sample if hasattr(output, "sample") else output) - target
+        predicted = output.sample if hasattr(output, "sample") else output
+        if predicted.shape != target.shape:
+            raise CheckpointError(
+                f"the model predicts {tuple(predicted.shape[1:])} for samples of "
+                f"{tuple(target.shape[1:])}: it is not a plain denoiser (a learned variance?). "
+                "Pass an objective of your own to collect()."
+            )
+        error = predicted - target
         distance: Tensor = error.abs() if self.loss == "l1" else error.square()
         return distance.flatten(1).mean(1)
+
+
+def class_count(model: Any) -> int | None:
+    """How many classes a diffusers model is conditioned on; None if it is not."""
+    config = getattr(model, "config", None)
+    for name in ("num_class_embeds", "num_embeds_ada_norm"):
+        count = getattr(config, name, None)
+        if isinstance(count, int):
+            return count
+    return None
 
 
 def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
     """Raise `DatasetError` unless a diffusers image model takes samples of `shape`.
 
-    Models without `in_channels` in their configuration are not checked.
+    Models without `in_channels` in their configuration, and samples that are not images, are not
+    checked: what an objective of one's own makes of them is its business.
     """
     config = getattr(model, "config", None)
     channels = getattr(config, "in_channels", None)
@@ -147,7 +174,8 @@ def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         if shape[1:] != (height, width):
+            mend = f"Resize with --size {width}." if height == width else "Resize them first."
             raise DatasetError(
                 f"sample {name!r} is {shape[2]}×{shape[1]} pixels, the model takes "
-                f"{width}×{height}. Resize with --size {width}."
+                f"{width}×{height}. {mend}"
             )

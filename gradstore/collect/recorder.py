@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Recorder:
         ids: Sequence[str],
         epoch: int,
         learning_rate_sum: float,
-        loss: str,
+        loss: Literal["l1", "l2"] | None = None,
     ) -> None:
         """Write the events of an epoch, and the checkpoint's record, into a checkpoint's folder.
 
@@ -69,7 +69,7 @@ class Recorder:
             ids: all samples of the training set.
             epoch: the epoch that ends with this checkpoint.
             learning_rate_sum: sum of the learning rate over all epochs so far.
-            loss: `l1` or `l2`.
+            loss: `l1` or `l2`; None for an objective of your own.
         """
         drawn = [self.event(name, epoch) for name in ids]
         events.save(folder, ids, [t for t, _ in drawn], [key for _, key in drawn])

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from gradstore import __version__
 from gradstore.collect import checkpoints as ckpt
-from gradstore.collect import projectors
+from gradstore.collect import devices, projectors
 from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents
 from gradstore.collect.executor import Executor, Task, from_environment
-from gradstore.collect.gradients import GradientEngine, VmapEngine
+from gradstore.collect.gradients import GradientEngine, VmapEngine, trainable
 from gradstore.collect.samples import Samples
 from gradstore.collect.survey import survey
-from gradstore.collect.worker import Worker
-from gradstore.errors import StoreError
+from gradstore.collect.worker import LoadedCheckpoint, Worker, check_sample, rehearse
+from gradstore.errors import ConfigError, StoreError
 from gradstore.fingerprint import COMPARED, fingerprint, require_same
 from gradstore.layout import Layout
 from gradstore.progress import progress
@@ -30,21 +27,21 @@ from gradstore.writer import create, refuse_existing
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import torch
+
     from gradstore.collect.objective import Objective
     from gradstore.collect.projectors import Projector
     from gradstore.config import CollectConfig
     from gradstore.manifest import Manifest
 
-_log = logging.getLogger("gradstore")
-
 
 def collect(
     dataset: Any,
-    checkpoints: Sequence[str | Path],
+    checkpoints: str | Path | Sequence[str | Path],
     store: str | Path,
     *,
     objective: Objective | str | None = None,
-    events: EventSpec | EventPlan | None = None,
+    events: EventSpec | EventPlan | str = "replayed",
     projector: ProjectorSpec | Projector | None = None,
     etas: Sequence[float] | None = None,
     scheduler: Any = None,
@@ -68,7 +65,8 @@ def collect(
         store: the store to make, or to go on with.
         objective: an objective, or the loss of `DiffusionLoss`: `l1` or `l2`. By default what the
             checkpoints recorded, else `l2`.
-        events: which events become rows; by default those that the training run recorded.
+        events: which events become rows: `replayed` (as the training run recorded them),
+            `planned` (10 timesteps, one noise each), an `EventSpec`, or a plan of your own.
         projector: how gradients become directions; by default TRAK's, to 4,096 dimensions.
         etas: weight η_k of each checkpoint; by default as recorded, else 1.
         scheduler: for checkpoints that hold none.
@@ -93,17 +91,21 @@ def collect(
     if path.exists() and not looks_like_store(path):
         refuse_existing(path)
     samples = Samples.of(dataset)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = devices.choose(device)
     folders = ckpt.find_checkpoints(checkpoints)
-    found = survey(folders, samples, objective=objective, scheduler=scheduler, etas=etas)
-    plan = _event_plan(events or EventSpec(), folders, found.objective)
+    found = survey(folders, objective=objective, scheduler=scheduler, etas=etas)
+    plan = _event_plan(events, folders, found.objective)
+    plan.require(samples.ids)
+    first = samples[0]
+    manifest = samples.scan(lambda sample: check_sample(sample, found.model, first))
     projector = projector or ProjectorSpec()
     chosen = projectors.from_spec(projector) if isinstance(projector, ProjectorSpec) else projector
+    num_parameters = sum(p.numel() for p in trainable(found.model).values())
     identity: Identity = {
         "model": found.architecture,
         "checkpoints": [{"weights": digest} for digest in found.weights],
         "objective": found.objective.identity(),
-        "projector": chosen.identity(found.num_parameters),
+        "projector": chosen.identity(num_parameters),
         "events": plan.identity(),
         "storage": {"dtype": dtype},
     }
@@ -116,7 +118,7 @@ def collect(
             sections=COMPARED,
         )
     layout = Layout.choose(
-        len(samples), plan.slots, chosen.dim(found.num_parameters), dtype, shard_samples
+        len(samples), plan.slots, chosen.dim(num_parameters), dtype, shard_samples
     )
     spec = StoreSpec(
         fingerprint=fingerprint(identity),
@@ -125,28 +127,32 @@ def collect(
         checkpoints=found.checkpoints,
         made_by={"versions": versions(), "device": device.type, "config": config or {}},
     )
-    target = _open_or_create(path, spec, samples.manifest)
-    tasks = [Task(*pair) for pair in target.missing()]
-    if not tasks:
-        _log.info("%s is complete: nothing to do", path)
-        return open_store(path)
+
+    def load(number: int) -> LoadedCheckpoint:
+        return LoadedCheckpoint(folders[number], found.objective, engine, device)
+
+    if not path.exists():
+        rehearse(load(0), samples, plan)
+    target = _open_or_create(path, spec, manifest)
+    layout = target.layout
+    executor = executor or from_environment()
+    every = [Task(k, shard) for k in range(target.checkpoints) for shard in range(layout.shards)]
+    missing = set(target.missing())
+    tasks = [task for task in executor.share(every) if task in missing]
     worker = Worker(
-        store=target,
-        samples=samples,
-        folders=folders,
-        objective=found.objective,
-        plan=plan,
-        projector=chosen,
-        scheduler=scheduler,
+        target,
+        samples,
+        plan,
+        chosen,
+        load,
         batch_size=batch_size,
         memory=int(memory * 2**30),
         device=device,
-        engine=engine,
     )
-    spans = [target.layout.span(task.shard) for task in tasks]
+    spans = [layout.span(task.shard) for task in tasks]
     total = sum(stop - start for start, stop in spans) * layout.slots
     with progress(total, f"collecting {path.name}", "rows") as worker.bar:
-        (executor or from_environment()).run(tasks, worker)
+        executor.run(tasks, worker)
     return open_store(path)
 
 
@@ -171,7 +177,7 @@ def collect_config(config: CollectConfig, *, executor: Executor | None = None) -
         shard_samples=config.shard_samples,
         device=config.device,
         executor=executor,
-        config=config.model_dump(mode="json"),
+        config=config.recorded(),
     )
 
 
@@ -186,12 +192,16 @@ def versions() -> dict[str, str]:
 
 
 def _event_plan(
-    events: EventSpec | EventPlan, folders: Sequence[Path], objective: Objective
+    events: EventSpec | EventPlan | str, folders: Sequence[Path], objective: Objective
 ) -> EventPlan:
+    if isinstance(events, str):
+        if events not in {"replayed", "planned"}:
+            raise ConfigError(f"there are no events {events!r}; use 'replayed' or 'planned'.")
+        events = EventSpec.model_validate({"events": events})
     if not isinstance(events, EventSpec):
         return events
     if events.events == "replayed":
-        return ReplayedEvents(folders)
+        return ReplayedEvents(folders, objective.num_train_timesteps)
     return PlannedEvents(events, objective.num_train_timesteps)
 
 
@@ -214,4 +224,10 @@ def _open_or_create(path: Path, spec: StoreSpec, manifest: Manifest) -> Store:
         "another --store; nothing was changed",
     )
     store.manifest.require_same(manifest, store=str(path))
+    etas = [checkpoint.eta for checkpoint in spec.checkpoints]
+    if store.etas != etas:
+        raise ConfigError(
+            f"{path} has checkpoint weights {store.etas}, not {etas}. Weigh anew when searching "
+            "(indexer.build_index(etas=...)), or collect into another --store."
+        )
     return store

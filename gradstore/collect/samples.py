@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from gradstore.manifest import Manifest, check_ids
 from gradstore.progress import track
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -27,8 +28,51 @@ _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
+@dataclass(frozen=True)
+class Sample:
+    """One sample, read.
+
+    Attributes:
+        name: its id.
+        tensor: what the model sees, float32; images in −1 … 1, `[channels, height, width]`.
+        picture: the image to look at, where it came as one.
+        label: its label as the dataset has it, if it has one.
+        conditions: further inputs of the model by keyword.
+        columns: all the columns of the item.
+    """
+
+    name: str
+    tensor: Tensor
+    picture: Image.Image | None
+    label: Any
+    conditions: dict[str, Tensor]
+    columns: Mapping[str, Any]
+
+    def class_label(self, classes: int) -> Tensor:
+        """The label as a class number, for models that are conditioned on one.
+
+        Raises:
+            DatasetError: if there is no label in 0 … classes − 1.
+        """
+        if not isinstance(self.label, int) or not 0 <= self.label < classes:
+            raise DatasetError(
+                f"sample {self.name!r} has label {self.label!r}, but the model is conditioned on "
+                f"class numbers 0 … {classes - 1}. Name the right column with --label-column."
+            )
+        return torch.tensor(self.label)
+
+    def digest(self) -> str:
+        """Hash of all that the model may see of it."""
+        digest = blake2b(repr(self.label).encode(), digest_size=16)
+        for name, tensor in {"": self.tensor, **self.conditions}.items():
+            array = np.ascontiguousarray(tensor.numpy())
+            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+
 class Samples:
-    """A dataset as gradstore sees it: for each sample an id, a tensor, conditions, metadata.
+    """A dataset as gradstore sees it: samples with stable ids, in order.
 
     Takes a `datasets.Dataset`, any map-style `torch.utils.data.Dataset`, or a sequence. An item is
     an image (PIL, or a float tensor as the model sees it, `[channels, height, width]` for images),
@@ -66,27 +110,32 @@ class Samples:
         self._dataset = dataset
         self._size = size
         self._mode = mode
-        length = len(dataset) if limit is None else min(limit, len(dataset))
+        self._manifest: Manifest | None = None
+        length = _length(dataset)
+        if ids is not None and len(ids) != length:
+            raise DatasetError(f"{len(ids)} ids were given for {length} samples")
+        length = length if limit is None else min(limit, length)
         if length == 0:
             check_ids([])
-        first = _columns(dataset[0])
+        first = self._item(0, "0")
         self._image_column = _find(first, image_column, _IMAGE_COLUMNS, "image")
         self._label_column = (
             _find(first, label_column, _LABEL_COLUMNS, "label")
             if label_column is not None or any(name in first for name in _LABEL_COLUMNS)
             else None
         )
-        self._metadata_columns = tuple(metadata_columns)
+        self._metadata_columns = [c for c in metadata_columns if c != self._label_column]
         for name in (*metadata_columns, *([id_column] if id_column else [])):
             _find(first, name, (), "metadata")
         if ids is not None:
             self.ids = list(ids)[:length]
         elif id_column is not None:
-            self.ids = [str(_plain(value)) for value in self._column(id_column, length)]
+            self.ids = [
+                str(_plain(value, str(row)))
+                for row, value in enumerate(self._column(id_column, length))
+            ]
         else:
             self.ids = [str(row) for row in range(length)]
-        if len(self.ids) != length:
-            raise DatasetError(f"{len(self.ids)} ids were given for {length} samples")
         check_ids(self.ids)
 
     @classmethod
@@ -117,26 +166,50 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def _column(self, name: str, length: int) -> list[Any]:
-        if hasattr(self._dataset, "select_columns"):  # datasets.Dataset: decode nothing else
-            return list(self._dataset.select_columns([name])[:length][name])
-        return [_columns(self._dataset[row])[name] for row in range(length)]
+    def __getitem__(self, row: int) -> Sample:
+        """Read a sample.
 
-    def _item(self, row: int) -> dict[str, Any]:
+        Raises:
+            DatasetError: if it cannot be read, or is neither an image nor an array.
+        """
+        name = self.ids[row]
+        item = self._item(row, name)
+        value = item[self._image_column]
+        picture = self._converted(value) if isinstance(value, Image.Image) else None
+        given = item.get("conditions")
+        return Sample(
+            name=name,
+            tensor=_tensor(value, name) if picture is None else _image_tensor(picture, name),
+            picture=picture,
+            label=_plain(item.get(self._label_column), name) if self._label_column else None,
+            conditions={key: torch.as_tensor(condition) for key, condition in given.items()}
+            if isinstance(given, Mapping)
+            else {},
+            columns=item,
+        )
+
+    def _item(self, row: int, name: str) -> Mapping[str, Any]:
         try:
             return _columns(self._dataset[row])
         except (OSError, UnidentifiedImageError) as error:
             raise DatasetError(
-                f"sample {self.ids[row]!r} cannot be read: {error}. Repair or remove it."
+                f"sample {name!r} cannot be read: {error}. Repair or remove it."
             ) from error
+        except (KeyError, TypeError) as error:
+            raise DatasetError(
+                f"a {type(self._dataset).__name__} cannot be indexed by row number ({error!r}). "
+                "Give one split of a map-style dataset."
+            ) from error
+
+    def _column(self, name: str, length: int) -> list[Any]:
+        if hasattr(self._dataset, "select_columns"):  # datasets.Dataset: decode nothing else
+            return list(self._dataset.select_columns([name])[:length][name])
+        return [self._item(row, str(row))[name] for row in range(length)]
 
     def image(self, row: int) -> Image.Image | None:
         """The sample as an image to look at, or None if it is not one."""
-        value = self._item(row)[self._image_column]
-        if isinstance(value, Image.Image):
-            return self._converted(value)
-        array = _tensor(value, self.ids[row])
-        return to_image(array)
+        sample = self[row]
+        return to_image(sample.tensor) if sample.picture is None else sample.picture.copy()
 
     def _converted(self, image: Image.Image) -> Image.Image:
         if self._mode is not None and image.mode != self._mode:
@@ -145,66 +218,40 @@ class Samples:
             image = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
         return image
 
-    def tensor(self, row: int) -> Tensor:
-        """The sample as the model sees it, float32; images in −1 … 1 `[channels, height, width]`.
-
-        Raises:
-            DatasetError: if the sample is neither an image nor an array.
-        """
-        value = self._item(row)[self._image_column]
-        if isinstance(value, Image.Image):
-            return _image_tensor(self._converted(value), self.ids[row])
-        return _tensor(value, self.ids[row])
-
-    def conditions(self, row: int) -> dict[str, Tensor]:
-        """Further inputs of the model by keyword: the mapping in column `conditions`, if any."""
-        given: Mapping[str, Any] = self._item(row).get("conditions") or {}
-        return {name: torch.as_tensor(value) for name, value in given.items()}
-
-    def class_label(self, row: int) -> Tensor:
-        """The label as a class number, for models that are conditioned on one.
-
-        Raises:
-            DatasetError: if there is no integer label.
-        """
-        label = self._item(row).get(self._label_column) if self._label_column else None
-        label = _plain(label)
-        if not isinstance(label, int):
-            raise DatasetError(
-                f"sample {self.ids[row]!r} has label {label!r}, but the model is conditioned on "
-                "class numbers. Name an integer column with --label-column."
-            )
-        return torch.tensor(label)
-
-    @cached_property
+    @property
     def manifest(self) -> Manifest:
-        """Ids, digests and metadata; reads every sample once."""
+        """Ids, digests and metadata; reads every sample the first time."""
+        return self._manifest or self.scan(lambda _: None)
+
+    def scan(self, check: Callable[[Sample], None]) -> Manifest:
+        """Read every sample once, check it, and return ids, digests and metadata.
+
+        Raises:
+            DatasetError: if a sample cannot be read.
+        """
         digests = []
         metadata: dict[str, list[Any]] = {name: [] for name in self._metadata_columns}
         if self._label_column is not None:
             metadata["label"] = []
         for row in track(range(len(self)), "reading the dataset", "samples"):
-            item = self._item(row)
-            digests.append(self._digest(row))
+            sample = self[row]
+            check(sample)
+            digests.append(sample.digest())
             for name in self._metadata_columns:
-                metadata[name].append(_plain(item[name]))
+                metadata[name].append(_plain(sample.columns.get(name), sample.name))
             if self._label_column is not None:
-                metadata["label"].append(self._label_name(_plain(item[self._label_column])))
-        return Manifest(self.ids, digests, metadata)
+                metadata["label"].append(self._label_name(sample.label))
+        self._manifest = Manifest(self.ids, digests, metadata)
+        return self._manifest
 
-    def _label_name(self, label: Any) -> str:
-        feature = getattr(self._dataset, "features", {}).get(self._label_column)
+    def _label_name(self, label: Any) -> str | None:
+        """A label as people know it; None for what the hub's datasets call −1, no label."""
+        features = getattr(self._dataset, "features", None)
+        feature = features.get(self._label_column) if isinstance(features, Mapping) else None
         names = getattr(feature, "names", None)
-        return str(names[label]) if names and isinstance(label, int) else str(label)
-
-    def _digest(self, row: int) -> str:
-        digest = blake2b(digest_size=16)
-        tensors = {"": self.tensor(row), **self.conditions(row)}
-        for name, tensor in tensors.items():
-            array = tensor.numpy()
-            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
-            digest.update(np.ascontiguousarray(array).data)
-        return digest.hexdigest()
+        if names and isinstance(label, int):
+            return str(names[label]) if 0 <= label < len(names) else None
+        return None if label is None else str(label)
 
 
 def to_image(tensor: Tensor) -> Image.Image | None:
@@ -265,8 +312,28 @@ def _find(columns: Mapping[str, Any], wanted: str | None, usual: Sequence[str], 
     )
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor | np.generic) else value
+def _length(dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except TypeError as error:
+        raise DatasetError(
+            f"a {type(dataset).__name__} has no length: give a map-style dataset, whose samples "
+            "can be read again by number (an iterable one cannot)."
+        ) from error
+
+
+def _plain(value: Any, name: str) -> Any:
+    """A label or metadata value as plain Python."""
+    if isinstance(value, torch.Tensor):
+        value = value.numpy(force=True)
+    if isinstance(value, np.ndarray | np.generic):
+        if value.size != 1:
+            raise DatasetError(
+                f"sample {name!r} has a label or metadata of shape {tuple(value.shape)}: one "
+                "number or text per sample is wanted. Use --label-column or leave it out."
+            )
+        return value.item()
+    return value
 
 
 def _load(spec: DatasetSpec) -> tuple[Any, list[str] | None]:
@@ -275,7 +342,7 @@ def _load(spec: DatasetSpec) -> tuple[Any, list[str] | None]:
     if spec.dataset.startswith("hf://"):
         return _hub(spec.dataset.removeprefix("hf://"), spec.split), None
     path = Path(spec.dataset)
-    if path.is_dir():
+    if spec.dataset and path.is_dir():
         return _folder(path)
     if path.suffix == ".parquet" and path.is_file():
         return _parquet(path, spec.image_column), None

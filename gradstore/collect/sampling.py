@@ -5,15 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers import DDIMPipeline
+from diffusers import DDIMPipeline, UNet2DModel
 
+from gradstore.collect import devices
 from gradstore.collect.checkpoints import load
 from gradstore.errors import CheckpointError
+from gradstore.progress import progress
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from PIL.Image import Image
+
+_BATCH = 32
+_OWN_CODE = "Generate images with your own code and query with them as a folder."
 
 
 def generate(
@@ -32,14 +37,23 @@ def generate(
         CheckpointError: if the checkpoint cannot be loaded or wants conditions.
     """
     loaded = load(checkpoint)
-    if getattr(loaded.model.config, "num_class_embeds", None) is not None:
+    model, scheduler = loaded.model, loaded.scheduler
+    if not isinstance(model, UNet2DModel) or model.config.sample_size is None or not scheduler:
         raise CheckpointError(
-            f"checkpoint {checkpoint} is conditioned on classes: generate images with your own "
-            "code and query with them as a folder."
+            f"checkpoint {checkpoint} is not a UNet2DModel with a scheduler and a sample_size. "
+            f"{_OWN_CODE}"
         )
-    pipeline = DDIMPipeline(loaded.model, loaded.scheduler)
-    pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    pipeline.set_progress_bar_config(desc="generating", delay=1)
+    if model.config.num_class_embeds is not None:
+        raise CheckpointError(f"checkpoint {checkpoint} is conditioned on classes. {_OWN_CODE}")
+    pipeline = DDIMPipeline(model, scheduler)
+    pipeline.to(devices.choose(device))
+    pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(seed)
-    output = pipeline(batch_size=count, generator=generator, num_inference_steps=steps)
-    return list(output.images)
+    images: list[Image] = []
+    with progress(count, "generating", "images") as bar:
+        while len(images) < count:
+            batch = min(_BATCH, count - len(images))
+            output = pipeline(batch_size=batch, generator=generator, num_inference_steps=steps)
+            images += output.images
+            bar.update(batch)
+    return images

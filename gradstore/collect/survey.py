@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 from gradstore.collect import checkpoints as ckpt
-from gradstore.collect.objective import DiffusionLoss, Objective, check_fits
+from gradstore.collect.objective import DiffusionLoss, Objective
 from gradstore.errors import CheckpointError, ConfigError
+from gradstore.fingerprint import differences
 from gradstore.spec import CheckpointSpec, Identity
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
-
-    from gradstore.collect.samples import Samples
 
 _log = logging.getLogger("gradstore")
 
@@ -25,54 +25,62 @@ class Survey:
     """What a store needs to know of its checkpoints.
 
     Attributes:
+        model: the first checkpoint's model.
         objective: what is differentiated.
         architecture: identity of the model's class and parameters, the same for all.
-        num_parameters: length of a gradient.
         weights: digest of each checkpoint's weights.
         checkpoints: where each is, and its weight η_k.
     """
 
+    model: Any
     objective: Objective
     architecture: Identity
-    num_parameters: int
     weights: list[str]
     checkpoints: list[CheckpointSpec]
 
 
 def survey(
     folders: Sequence[Path],
-    samples: Samples,
     *,
     objective: Objective | str | None,
     scheduler: Any,
     etas: Sequence[float] | None,
 ) -> Survey:
-    """Load each checkpoint once, and check that they belong together and fit the samples.
+    """Load each checkpoint once, and check that they belong together.
 
     Raises:
         CheckpointError: if one cannot be loaded, or differs from the first in more than weights.
         ConfigError: if there is not one eta for each.
-        DatasetError: if the model does not take the first sample.
     """
-    if etas is not None and len(etas) != len(folders):
+    if etas is not None and (
+        len(etas) != len(folders) or not all(isfinite(eta) and eta >= 0 for eta in etas)
+    ):
         raise ConfigError(
-            f"{len(etas)} etas were given for {len(folders)} checkpoints. Give one for each."
+            f"etas are {list(etas)} for {len(folders)} checkpoints. Give one finite number ≥ 0 "
+            "for each."
         )
     found: Survey | None = None
     rate_sum = 0.0
+    recorded = False
     for number, folder in enumerate(folders):
         checkpoint = ckpt.load(folder, scheduler=scheduler)
         record = checkpoint.record
         own = _objective(objective, checkpoint)
         if found is None:
-            check_fits(checkpoint.model, tuple(samples.tensor(0).shape), samples.ids[0])
-            found = Survey(own, checkpoint.architecture(), checkpoint.num_parameters, [], [])
-            if etas is None and record is None:
+            found = Survey(checkpoint.model, own, checkpoint.architecture(), [], [])
+            recorded = record is not None
+            if etas is None and not recorded:
                 _log.warning(
                     "%s records no learning rate: every checkpoint weighs 1. Say otherwise with "
                     "--etas.",
                     folder,
                 )
+        if etas is None and recorded != (record is not None):
+            raise CheckpointError(
+                f"some checkpoints have a {ckpt.RECORD_NAME} and some, such as "
+                f"{folders[0] if recorded is False else folder}, have none: their weights cannot "
+                "be told. Give them with --etas."
+            )
         _require_alike(found, checkpoint, own, first=folders[0])
         eta = 1.0
         if etas is not None:
@@ -80,10 +88,10 @@ def survey(
         elif record is not None:
             # The weight of the steps since the checkpoint used before this one.
             eta, rate_sum = record.learning_rate_sum - rate_sum, record.learning_rate_sum
-            if eta < 0:
+            if eta <= 0:
                 raise CheckpointError(
-                    f"checkpoint {folder} comes after {folders[number - 1]} but was saved before "
-                    "it. Give --checkpoints in training order."
+                    f"checkpoint {folder} was not trained further than what comes before it. Give "
+                    "--checkpoints in training order, each once."
                 )
         found.weights.append(checkpoint.weights_digest())
         found.checkpoints.append(
@@ -99,6 +107,11 @@ def survey(
 def _objective(objective: Objective | str | None, checkpoint: ckpt.Checkpoint) -> Objective:
     if objective is not None and not isinstance(objective, str):
         return objective
+    if checkpoint.scheduler is None:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no scheduler/scheduler_config.json, which tells the "
+            "noise levels. Save the whole pipeline, or pass scheduler= to collect()."
+        )
     recorded = checkpoint.record.loss if checkpoint.record else None
     return DiffusionLoss(checkpoint.scheduler, objective or recorded or "l2")
 
@@ -114,9 +127,8 @@ def _require_alike(
             raise CheckpointError(
                 f"checkpoint {checkpoint.path} has another {what} than {first}: "
                 + "; ".join(
-                    f"{key} is {theirs.get(key)!r}, not {mine.get(key)!r}"
-                    for key in mine
-                    if mine.get(key) != theirs.get(key)
+                    f"{where} is {there!r}, not {here!r}"
+                    for where, here, there in differences(mine, theirs)[:5]
                 )
                 + f". A store holds one {section} only: leave it out of --checkpoints."
             )

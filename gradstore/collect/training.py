@@ -15,9 +15,11 @@ import torch
 import yaml
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
+from gradstore.collect import devices
 from gradstore.collect.objective import DiffusionLoss
 from gradstore.collect.recorder import Recorder
 from gradstore.collect.samples import Samples
+from gradstore.config import DatasetSpec
 from gradstore.errors import ConfigError, DatasetError
 from gradstore.progress import progress
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 CONFIG_NAME = "train.yaml"
 LOG_NAME = "losses.jsonl"
+COLLECT_NAME = "collect.yaml"
 
 
 def train(config: TrainConfig) -> list[Path]:
@@ -50,7 +53,7 @@ def train(config: TrainConfig) -> list[Path]:
         )
     samples = Samples.from_spec(config)
     data = _stack(samples)
-    device = torch.device(config.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = devices.choose(config.device)
     data = data.to(device)
     torch.manual_seed(config.seed)
     model = _model(config, data).to(device)
@@ -61,6 +64,7 @@ def train(config: TrainConfig) -> list[Path]:
     out.mkdir(parents=True)
     (out / CONFIG_NAME).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     folders = []
+    (out / COLLECT_NAME).write_text(_collect_settings(config))
     with progress(config.epochs * len(samples), "training", "samples") as bar:
         for epoch in range(1, config.epochs + 1):
             generator = np.random.Generator(np.random.Philox(key=[config.seed, epoch]))
@@ -104,8 +108,18 @@ def train(config: TrainConfig) -> list[Path]:
     return folders
 
 
+def _collect_settings(config: TrainConfig) -> str:
+    """What `gradstore collect` needs to be told to collect this run's training set."""
+    settings = config.recorded()
+    keep = [name for name in DatasetSpec.model_fields if name in config.model_fields_set]
+    values = {name: settings[name] for name in keep}
+    values["checkpoints"] = [str(Path(config.out).resolve() / "checkpoints")]
+    values["store"] = str(Path(config.out).resolve() / "train.gradstore")
+    return yaml.safe_dump(values, sort_keys=False)
+
+
 def _stack(samples: Samples) -> Tensor:
-    tensors = [samples.tensor(row) for row in range(len(samples))]
+    tensors = [samples[row].tensor for row in range(len(samples))]
     for name, tensor in zip(samples.ids, tensors, strict=True):
         if tensor.ndim != 3 or tensor.shape != tensors[0].shape:
             raise DatasetError(

@@ -49,6 +49,7 @@ class TrakProjector:
 
     def __init__(self, spec: ProjectorSpec) -> None:
         self.spec = spec
+        self._scratch = _Scratch()
         self._kept: dict[tuple[int, int, torch.device], TrakProjection] = {}
         blocks = len(self._seeds(0))
         if blocks > _MAX_BLOCKS:
@@ -77,7 +78,7 @@ class TrakProjector:
         The hash catches a generator that changed its stream, whatever the version that did it.
         """
         projection = TrakProjection(
-            self.spec, self._seeds(0), min(16, num_parameters), torch.device("cpu")
+            self.spec, self._seeds(0), min(16, num_parameters), torch.device("cpu"), _Scratch()
         )
         digest = blake2b(projection.first_rows().numpy().tobytes(), digest_size=8)
         return {
@@ -101,7 +102,9 @@ class TrakProjector:
         """The checkpoint's matrix; kept between calls as far as `memory` allows."""
         key = (checkpoint, num_parameters, device)
         if key not in self._kept:
-            projection = TrakProjection(self.spec, self._seeds(checkpoint), num_parameters, device)
+            projection = TrakProjection(
+                self.spec, self._seeds(checkpoint), num_parameters, device, self._scratch
+            )
             if projection.nbytes > memory:
                 return projection
             while self._kept and sum(p.nbytes for p in self._kept.values()) > (
@@ -113,6 +116,19 @@ class TrakProjector:
         return self._kept[key]
 
 
+class _Scratch:
+    """Memory for one piece of a matrix, shared by all projections of a projector."""
+
+    def __init__(self) -> None:
+        self._memory = np.empty((0, 1), dtype=np.complex128)
+
+    def of(self, length: int, table: NDArray[np.complex128]) -> NDArray[np.complex128]:
+        """An array of `length` rows of `table`; what it held is lost."""
+        if self._memory.size < length * table.shape[1]:
+            self._memory = np.empty((length, table.shape[1]), dtype=np.complex128)
+        return self._memory.reshape(-1)[: length * table.shape[1]].reshape(length, -1)
+
+
 class TrakProjection:
     """The matrix of one checkpoint, `[num_parameters, proj_dim]`, in blocks of columns.
 
@@ -122,15 +138,20 @@ class TrakProjection:
     """
 
     def __init__(
-        self, spec: ProjectorSpec, seeds: list[int], num_parameters: int, device: torch.device
+        self,
+        spec: ProjectorSpec,
+        seeds: list[int],
+        num_parameters: int,
+        device: torch.device,
+        scratch: _Scratch,
     ) -> None:
         self._spec = spec
+        self._scratch = scratch
         self._seeds = seeds
         self._num_parameters = num_parameters
         self._device = device
         self._dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
         self._bits: list[NDArray[np.uint8]] | None = None
-        self._decoded: NDArray[np.complex128] | None = None
         self._count = num_parameters * spec.resolved_block_size
         self.scale = spec.proj_dim**-0.5
         self.nbytes = len(seeds) * -(-self._count // 8) if spec.proj_type == "rademacher" else 0
@@ -181,9 +202,7 @@ class TrakProjection:
             for start, stop in pairwise(bounds):
                 packed = bits[start * size // 8 : -(-stop * size // 8)]
                 # Into the same memory every time: fresh pages cost more than the look-up.
-                if self._decoded is None:
-                    self._decoded = np.empty((len(packed), table.shape[1]), dtype=table.dtype)
-                decoded = self._decoded[: len(packed)]
+                decoded = self._scratch.of(len(packed), table)
                 np.take(table, packed, axis=0, out=decoded, mode="clip")
                 entries = torch.from_numpy(decoded.reshape(-1).view(_NUMPY[self._dtype]))
                 entries = entries[: (stop - start) * size].view(self._dtype).view(-1, size)

@@ -1,0 +1,181 @@
+"""Checks that any implementation of a protocol can be run through, a user's own included.
+
+Each raises `AssertionError` that says which promise is broken. Call them from your own tests::
+
+    from gradstore.collect.conformance import check_projector
+
+    def test_mine():
+        check_projector(MyProjector())
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradstore.collect.executor import Task
+from gradstore.collect.gradients import LoopEngine, trainable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from torch import Tensor, nn
+
+    from gradstore.collect.executor import Executor
+    from gradstore.collect.gradients import GradientEngine
+    from gradstore.collect.objective import Batch, Objective
+    from gradstore.collect.projectors import Projector
+
+_MEMORY = 1 << 28
+
+
+def _require(promise: str, *, kept: bool) -> None:
+    if not kept:
+        raise AssertionError(f"broken promise: {promise}")
+
+
+def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
+    scale = float(right.abs().max()) or 1.0
+    return float((left - right).abs().max()) <= tolerance * scale
+
+
+def check_projector(
+    projector: Projector, *, num_parameters: int = 1003, tolerance: float = 1e-5
+) -> None:
+    """Check that a projector is linear, repeatable, and indifferent to pieces and to batches.
+
+    Args:
+        projector: what to check.
+        num_parameters: length of the gradients to check it with.
+        tolerance: error allowed, relative to the largest entry; a projector that computes in
+            bfloat16 needs about 0.02.
+    """
+    device = torch.device("cpu")
+    generator = torch.Generator().manual_seed(1)
+    gradients = torch.randn(3, num_parameters, generator=generator)
+    dim = projector.dim(num_parameters)
+
+    def sketch(gradients: Tensor, cuts: Iterable[int] = ()) -> Tensor:
+        out = torch.zeros(len(gradients), dim)
+        bounds = [0, *cuts, num_parameters]
+        projection = projector.at(1, num_parameters, device, _MEMORY)
+        for start, stop in pairwise(bounds):
+            projection.add(out, start, gradients[:, start:stop])
+        return out
+
+    whole = sketch(gradients)
+    identity = projector.identity(num_parameters)
+    _require(
+        "identity() is JSON and the same every time",
+        kept=json.loads(json.dumps(identity)) == projector.identity(num_parameters),
+    )
+    _require("a sketch does not change", kept=torch.equal(whole, sketch(gradients)))
+    _require(
+        "a gradient in pieces has the sketch of the whole",
+        kept=_close(sketch(gradients, (7, num_parameters // 2)), whole, tolerance),
+    )
+    _require(
+        "a row's sketch does not depend on the other rows",
+        kept=_close(sketch(gradients[1:2]), whole[1:2], tolerance),
+    )
+    mixed = 2 * gradients[:1] - 3 * gradients[1:2]
+    _require(
+        "a projection is linear",
+        kept=_close(sketch(mixed), 2 * whole[:1] - 3 * whole[1:2], tolerance),
+    )
+
+
+def check_objective(
+    objective: Objective,
+    model: Callable[..., Any],
+    inputs: Tensor,
+    conditions: Mapping[str, Tensor] | None = None,
+    *,
+    tolerance: float = 1e-5,
+) -> None:
+    """Check that an objective gives one finite loss per event and does not mix events.
+
+    Args:
+        objective: what to check.
+        model: a model that it fits.
+        inputs: at least three clean samples, `[samples, *shape]`.
+        conditions: further inputs of the model.
+        tolerance: error allowed, relative to the largest loss.
+    """
+    count = len(inputs)
+    generator = torch.Generator().manual_seed(1)
+    steps = torch.randint(0, objective.num_train_timesteps, (count,), generator=generator)
+    noise = torch.randn(inputs.shape, generator=generator)
+    given = dict(conditions or {})
+
+    def losses(rows: slice) -> Tensor:
+        with torch.no_grad():
+            return objective.losses(
+                model,
+                inputs[rows],
+                steps[rows],
+                noise[rows],
+                {name: value[rows] for name, value in given.items()},
+            )
+
+    together = losses(slice(None))
+    identity = objective.identity()
+    _require("identity() is JSON", kept=json.loads(json.dumps(identity)) == identity)
+    _require("there is one loss per event", kept=together.shape == (count,))
+    _require("losses are finite", kept=bool(torch.isfinite(together).all()))
+    alone = torch.cat([losses(slice(row, row + 1)) for row in range(count)])
+    _require(
+        "an event's loss does not depend on the other events",
+        kept=_close(alone, together, tolerance),
+    )
+
+
+def check_engine(
+    engine: Callable[[nn.Module, Objective], GradientEngine],
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    *,
+    tolerance: float = 1e-4,
+) -> None:
+    """Check a gradient engine against one backward pass per row.
+
+    Args:
+        engine: makes the engine from model and objective.
+        model: a model in `eval()` mode.
+        objective: an objective that fits it.
+        batch: rows to differentiate.
+        tolerance: error allowed, relative to the largest entry.
+    """
+    length = sum(p.numel() for p in trainable(model).values())
+
+    def gradients(made: GradientEngine) -> tuple[Tensor, Tensor]:
+        losses, pieces = made(batch)
+        whole = torch.full((len(batch), length), torch.nan)
+        for start, piece in pieces:
+            target = whole[:, start : start + piece.shape[1]]
+            _require("pieces do not overlap", kept=bool(target.isnan().all()))
+            target[:] = piece
+        _require("pieces cover every parameter", kept=not bool(whole.isnan().any()))
+        return losses, whole
+
+    losses, found = gradients(engine(model, objective))
+    expected_losses, expected = gradients(LoopEngine(model, objective))
+    _require("losses are the loop's", kept=_close(losses, expected_losses, tolerance))
+    _require("gradients are the loop's", kept=_close(found, expected, tolerance))
+
+
+def check_executors(executors: Iterable[Executor]) -> None:
+    """Check that executors which share the work do each task exactly once between them.
+
+    Args:
+        executors: one per process, or a single one that does it all.
+    """
+    tasks = [Task(checkpoint, shard) for checkpoint in range(3) for shard in range(5)]
+    done: list[Task] = []
+    for executor in executors:
+        executor.run(executor.share(tasks), done.append)
+    _require("every task is done exactly once", kept=sorted(done) == tasks)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from trak.projectors import BasicProjector
+
+from gradstore.collect import IdentityProjector, ProjectorSpec, TrakProjector
+from gradstore.collect.conformance import check_projector
+from gradstore.collect.projectors import signs
+from gradstore.errors import ConfigError
+
+CPU = torch.device("cpu")
+KINDS = ["rademacher", "normal"]
+
+
+def trak(**options: Any) -> TrakProjector:
+    return TrakProjector(ProjectorSpec(**({"proj_dim": 96, "block_size": 40} | options)))
+
+
+def raw(projector: TrakProjector, gradients: torch.Tensor, checkpoint: int = 0) -> torch.Tensor:
+    sketch = torch.zeros(len(gradients), projector.spec.proj_dim)
+    projector.at(checkpoint, gradients.shape[1], CPU, 0).add(sketch, 0, gradients)
+    return sketch
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_projectors_keep_their_promises(kind: str) -> None:
+    check_projector(IdentityProjector())
+    check_projector(trak(proj_type=kind))
+    # Pieces that end amid a cut of the bfloat16 product.
+    check_projector(
+        trak(proj_type=kind, precision="bfloat16"), num_parameters=40_001, tolerance=0.03
+    )
+
+
+def test_the_check_can_fail() -> None:
+    class Forgetful(IdentityProjector):
+        def add(self, sketch: torch.Tensor, start: int, gradients: torch.Tensor) -> None:
+            sketch[:, start : start + gradients.shape[1]] = gradients.abs()
+
+    with pytest.raises(AssertionError, match="a projection is linear"):
+        check_projector(Forgetful())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("num_parameters", "proj_dim", "block_size"),
+    [(1003, 96, 40), (7, 5, 100), (5000, 128, 128), (60_000, 64, 33), (33_333, 250, 100)],
+)
+def test_raw_output_is_basic_projectors(
+    kind: str, num_parameters: int, proj_dim: int, block_size: int
+) -> None:
+    gradients = torch.randn(6, num_parameters, generator=torch.Generator().manual_seed(0))
+    for checkpoint in (0, 3):
+        found = raw(
+            trak(proj_dim=proj_dim, block_size=block_size, proj_type=kind, proj_seed=7),
+            gradients,
+            checkpoint,
+        )
+        expected = BasicProjector(
+            num_parameters, proj_dim, 7, kind, CPU, block_size=block_size, model_id=checkpoint
+        ).project(gradients, model_id=checkpoint)
+        assert torch.equal(found, expected)
+
+
+def test_fast_coins_are_torchs() -> None:
+    count = 64 * 60_000 + 13
+    for seed in (0, 1000, 2**31 - 1):
+        coins = torch.empty(count, dtype=torch.int8)
+        coins.bernoulli_(p=0.5, generator=torch.Generator().manual_seed(seed))
+        bits = np.unpackbits(signs.draw(seed, count), count=count, bitorder="little")
+        np.testing.assert_array_equal(bits, coins.numpy() == 0)
+
+
+def test_coins_are_torchs_where_the_recurrence_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    right = signs.draw(5, 64 * 50_000)
+    monkeypatch.setattr(signs, "_taps", lambda: np.array([600, 19937]))
+    np.testing.assert_array_equal(signs.draw(5, 64 * 50_000), right)
+    assert "the slow way" in caplog.text
+    monkeypatch.setattr(signs, "_taps", lambda: None)
+    np.testing.assert_array_equal(signs.draw(5, 64 * 50_000), right)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_inner_products_keep_expectation_and_variance(kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    g, h = torch.nn.functional.normalize(torch.randn(2, 500, generator=generator), dim=1)
+    h = torch.nn.functional.normalize(g + h, dim=0)
+    found = []
+    for seed in range(400):
+        projector = trak(proj_dim=64, block_size=64, proj_type=kind, proj_seed=seed)
+        left, right = raw(projector, torch.stack([g, h])) * 64**-0.5
+        found.append(float(left @ right))
+    # Theory, per dimension: 1 + ⟨g,h⟩² for normal entries, less 2 Σ g²h² for signs.
+    variance = 1 + float(g @ h) ** 2
+    if kind == "rademacher":
+        variance -= 2 * float((g**2 * h**2).sum())
+    variance /= 64
+    error = np.mean(found) - float(g @ h)
+    assert abs(error) < 4 * np.sqrt(variance / 400)
+    # The standard error of a variance from 400 draws is about √(2/400) = 7%.
+    assert np.var(found) == pytest.approx(variance, rel=0.3)
+
+
+def test_columns_of_a_larger_dimension_are_the_smaller_projection() -> None:
+    gradients = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
+    large, small = raw(trak(proj_dim=120), gradients), raw(trak(proj_dim=60), gradients)
+    assert torch.equal(large[:, :60], small)
+
+
+def test_bfloat16_adds_the_stated_error() -> None:
+    gradients = torch.randn(8, 50_000, generator=torch.Generator().manual_seed(0))
+    exact, fast = raw(trak(), gradients), raw(trak(precision="bfloat16"), gradients)
+    error = float((fast - exact).norm() / exact.norm())
+    assert 0 < error < 0.004
+
+
+def test_same_bits_in_another_process_with_another_thread_count() -> None:
+    code = (
+        "import torch; torch.set_num_threads(1);"
+        "from gradstore.collect import TrakProjector, ProjectorSpec;"
+        "print(*[TrakProjector(ProjectorSpec(proj_dim=96, block_size=40, proj_type=kind))"
+        ".identity(1003)['probe'] for kind in ('rademacher', 'normal')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == [trak(proj_type=kind).identity(1003)["probe"] for kind in KINDS]
+
+
+def test_what_identifies_a_matrix_is_in_its_identity() -> None:
+    base = trak().identity(100)
+    for change in ({"proj_seed": 1}, {"proj_dim": 95}, {"block_size": 41}, {"proj_type": "normal"}):
+        assert trak(**change).identity(100) != base
+
+
+def test_matrices_are_kept_within_memory() -> None:
+    projector = trak()
+    one = projector.at(0, 10_000, CPU, 1 << 28)
+    assert projector.at(0, 10_000, CPU, 1 << 28) is one
+    assert projector.at(1, 10_000, CPU, one.nbytes) is not one
+    assert projector.at(0, 10_000, CPU, one.nbytes) is not one
+    too_large = projector.at(5, 10_000, CPU, one.nbytes - 1)
+    assert projector.at(5, 10_000, CPU, one.nbytes - 1) is not too_large
+
+
+def test_blocks_that_checkpoints_would_share_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"100 blocks;.*Use --block-size 11 or more"):
+        trak(proj_dim=1000, block_size=10)
+    assert ProjectorSpec(proj_dim=65536).resolved_block_size == 1024
+    TrakProjector(ProjectorSpec(proj_dim=65536))
