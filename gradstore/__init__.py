@@ -6,8 +6,9 @@ nothing but numpy and Zarr. Making one needs torch and diffusers, and lives in `
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
     from gradstore.errors import (
@@ -56,10 +57,4 @@ _HOMES = {
     "Store": "gradstore.reader",
     "open_store": "gradstore.reader",
 }
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded when first used, so that the command line answers --help without importing Zarr.
-    if name not in __all__:
-        raise AttributeError(f"module 'gradstore' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "gradstore.errors")), name)
+__getattr__ = exporter(__name__, {name: _HOMES.get(name, "gradstore.errors") for name in __all__})

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from indexer.features import feature_dim, features, iter_features
-from indexer.index import SearchIndex, build_index, index_path, open_index
-from indexer.measures import MEASURES, Measure, ReTrac, TracIn, measure_of
+from typing import TYPE_CHECKING
+
+from gradstore.lazy import exporter
+
+if TYPE_CHECKING:
+    from indexer.feature import feature_dim, features, iter_features
+    from indexer.index import SearchIndex, build_index, index_path, open_index
+    from indexer.measures import MEASURES, Measure, ReTrac, TracIn, measure_of
 
 __all__ = [
     "MEASURES",
@@ -20,3 +25,14 @@ __all__ = [
     "measure_of",
     "open_index",
 ]
+
+_HOMES = {
+    "feature_dim": "indexer.feature",
+    "features": "indexer.feature",
+    "iter_features": "indexer.feature",
+    "SearchIndex": "indexer.index",
+    "build_index": "indexer.index",
+    "index_path": "indexer.index",
+    "open_index": "indexer.index",
+}
+__getattr__ = exporter(__name__, {name: _HOMES.get(name, "indexer.measures") for name in __all__})

@@ -19,7 +19,7 @@ from pydantic import Field, ValidationError
 from gradstore.errors import DependencyError, QueryError, SearchIndexError
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
-from indexer.features import checked_etas, feature_dim, iter_features
+from indexer.feature import checked_etas, feature_dim, iter_features
 from indexer.measures import Measure, measure_of
 
 if TYPE_CHECKING:

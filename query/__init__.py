@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
     from query.engine import Answer, Ranking, collect_queries, search, to_table
@@ -20,10 +21,4 @@ __all__ = [
 ]
 
 _HOMES = {"Section": "query.report", "write_report": "query.report"}
-
-
-def __getattr__(name: str) -> Any:
-    # Loaded when first used, so that the command line answers --help at once.
-    if name not in __all__:
-        raise AttributeError(f"module 'query' has no attribute {name!r}")
-    return getattr(import_module(_HOMES.get(name, "query.engine")), name)
+__getattr__ = exporter(__name__, {name: _HOMES.get(name, "query.engine") for name in __all__})

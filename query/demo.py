@@ -45,6 +45,7 @@ def run(config: DemoConfig) -> Result:
         train(
             TrainConfig(
                 dataset="digits",
+                limit=config.digits,
                 out=str(run_folder),
                 epochs=config.epochs,
                 checkpoint_every=config.epochs // CHECKPOINTS,
@@ -59,6 +60,7 @@ def run(config: DemoConfig) -> Result:
         )
     settings = CollectConfig(
         dataset="digits",
+        limit=config.digits,
         checkpoints=[str(folder) for folder in checkpoints],
         store=str(out / "train.gradstore"),
         proj_dim=config.proj_dim,

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradstore.errors import QueryError, SearchIndexError, UnsealedError
+from gradstore.manifest import Manifest
+from gradstore.reader import Store, open_store
+from gradstore.writer import create, write_shard
+from indexer import ReTrac, build_index, features, index_path, open_index
+from tests.gradstore.test_store import manifest, rows, spec
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return filled(tmp_path / "s.gradstore")
+
+
+def filled(path: Path, samples: Manifest | None = None) -> Store:
+    made = create(path, spec(), samples or manifest())
+    for checkpoint in range(2):
+        for shard in range(3):
+            write_shard(made, checkpoint, shard, rows(shard, checkpoint))
+    return made
+
+
+def test_search_is_exact(store: Store) -> None:
+    index = build_index(store, "retrac")
+    vectors = features(store, ReTrac()).astype(np.float64)
+    scores, found = index.search(features(store, ReTrac(), 0, 4), 10)
+    expected = vectors[:4] @ vectors.T
+    np.testing.assert_array_equal(found, np.argsort(-expected, axis=1))
+    np.testing.assert_allclose(scores, -np.sort(-expected, axis=1), rtol=1e-5, atol=1e-6)
+
+
+def test_an_index_is_found_again(store: Store) -> None:
+    built = build_index(store, "tracin")
+    assert built.path == index_path(store, "tracin") == store.path.parent / "s.tracin.index"
+    before = (built.path / "vectors.faiss").stat().st_mtime_ns
+    again = build_index(open_store(store.path), "tracin")
+    assert (built.path / "vectors.faiss").stat().st_mtime_ns == before
+    queries = features(store, again.measure, 0, 2)
+    for left, right in zip(built.search(queries, 3), again.search(queries, 3), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+def test_other_etas_need_another_index(store: Store, tmp_path: Path) -> None:
+    build_index(store, "tracin")
+    with pytest.raises(SearchIndexError, match=r"etas is \[0.5, 1.0\], but .* needs \[1.0, 1.0\]"):
+        build_index(store, "tracin", etas=[1, 1])
+    other = build_index(store, "tracin", tmp_path / "even.index", etas=[1, 1])
+    assert other.spec.etas == [1, 1]
+
+
+def test_an_index_of_another_measure_is_refused(store: Store) -> None:
+    path = build_index(store, "tracin").path
+    with pytest.raises(SearchIndexError, match=r"measure is .*tracin.*gradstore index"):
+        open_index(path, store, "retrac")
+
+
+def test_an_index_of_changed_samples_is_refused(store: Store) -> None:
+    path = build_index(store, "tracin").path
+    shutil.rmtree(store.path)
+    names = manifest().ids
+    changed = filled(store.path, Manifest(names, ["1"] * len(names)))
+    with pytest.raises(SearchIndexError, match=r"built from something else: samples"):
+        open_index(path, changed, "tracin")
+
+
+def test_a_missing_index_says_how_to_build_it(store: Store) -> None:
+    with pytest.raises(SearchIndexError, match=r"gradstore index --store .* --measures retrac"):
+        open_index(index_path(store, "retrac"), store, "retrac")
+
+
+@pytest.mark.parametrize("damage", ["json", "gone", "truncated", "other"])
+def test_a_damaged_index_is_refused(store: Store, damage: str, tmp_path: Path) -> None:
+    path = build_index(store, "retrac").path
+    vectors = path / "vectors.faiss"
+    if damage == "json":
+        (path / "index.json").write_text('{"format_version": 1}')
+    elif damage == "gone":
+        vectors.unlink()
+    elif damage == "truncated":
+        vectors.write_bytes(vectors.read_bytes()[:-100])
+    else:
+        text = (path / "index.json").read_text()
+        (path / "index.json").write_text(json.dumps(json.loads(text) | {"factory": "IVF1,Flat"}))
+    with pytest.raises(SearchIndexError, match=r"Remove .*retrac.index and build it again"):
+        open_index(path, store, "retrac")
+
+
+def test_what_stands_in_the_way_is_not_overwritten(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    path.mkdir()
+    (path / "notes.txt").write_text("precious")
+    with pytest.raises(SearchIndexError, match="not a whole index"):
+        build_index(store, "retrac", path)
+    assert [p.name for p in path.iterdir()] == ["notes.txt"]
+
+
+def test_an_incomplete_store_is_not_indexed(tmp_path: Path) -> None:
+    made = create(tmp_path / "s.gradstore", spec(), manifest())
+    write_shard(made, 0, 0, rows(0))
+    with pytest.raises(UnsealedError, match="lacks 2 of 3 shards"):
+        build_index(made, "retrac")
+    assert not index_path(made, "retrac").exists()
+
+
+def test_nonsense_queries_are_refused(store: Store) -> None:
+    index = build_index(store, "retrac")
+    queries = features(store, ReTrac(), 0, 2)
+    for k in (0, 11):
+        with pytest.raises(QueryError, match=rf"k is {k}, but .* holds 10 samples"):
+            index.search(queries, k)
+    with pytest.raises(QueryError, match=r"shape \(2, 5\).*length 12"):
+        index.search(queries[:, :5], 1)
+    with pytest.raises(SearchIndexError, match="not finite"):
+        index.search(np.full((1, 12), np.nan, np.float32), 1)

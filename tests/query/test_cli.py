@@ -1,0 +1,268 @@
+"""The road by hand: every command, as a user types it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from query import cli
+from tests.conftest import images
+
+TRAIN = [
+    "train", "--dataset", "digits", "--limit", "40", "--epochs", "2", "--checkpoint-every", "1",
+    "--channels", "8,8", "--batch-size", "8",
+]  # fmt: skip
+
+
+class Run:
+    """Runs `gradstore ARGUMENTS` in this process and keeps what it printed."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+
+    def __call__(self, *arguments: object, status: int = 0) -> str:
+        self._monkeypatch.setattr(sys, "argv", ["gradstore", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = self._capsys.readouterr()
+        assert (stopped.value.code or 0) == status, err
+        assert "Traceback" not in err
+        return out if status == 0 else err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    return Run(capsys, monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with run, store and indexes, made by the commands."""
+    folder = tmp_path_factory.mktemp("road")
+    for arguments in (
+        [*TRAIN, "--out", folder / "run"],
+        ["collect", folder / "run" / "collect.yaml", "--proj-dim", "64"],
+        ["index", "--store", folder / "run" / "train.gradstore"],
+    ):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["gradstore", *map(str, arguments)])
+            with pytest.raises(SystemExit) as stopped:
+                cli.main()
+        assert not stopped.value.code
+    return folder
+
+
+def test_each_step_says_what_comes_next(road: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert f"Next: gradstore collect {out}/collect.yaml" in run(*TRAIN, "--out", out)
+    told = run("collect", out / "collect.yaml", "--proj-dim", "16")
+    assert "train.gradstore: 80 rows" in told
+    assert f"Next: gradstore index --store {out}/train.gradstore" in told
+    told = run("index", "--store", out / "train.gradstore", "--measures", "retrac")
+    assert "train.retrac.index: 40 vectors of 32, exact" in told
+    assert "Next: gradstore query" in told
+
+
+def test_query_a_dataset(road: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "answers"
+    command = (
+        "query", "--store", road / "run" / "train.gradstore", "--dataset", "digits", "--limit", 3,
+        "--k", 4, "--timesteps", 2, "--draws", 2, "--out", out,
+    )  # fmt: skip
+    told = run(*command)
+    assert "TracIn" in told
+    assert "ReTrac" in told
+    assert f"Next: open {out}/report.html" in told
+    table = pd.read_parquet(out / "results.parquet")
+    assert len(table) == 3 * 2 * 2 * 4
+    assert set(table["query_id"]) == {"digit-1700", "digit-1701", "digit-1702"}
+    top = table[(table.measure == "retrac") & (table.side == "proponent")]
+    assert (top.groupby("query_id").score.diff().dropna() <= 0).all()
+    assert [len(steps) for steps in table.timesteps] == [2] * len(table)
+    page = (out / "report.html").read_text()
+    assert page.count('<section class="query"') == 3
+    assert "http" not in page.replace("http-equiv", "")
+    # The very same command goes on, another one does not touch the folder.
+    run(*command)
+    told = run(*command, "--event-seed", 1, status=1)
+    assert "was made with other settings; nothing was changed" in told
+
+
+def test_query_a_folder_generated_images_and_a_query_store(
+    road: Path, run: Run, tmp_path: Path
+) -> None:
+    store = road / "run" / "train.gradstore"
+    (tmp_path / "asked").mkdir()
+    for number, image in enumerate(images(2)):
+        image.save(tmp_path / "asked" / f"{number}.png")
+    few = ("--timesteps", 1, "--draws", 1, "--k", 2)
+    run("query", "--store", store, "--dataset", tmp_path / "asked", *few, "--out", tmp_path / "a")
+    run("query", "--store", store, "--generate", 2, *few, "--out", tmp_path / "b")
+    assert len(list((tmp_path / "b" / "generated").glob("*.png"))) == 2
+    for made in ("a", "b"):
+        again = tmp_path / f"again-{made}"
+        queries = tmp_path / made / "queries.gradstore"
+        run("query", "--store", store, "--queries", queries, "--k", 2, "--out", again)
+        pd.testing.assert_frame_equal(
+            pd.read_parquet(tmp_path / made / "results.parquet"),
+            pd.read_parquet(again / "results.parquet"),
+        )
+        page = (again / "report.html").read_text()
+        assert page == (tmp_path / made / "report.html").read_text()
+
+
+def test_info_and_verify(road: Path, run: Run) -> None:
+    store = road / "run" / "train.gradstore"
+    told = run("info", store)
+    for part in (
+        "40 (columns id, label)",
+        "loss l1",
+        "proj_dim 64",
+        "shards 1/1 sealed",
+        "replayed",
+    ):
+        assert part in told
+    assert "every shard is as it was sealed" in run("verify", store)
+
+
+def test_verify_fails_on_damage(road: Path, run: Run, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(road / "run" / "train.gradstore", tmp_path / "s.gradstore"))
+    (store / "checkpoints/1/loss/c/0/0").unlink()
+    assert "1 shards are not as they should be" in run("verify", store, status=1)
+
+
+def test_doctor(run: Run) -> None:
+    told = run("doctor")
+    for part in ("torch: ", "faiss: faiss-", "device: cpu", "fast_jl: ", "package indexer: "):
+        assert part in told
+    assert "BAD" not in told
+
+
+def test_doctor_and_every_command_name_a_shadowing_package(tmp_path: Path) -> None:
+    (tmp_path / "indexer").mkdir()
+    (tmp_path / "indexer" / "__init__.py").write_text("")
+    code = "from query.cli import main; main()"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, "doctor"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{Path(cli.__file__).parent.parent}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1
+    assert "folder called 'indexer' comes before gradstore's" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["", "train", "collect", "index", "query", "info", "verify", "demo", "doctor"]
+)
+def test_help_imports_nothing_heavy(command: str) -> None:
+    heavy = ("torch", "diffusers", "trak", "faiss", "zarr", "datasets", "pyarrow", "numpy")
+    code = (
+        "import sys; from query.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print('loaded', [name for name in {heavy} if name in sys.modules])"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, *command.split(), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "Usage: " in ran.stdout
+    assert "loaded []" in ran.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        (["collect", "--dataset", "digits"], None, "--checkpoints is missing: diffusers folders"),
+        (["train", "--epochs", "0"], None, "--epochs is 0: Input should be greater than"),
+        (["train", "CONFIG"], {"epoch": 3}, "a setting 'epoch' that does not exist"),
+        (["train", "CONFIG"], ["epochs"], "is not a mapping"),
+        (["train", "CONFIG"], "{", "is not YAML"),
+        (["info", "nowhere"], None, "nowhere is not a gradient store"),
+        (
+            ["query", "--store", "s", "--out", "o", "--generate", "1", "--dataset", "d"],
+            None,
+            "exactly one of --dataset, --generate and --queries",
+        ),
+    ],
+)
+def test_mistakes_are_explained(
+    run: Run, tmp_path: Path, arguments: list[str], settings: Any, message: str
+) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(settings if isinstance(settings, str) else yaml.safe_dump(settings))
+    given = [str(file) if argument == "CONFIG" else argument for argument in arguments]
+    assert message in run(*given, status=1)
+
+
+def test_flags_win_over_the_file(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"dataset": "digits", "limit": 8, "epochs": 9, "channels": [8]}))
+    out = tmp_path / "run"
+    run("train", file, "--epochs", 1, "--checkpoint-every", 1, "--out", out)
+    resolved = yaml.safe_load((out / "train.yaml").read_text())
+    assert (resolved["epochs"], resolved["limit"], resolved["batch_size"]) == (1, 8, 32)
+
+
+def test_k_larger_than_the_store(road: Path, run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "answers"
+    told = run(
+        "query", "--store", road / "run" / "train.gradstore", "--dataset", "digits", "--k", 41,
+        "--out", out, status=1,
+    )  # fmt: skip
+    assert "k is 41" in told
+    assert "holds 40 samples. Use --k 40 or fewer" in told
+    assert not out.exists()
+
+
+def test_a_dataset_that_changed_is_not_shown(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number, image in enumerate(images(9)):
+        image.save(folder / f"{number}.png")
+    out = tmp_path / "run"
+    run("train", "--dataset", folder, "--epochs", 1, "--checkpoint-every", 1, "--channels", 8,
+        "--out", out)  # fmt: skip
+    run("collect", out / "collect.yaml", "--proj-dim", 16)
+    run("index", "--store", out / "train.gradstore", "--measures", "tracin")
+    query = (
+        "query", "--store", out / "train.gradstore", "--dataset", "digits", "--limit", 1,
+        "--measures", "tracin", "--k", 9, "--timesteps", 1, "--draws", 1, "--out",
+    )  # fmt: skip
+    images(1, seed=5)[0].save(folder / "3.png")
+    told = run(*query, tmp_path / "a", status=1)
+    assert "sample '3.png' is not what it was" in told
+    (folder / "3.png").unlink()
+    assert "its ids differ" in run(*query, tmp_path / "b", status=1)
+
+
+def test_the_demo_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
+    small = (
+        "demo", "--out", out, "--epochs", 4, "--proj-dim", 32, "--digits", 60, "--heldout", 3,
+        "--generated", 2, "--k", 3,
+    )  # fmt: skip
+    told = run(*small)
+    for part in ("Held-out digits   TracIn", "Held-out digits   ReTrac", "Generated digits"):
+        assert part in told
+    weights = sorted(out.glob("run/checkpoints/*/unet/*.safetensors"))
+    assert len(weights) == 4
+    before = [file.stat().st_mtime_ns for file in weights]
+    (out / "report.html").unlink()
+    run(*small)
+    assert (out / "report.html").exists()
+    assert before == [file.stat().st_mtime_ns for file in weights]
+    assert "other settings" in run(*small, "--seed", 1, status=1)

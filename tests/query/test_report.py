@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
+from indexer import build_index
+from query import Answer, Section, collect_queries, search, write_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.conftest import World
+
+
+@pytest.fixture
+def answers(world: World, tmp_path: Path) -> list[Answer]:
+    spec = ProjectorSpec(proj_dim=32)
+    store = collect(world.train, world.checkpoints, tmp_path / "t.gradstore", projector=spec)
+    queries = collect_queries(
+        store,
+        world.queries,
+        tmp_path / "q.gradstore",
+        events=EventSpec(events="planned", timesteps=2),
+    )
+    return [search(build_index(store, name), queries, 3) for name in ("tracin", "retrac")]
+
+
+class _Page(HTMLParser):
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_the_page_shows_every_answer(world: World, answers: list[Answer], tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, "Title", [Section("Asked", answers, world.queries)], world.train)
+    page = _Page(path.read_text())
+    for measure in ("TracIn", "ReTrac"):
+        assert measure in page.text
+    shown = [
+        attributes["title"]
+        for tag, attributes in page.tags
+        if tag == "span" and "title" in attributes
+    ]
+    expected = [
+        answer.store.manifest.ids[row]
+        for query in range(3)
+        for answer in answers
+        for ranking in answer.sides.values()
+        for row in ranking.rows[query]
+    ]
+    assert shown == expected
+    score = answers[0].proponents.scores[0, 0]
+    assert f"{score:.3g}" in page.text
+    steps = " ".join(
+        str(answers[0].store.rows(k).timestep[answers[0].proponents.rows[0, 0], 0])
+        for k in range(2)
+    )
+    assert f"t {steps}" in page.text
+    # One self-contained file: nothing is loaded from elsewhere, each image stands once.
+    assert not [a for tag, a in page.tags if tag in {"link", "script", "img"}]
+    assert path.read_text().count("data:image/png") == len(set(expected)) + 3
+
+
+def test_names_are_escaped(world: World, answers: list[Answer], tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    title = "<script>alert(1)</script>"
+    write_report(path, title, [Section(title, answers, world.queries)], world.train)
+    assert "<script" not in path.read_text()
+
+
+def test_samples_that_are_no_images(answers: list[Answer], tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, "Title", [Section("Asked", answers, None)], None)
+    assert "data:image" not in path.read_text()
+    assert "image-0" in path.read_text()
+
+
+def test_other_samples_than_the_stores_are_refused(
+    world: World, answers: list[Answer], tmp_path: Path
+) -> None:
+    others = Samples([(world.train.image(0), 9)] * 7)
+    with pytest.raises(Exception, match="is not what it was when .* was made"):
+        write_report(
+            tmp_path / "r.html", "Title", [Section("Asked", answers, world.queries)], others
+        )

@@ -1,0 +1,35 @@
+"""The names that users import. A change here is a change of promises: see CHANGELOG."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import pytest
+
+
+@pytest.mark.parametrize("package", ["gradstore", "gradstore.collect", "indexer", "query"])
+def test_every_exported_name_can_be_imported(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in module.__all__:
+        # A submodule of the same name would hide what is exported.
+        assert not isinstance(getattr(module, name), ModuleType)
+    with pytest.raises(AttributeError):
+        _ = module.no_such_name
+
+
+def test_the_exported_names() -> None:
+    import gradstore
+    import indexer
+    import query
+
+    assert {name for name in gradstore.__all__ if not name.endswith("Error")} == {
+        "Manifest", "Rows", "Store", "__version__", "open_store",
+    }  # fmt: skip
+    assert set(indexer.__all__) == {
+        "MEASURES", "Measure", "ReTrac", "SearchIndex", "TracIn", "build_index", "feature_dim",
+        "features", "index_path", "iter_features", "measure_of", "open_index",
+    }  # fmt: skip
+    assert set(query.__all__) == {
+        "Answer", "Ranking", "Section", "collect_queries", "search", "to_table", "write_report",
+    }  # fmt: skip
