@@ -251,6 +251,7 @@ def test_a_dataset_that_changed_is_not_shown(run: Run, tmp_path: Path) -> None:
 
 
 def test_the_demo_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
     small = (
         "demo", "--out", out, "--epochs", 4, "--proj-dim", 32, "--digits", 60, "--heldout", 3,
         "--generated", 2, "--k", 3,
