@@ -73,7 +73,7 @@ class LoadedCheckpoint:
         )
 
     def differentiate(self, batch: Batch, events: int, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a batch's gradients into `buffer`, `[rows, num_parameters]`.
+        """Write a batch's gradients into `buffer`, `[rows, num_parameters]`, of any float dtype.
 
         Args:
             batch: rows and their noises.
@@ -88,23 +88,31 @@ class LoadedCheckpoint:
         losses = torch.zeros(len(batch), dtype=torch.float64, device=self._device)
         squared = torch.zeros_like(losses)
         parts = torch.split(batch.noise, max(1, min(draws, events)), dim=1)
-        for number, noises in enumerate(parts):
+        # Parts are summed in float32, whatever dtype the buffer has.
+        total = buffer if len(parts) == 1 else torch.zeros(buffer.shape, device=self._device)
+        for noises in parts:
             part, pieces = self._engine(
                 Batch(batch.inputs, batch.timesteps, noises, batch.conditions)
             )
             share = noises.shape[1] / draws
             losses += share * part
             for position, piece in pieces:
-                target = buffer[:, position : position + piece.shape[1]]
-                if number == 0:
-                    torch.mul(piece, share, out=target)
+                target = total[:, position : position + piece.shape[1]]
+                if len(parts) == 1:
+                    target.copy_(piece)
+                    squared += _squared_norm(piece)
                 else:
                     target.add_(piece, alpha=share)
-                if number == len(parts) - 1:
-                    # In float64: squares of small gradients vanish in float32.
-                    length = torch.linalg.vector_norm(target, dim=1, dtype=torch.float64)
-                    squared += length.square()
+        if len(parts) > 1:
+            buffer.copy_(total)
+            squared = _squared_norm(total)
         return losses, squared.sqrt()
+
+
+def _squared_norm(gradients: Tensor) -> Tensor:
+    # In float64: squares of small gradients vanish in float32.
+    norms: Tensor = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
+    return norms.square()
 
 
 def check_sample(sample: Sample, model: Any, first: Sample) -> None:
@@ -196,11 +204,14 @@ class Worker:
         shard = _Shard(ids, *loaded.read(self._samples, start, stop), events)
         # A quarter of the memory holds gradients that wait to be projected together, and a
         # quarter what the engine needs for a batch: about three gradients a row.
-        room = self._memory // 4 // (4 * loaded.num_parameters)
-        batch = max(1, min(self._batch_size // events.key.shape[2], room // 3))
-        held = max(batch, min(len(shard), room))
+        room = self._memory // 4 // loaded.num_parameters
+        batch = max(1, min(self._batch_size // events.key.shape[2], room // (3 * 4)))
+        dtype = self._projection.dtype
+        held = max(batch, min(len(shard), room // dtype.itemsize))
         if self._buffer is None or len(self._buffer) < held:
-            self._buffer = torch.empty(held, loaded.num_parameters, device=self._device)
+            self._buffer = torch.empty(
+                held, loaded.num_parameters, dtype=dtype, device=self._device
+            )
         direction = np.empty((len(shard), layout.dim), dtype=layout.dtype)
         norm, loss = np.empty(len(shard), np.float32), np.empty(len(shard), np.float32)
         for low in range(0, len(shard), held):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from gradstore.spec import Identity
@@ -15,6 +16,7 @@ class IdentityProjector:
     """Directions are the unit gradients themselves."""
 
     scale = 1.0
+    dtype = torch.float32
 
     def identity(self, num_parameters: int) -> Identity:  # noqa: ARG002
         """Its name."""

@@ -17,13 +17,16 @@ class Projection(Protocol):
     scale: float
     """What a sketch is multiplied with so that inner products keep their expectation."""
 
+    dtype: torch.dtype
+    """The dtype that it computes in: gradients that wait to be projected are kept in it."""
+
     def add(self, sketch: Tensor, start: int, gradients: Tensor) -> None:
         """Add the raw projection of a piece of the gradients to a sketch.
 
         Args:
             sketch: float32 `[rows, dim]`, changed in place.
             start: position of the piece in the flattened parameters.
-            gradients: float32 `[rows, n]`, of parameters `start` to `start + n`.
+            gradients: `[rows, n]`, of parameters `start` to `start + n`.
         """
 
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 # A float32 product is cut at this many bytes of matrix: up to 2 million parameters at 128 columns
 # it is one product, as in BasicProjector; beyond, sums differ by float32 rounding.
 _EXACT_BYTES = 1 << 30
-# A bfloat16 product is cut into pieces of this many rows, which stay in the cache.
-_FAST_ROWS = 1 << 14
+# A bfloat16 product is cut into pieces of this many rows: 16 MB at 128 columns.
+_FAST_ROWS = 1 << 16
 _MAX_BLOCKS = 99
 
 
@@ -134,6 +134,7 @@ class TrakProjection:
 
     Attributes:
         scale: 1/√proj_dim.
+        dtype: float32 or bfloat16, as the spec's precision says.
         nbytes: bytes that keeping the matrix takes.
     """
 
@@ -150,7 +151,7 @@ class TrakProjection:
         self._seeds = seeds
         self._num_parameters = num_parameters
         self._device = device
-        self._dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
+        self.dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
         self._bits: list[NDArray[np.uint8]] | None = None
         self._count = num_parameters * spec.resolved_block_size
         self.scale = spec.proj_dim**-0.5
@@ -167,7 +168,7 @@ class TrakProjection:
     def add(self, sketch: Tensor, start: int, gradients: Tensor) -> None:
         """Add `gradients @ matrix[start : start + n]` to the sketch."""
         stop = start + gradients.shape[1]
-        gradients = gradients.to(self._dtype)
+        gradients = gradients.to(self.dtype)
         size = self._spec.resolved_block_size
         for index in range(len(self._seeds)):
             first, last = index * size, min((index + 1) * size, self._spec.proj_dim)
@@ -194,18 +195,18 @@ class TrakProjection:
         # Multiples of 16 rows: whole bytes of bits, and the CPU's normal generator works on 16
         # numbers at a time.
         size = self._spec.resolved_block_size
-        rows = _EXACT_BYTES // (4 * size) // 16 * 16 if self._dtype == torch.float32 else _FAST_ROWS
+        rows = _EXACT_BYTES // (4 * size) // 16 * 16 if self.dtype == torch.float32 else _FAST_ROWS
         bounds = [*range(0, self._num_parameters, rows), self._num_parameters]
         if self._spec.proj_type == "rademacher":
             bits = self._bits[index] if self._bits else signs.draw(self._seeds[index], self._count)
-            table = _sign_table(self._dtype)
+            table = _sign_table(self.dtype)
             for start, stop in pairwise(bounds):
                 packed = bits[start * size // 8 : -(-stop * size // 8)]
                 # Into the same memory every time: fresh pages cost more than the look-up.
                 decoded = self._scratch.of(len(packed), table)
                 np.take(table, packed, axis=0, out=decoded, mode="clip")
-                entries = torch.from_numpy(decoded.reshape(-1).view(_NUMPY[self._dtype]))
-                entries = entries[: (stop - start) * size].view(self._dtype).view(-1, size)
+                entries = torch.from_numpy(decoded.reshape(-1).view(_NUMPY[self.dtype]))
+                entries = entries[: (stop - start) * size].view(self.dtype).view(-1, size)
                 yield start, stop, entries.to(self._device)
         else:
             if len(bounds) > 2 and bounds[-1] - bounds[-2] < 16:
@@ -213,7 +214,7 @@ class TrakProjection:
             generator = torch.Generator().manual_seed(self._seeds[index])
             for start, stop in pairwise(bounds):
                 entries = torch.empty(stop - start, size).normal_(generator=generator)
-                yield start, stop, entries.to(self._device, self._dtype)
+                yield start, stop, entries.to(self._device, self.dtype)
 
 
 # numpy has no bfloat16: its bits travel as int16.
