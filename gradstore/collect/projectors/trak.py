@@ -11,6 +11,7 @@ draws another matrix.)
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import blake2b
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradstore.spec import Identity, ProjectorSpec
+
+_log = logging.getLogger("gradstore")
 
 # A float32 product is cut at this many bytes of matrix: up to 2 million parameters at 128 columns
 # it is one product, as in BasicProjector; beyond, sums differ by float32 rounding.
@@ -106,6 +109,15 @@ class TrakProjector:
                 self.spec, self._seeds(checkpoint), num_parameters, device, self._scratch
             )
             if projection.nbytes > memory:
+                _log.warning(
+                    "the trak matrix of %s parameters and %s dimensions takes %.1f GB, more than "
+                    "the %.1f GB for it: it is drawn anew for every batch, which is slow. Give "
+                    "twice as much with --memory, or use a smaller --proj-dim.",
+                    f"{num_parameters:,}",
+                    f"{self.spec.proj_dim:,}",
+                    projection.nbytes / 1e9,
+                    memory / 1e9,
+                )
                 return projection
             while self._kept and sum(p.nbytes for p in self._kept.values()) > (
                 memory - projection.nbytes

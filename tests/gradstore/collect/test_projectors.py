@@ -139,13 +139,14 @@ def test_what_identifies_a_matrix_is_in_its_identity() -> None:
         assert trak(**change).identity(100) != base
 
 
-def test_matrices_are_kept_within_memory() -> None:
+def test_matrices_are_kept_within_memory(caplog: pytest.LogCaptureFixture) -> None:
     projector = trak()
     one = projector.at(0, 10_000, CPU, 1 << 28)
     assert projector.at(0, 10_000, CPU, 1 << 28) is one
     assert projector.at(1, 10_000, CPU, one.nbytes) is not one
     assert projector.at(0, 10_000, CPU, one.nbytes) is not one
     too_large = projector.at(5, 10_000, CPU, one.nbytes - 1)
+    assert "is drawn anew for every batch" in caplog.text
     assert projector.at(5, 10_000, CPU, one.nbytes - 1) is not too_large
 
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import huggingface_hub.constants
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,6 +137,21 @@ def test_parquet_as_datasets_and_as_others_write_it(tmp_path: Path) -> None:
     spec = DatasetSpec(dataset=str(tmp_path / "raw.parquet"), image_column="picture")
     raws = Samples.from_spec(spec)
     assert all(torch.equal(raws[row].tensor, samples[row].tensor) for row in range(3))
+
+
+def test_a_dataset_by_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real loading code; a folder of the hub's layout stands for the hub."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    hub_like().to_parquet(hub / "train.parquet")
+    samples = Samples.from_spec(DatasetSpec(dataset=f"hf://{hub}"))
+    assert samples.manifest.metadata["label"] == ["cat", "dog", "cat"]
+    with pytest.raises(DatasetError, match=r"hf://.*hub \(split 'valid'\) cannot be loaded"):
+        Samples.from_spec(DatasetSpec(dataset=f"hf://{hub}", split="valid"))
+    with pytest.raises(DatasetError, match=r"hf://no/such \(split 'train'\) cannot be loaded"):
+        Samples.from_spec(DatasetSpec(dataset="hf://no/such"))
 
 
 def test_digits() -> None:
