@@ -27,9 +27,10 @@ class Spec(BaseModel):
 class ProjectorSpec(Spec):
     """How full gradients become directions."""
 
-    projector: Literal["trak", "identity"] = Field(
+    projector: Literal["trak", "sjlt", "identity"] = Field(
         "trak",
-        description="trak: the matrix of TRAK's BasicProjector; identity: no projection",
+        description="trak: the matrix of TRAK's BasicProjector; sjlt: one signed bucket per "
+        "parameter, a hundredth of the cost; identity: no projection",
     )
     proj_dim: int = Field(4096, ge=1, le=1 << 20, description="projection dimension")
     proj_type: Literal["rademacher", "normal"] = Field(

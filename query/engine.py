@@ -104,7 +104,7 @@ def collect_queries(
         events: timesteps and noises; by default 10 timesteps with one noise each.
         checkpoints: the store's checkpoints, if they moved.
         objective: the store's objective, if it was not `DiffusionLoss`.
-        projector: the store's projector, if it was neither `trak` nor `identity`; or the very
+        projector: the store's projector, if it was not one of gradstore's own; or the very
             object that made the store, which may still hold its matrices.
         options: further options of `gradstore.collect.collect`.
 
@@ -131,6 +131,10 @@ def collect_queries(
 def _projector_spec(identity: dict[str, Any]) -> ProjectorSpec:
     if identity["name"] == "identity":
         return ProjectorSpec(projector="identity")
+    if identity["name"] == "sjlt":
+        return ProjectorSpec(
+            projector="sjlt", proj_dim=identity["proj_dim"], proj_seed=identity["seed"]
+        )
     if identity["name"] != "trak":
         raise ConfigError(
             f"the store was made with projector {identity['name']!r}, which is not gradstore's "

@@ -11,6 +11,7 @@ from gradstore.collect.projectors import (
     IdentityProjector,
     Projection,
     Projector,
+    SjltProjector,
     TrakProjector,
 )
 from gradstore.collect.recorder import Recorder
@@ -43,6 +44,7 @@ __all__ = [
     "Recorder",
     "ReplayedEvents",
     "Samples",
+    "SjltProjector",
     "Task",
     "TrainConfig",
     "TrainingRecord",

@@ -69,8 +69,11 @@ def test_scores_equal_a_naive_loop(world: World, stores: tuple[Store, Store], me
     )
 
 
-def test_trak_scores_approximate_the_exact_ones(world: World, tmp_path: Path) -> None:
-    spec = ProjectorSpec(proj_dim=2048)
+@pytest.mark.parametrize("projector", ["trak", "sjlt"])
+def test_projected_scores_approximate_the_exact_ones(
+    world: World, tmp_path: Path, projector: str
+) -> None:
+    spec = ProjectorSpec.model_validate({"projector": projector, "proj_dim": 2048})
     train = collect(world.train, world.checkpoints, tmp_path / "t.gradstore", projector=spec)
     queries = collect_queries(train, world.queries, tmp_path / "q.gradstore", events=PLAN)
     exact_train = collect(world.train, world.checkpoints, tmp_path / "et.gradstore", **EXACT)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from trak.projectors import BasicProjector
 
-from gradstore.collect import IdentityProjector, ProjectorSpec, TrakProjector
+from gradstore.collect import IdentityProjector, ProjectorSpec, SjltProjector, TrakProjector
 from gradstore.collect.conformance import check_projector
 from gradstore.collect.projectors import signs
+from gradstore.collect.projectors.sjlt import signed_buckets
 from gradstore.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -22,7 +23,13 @@ def trak(**options: Any) -> TrakProjector:
     return TrakProjector(ProjectorSpec(**({"proj_dim": 96, "block_size": 40} | options)))
 
 
-def raw(projector: TrakProjector, gradients: torch.Tensor, checkpoint: int = 0) -> torch.Tensor:
+def sjlt(**options: Any) -> SjltProjector:
+    return SjltProjector(ProjectorSpec(**({"projector": "sjlt", "proj_dim": 96} | options)))
+
+
+def raw(
+    projector: TrakProjector | SjltProjector, gradients: torch.Tensor, checkpoint: int = 0
+) -> torch.Tensor:
     sketch = torch.zeros(len(gradients), projector.spec.proj_dim)
     projector.at(checkpoint, gradients.shape[1], CPU, 0).add(sketch, 0, gradients)
     return sketch
@@ -31,6 +38,7 @@ def raw(projector: TrakProjector, gradients: torch.Tensor, checkpoint: int = 0) 
 @pytest.mark.parametrize("kind", KINDS)
 def test_projectors_keep_their_promises(kind: str) -> None:
     check_projector(IdentityProjector())
+    check_projector(sjlt())
     check_projector(trak(proj_type=kind))
     # Pieces that end amid a cut of the bfloat16 product.
     check_projector(
@@ -88,19 +96,22 @@ def test_coins_are_torchs_where_the_recurrence_fails(
     np.testing.assert_array_equal(signs.draw(5, 64 * 50_000), right)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "sjlt"])
 def test_inner_products_keep_expectation_and_variance(kind: str) -> None:
     generator = torch.Generator().manual_seed(0)
     g, h = torch.nn.functional.normalize(torch.randn(2, 500, generator=generator), dim=1)
     h = torch.nn.functional.normalize(g + h, dim=0)
     found = []
     for seed in range(400):
-        projector = trak(proj_dim=64, block_size=64, proj_type=kind, proj_seed=seed)
-        left, right = raw(projector, torch.stack([g, h])) * 64**-0.5
+        if kind == "sjlt":
+            left, right = raw(sjlt(proj_dim=64, proj_seed=seed), torch.stack([g, h]))
+        else:
+            projector = trak(proj_dim=64, block_size=64, proj_type=kind, proj_seed=seed)
+            left, right = raw(projector, torch.stack([g, h])) * 64**-0.5
         found.append(float(left @ right))
-    # Theory, per dimension: 1 + ⟨g,h⟩² for normal entries, less 2 Σ g²h² for signs.
+    # Theory, per dimension: 1 + ⟨g,h⟩² for normal entries, less 2 Σ g²h² for signs and buckets.
     variance = 1 + float(g @ h) ** 2
-    if kind == "rademacher":
+    if kind != "normal":
         variance -= 2 * float((g**2 * h**2).sum())
     variance /= 64
     error = np.mean(found) - float(g @ h)
@@ -113,6 +124,31 @@ def test_columns_of_a_larger_dimension_are_the_smaller_projection() -> None:
     gradients = torch.randn(3, 300, generator=torch.Generator().manual_seed(0))
     large, small = raw(trak(proj_dim=120), gradients), raw(trak(proj_dim=60), gradients)
     assert torch.equal(large[:, :60], small)
+
+
+def test_buckets_are_their_definition() -> None:
+    """Spelled out for a few parameters; and the golden value that old stores rest on."""
+    gradients = torch.randn(3, 200, generator=torch.Generator().manual_seed(0))
+    expected = torch.zeros(3, 96)
+    for parameter, bucket in enumerate(signed_buckets(7, 2, 200, 96).tolist()):
+        sign = 1 if bucket < 96 else -1
+        expected[:, bucket % 96] += sign * gradients[:, parameter]
+    torch.testing.assert_close(raw(sjlt(proj_seed=7), gradients, 2), expected)
+    assert signed_buckets(7, 2, 5, 96).tolist() == [38, 128, 77, 127, 93]
+    assert not np.array_equal(signed_buckets(7, 2, 200, 96), signed_buckets(7, 3, 200, 96))
+    assert not np.array_equal(signed_buckets(7, 2, 200, 96), signed_buckets(8, 2, 200, 96))
+
+
+def test_buckets_and_signs_are_uniform() -> None:
+    counts = np.bincount(signed_buckets(0, 0, 96_000, 48), minlength=96)
+    # χ² with 95 degrees of freedom exceeds 145 once in a thousand.
+    assert ((counts - 1000) ** 2 / 1000).sum() < 145
+
+
+def test_a_folded_sketch_is_the_smaller_sketch() -> None:
+    gradients = torch.randn(3, 5000, generator=torch.Generator().manual_seed(0))
+    large, small = raw(sjlt(proj_dim=96), gradients), raw(sjlt(proj_dim=24), gradients)
+    torch.testing.assert_close(large.reshape(3, 4, 24).sum(1), small)
 
 
 def test_bfloat16_adds_the_stated_error() -> None:

@@ -1,0 +1,101 @@
+"""A sparse Johnson–Lindenstrauss transform: each parameter goes, signed, into one bucket.
+
+With one entry per column (a CountSketch, Charikar et al. 2002) inner products are unbiased, and
+their variance is at most that of a dense random matrix of as many dimensions, (1 + ⟨g,h⟩²)/dim for
+unit vectors. It costs about three times reading the gradients once, whatever the dimension.
+
+Bucket and sign are a hash of seed, checkpoint and the parameter's position in whole-number
+arithmetic: the same on every machine and device, and of any piece of the parameters alone. Buckets
+are taken modulo dim, so folding a sketch to a divisor of dim *is* the smaller sketch.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from gradstore.spec import Identity, ProjectorSpec
+
+
+class SjltProjector:
+    """One signed bucket per parameter.
+
+    Attributes:
+        spec: its settings; `proj_dim` and `proj_seed` count.
+    """
+
+    def __init__(self, spec: ProjectorSpec) -> None:
+        self.spec = spec
+
+    def identity(self, num_parameters: int) -> Identity:
+        """Settings, and a hash of the first buckets."""
+        probe = signed_buckets(
+            self.spec.proj_seed, 0, min(1000, num_parameters), self.spec.proj_dim
+        )
+        return {
+            "name": "sjlt",
+            "proj_dim": self.spec.proj_dim,
+            "seed": self.spec.proj_seed,
+            "probe": blake2b(probe.astype("<i4").tobytes(), digest_size=8).hexdigest(),
+        }
+
+    def dim(self, num_parameters: int) -> int:  # noqa: ARG002
+        """`proj_dim`."""
+        return self.spec.proj_dim
+
+    def at(
+        self,
+        checkpoint: int,
+        num_parameters: int,
+        device: torch.device,
+        memory: int,  # noqa: ARG002
+    ) -> SjltProjection:
+        """The checkpoint's buckets: 4 bytes per parameter."""
+        buckets = signed_buckets(
+            self.spec.proj_seed, checkpoint, num_parameters, self.spec.proj_dim
+        )
+        return SjltProjection(torch.from_numpy(buckets).to(device), self.spec.proj_dim)
+
+
+class SjltProjection:
+    """The buckets of one checkpoint."""
+
+    scale = 1.0
+    dtype = torch.float32
+
+    def __init__(self, buckets: Tensor, dim: int) -> None:
+        self._buckets = buckets
+        self._dim = dim
+
+    def add(self, sketch: Tensor, start: int, gradients: Tensor) -> None:
+        """Add each parameter of the piece to its bucket, with its sign."""
+        # Positive and negative buckets apart: no product with the signs, one pass in all.
+        both = torch.zeros(len(gradients), 2 * self._dim, device=gradients.device)
+        both.index_add_(1, self._buckets[start : start + gradients.shape[1]], gradients)
+        sketch += both[:, : self._dim]
+        sketch -= both[:, self._dim :]
+
+
+def signed_buckets(seed: int, checkpoint: int, count: int, dim: int) -> NDArray[np.int32]:
+    """Bucket of each parameter, in 0 … dim − 1, plus dim where its sign is negative.
+
+    The hash of parameter i is the i-th output of SplitMix64 (Steele, Lea and Flood 2014), seeded by
+    a hash of seed and checkpoint.
+    """
+    key = blake2b(f"{seed}\x1f{checkpoint}".encode(), digest_size=8).digest()
+    start = np.uint64(int.from_bytes(key, "little"))
+    # Whole-number arithmetic modulo 2⁶⁴ is what is meant.
+    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed ^= mixed >> np.uint64(31)
+    negative = mixed >> np.uint64(63)
+    bucket = (mixed & np.uint64(2**63 - 1)) % np.uint64(dim)
+    return (bucket + negative * np.uint64(dim)).astype(np.int32)
