@@ -28,7 +28,8 @@ class DatasetSpec(Spec):
     def recorded(self) -> dict[str, Any]:
         """The settings as they are kept in what they made: datasets on disk by their full path."""
         values = self.model_dump(mode="json")
-        if self.dataset and Path(self.dataset).exists():
+        named = self.dataset == "digits" or self.dataset.startswith("hf://")
+        if self.dataset and not named and Path(self.dataset).exists():
             values["dataset"] = str(Path(self.dataset).resolve())
         return values
 
@@ -40,7 +41,9 @@ class TrainConfig(DatasetSpec):
     epochs: int = Field(40, ge=1, description="passes over the dataset")
     checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
     batch_size: int = Field(32, ge=1, description="samples per step")
-    learning_rate: float = Field(1e-3, gt=0, description="Adam's learning rate")
+    learning_rate: float = Field(
+        1e-3, gt=0, allow_inf_nan=False, description="Adam's learning rate"
+    )
     loss: Literal["l1", "l2"] = Field("l1", description="distance between prediction and noise")
     channels: list[int] = Field(
         [32, 64], min_length=1, description="channels of the UNet's levels; the last has attention"
@@ -61,6 +64,6 @@ class CollectConfig(ProjectorSpec, ObjectiveSpec, EventSpec, DatasetSpec):
     store: str = Field(description="the store to make, or to go on with: NAME.gradstore")
     dtype: Literal["float16", "float32"] = Field("float16", description="dtype of directions")
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
-    memory: float = Field(4.0, gt=0, description="GiB for gradients and projection matrix")
+    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB for gradients and projection matrix")
     shard_samples: int | None = Field(None, ge=1, description="samples per shard")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")

@@ -74,7 +74,11 @@ class Store:
         """Numbers of the sealed shards of a checkpoint, as they are on disk now."""
         # Listed, not opened: a store of a million samples has thousands of seals.
         try:
-            names = [folder.name for folder in (self.path / "seals" / str(checkpoint)).iterdir()]
+            names = [
+                folder.name
+                for folder in (self.path / "seals" / str(checkpoint)).iterdir()
+                if (folder / "zarr.json").is_file()
+            ]
         except OSError as error:
             raise StoreError(
                 f"{self.path}: the seals of checkpoint {checkpoint} cannot be listed: "
@@ -90,7 +94,8 @@ class Store:
             return self.root[f"seals/{checkpoint}/{shard}"].attrs.asdict()
         except (OSError, KeyError, ValueError) as error:
             raise StoreError(
-                f"{self.path}: the seal of checkpoint {checkpoint}, shard {shard} cannot be read"
+                f"{self.path}: the seal of checkpoint {checkpoint}, shard {shard} cannot be read. "
+                f"Remove the folder seals/{checkpoint}/{shard} and run `gradstore collect` again."
             ) from error
 
     def missing(self) -> list[tuple[int, int]]:
@@ -128,12 +133,9 @@ class Store:
         if needed:
             raise self._unsealed(checkpoint, needed)
         rows = self.read_unchecked(checkpoint, start, stop)
-        # A chunk that is missing reads as NaN, silently. Chunks hold whole directions.
-        if np.isnan(rows.norm).any() or np.isnan(rows.direction[:, :, 0]).any():
-            raise StoreError(
-                f"{self.path}: samples {start}:{stop} of checkpoint {checkpoint} are sealed, but "
-                f"data is missing. Run `gradstore verify {self.path}` to see what is damaged."
-            )
+        # A chunk that is missing reads as the fill value, silently. Chunks hold whole directions.
+        for array in (rows.direction[:, :, 0], rows.norm, rows.loss, rows.timestep):
+            self._require_written(array, checkpoint)
         return rows
 
     def read_unchecked(self, checkpoint: int, start: int, stop: int) -> Rows:
@@ -161,7 +163,17 @@ class Store:
         needed = set(range(self.layout.shards)) - self.sealed(checkpoint)
         if needed:
             raise self._unsealed(checkpoint, needed)
-        return self._read(checkpoint, name, 0, self.layout.samples)
+        array = self._read(checkpoint, name, 0, self.layout.samples)
+        self._require_written(array, checkpoint)
+        return array
+
+    def _require_written(self, array: NDArray[Any], checkpoint: int) -> None:
+        missing = np.isnan(array) if array.dtype.kind == "f" else array < 0
+        if missing.any():
+            raise StoreError(
+                f"{self.path}: checkpoint {checkpoint} is sealed, but data is missing. Run "
+                f"`gradstore verify {self.path}` to see what is damaged."
+            )
 
     def iter_rows(self, checkpoint: int) -> Iterator[tuple[int, Rows]]:
         """All rows of a checkpoint, a shard at a time, as (first sample, rows)."""

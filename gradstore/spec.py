@@ -30,7 +30,7 @@ class ProjectorSpec(Spec):
     projector: Literal["trak", "sjlt", "identity"] = Field(
         "trak",
         description="trak: the matrix of TRAK's BasicProjector; sjlt: one signed bucket per "
-        "parameter, a hundredth of the cost; identity: no projection",
+        "parameter, far cheaper for large models; identity: no projection",
     )
     proj_dim: int = Field(4096, ge=1, le=1 << 20, description="projection dimension")
     proj_type: Literal["rademacher", "normal"] = Field(

@@ -104,14 +104,17 @@ def claim(out: Path, config: Spec, name: str) -> None:
     """
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     settings = out / name
-    if out.exists():
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out} exists and is not a folder. Choose another --out.")
+    # Nothing but settings: what failed before it made anything may be mended and run again.
+    if out.exists() and {entry.name for entry in out.iterdir()} - {name}:
         if settings.is_file() and settings.read_text() == text:
             return
+        what = "was made with other settings" if settings.is_file() else "holds something else"
         raise ConfigError(
-            f"{out} exists and was made with other settings; nothing was changed. Choose another "
-            "--out or move it."
+            f"{out} exists and {what}; nothing was changed. Choose another --out or move it."
         )
-    out.mkdir(parents=True)
+    out.mkdir(parents=True, exist_ok=True)
     settings.write_text(text)
 
 
@@ -177,7 +180,10 @@ def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:
     if not folder.exists():
         last = Path((config.checkpoints or [c.path for c in store.spec.checkpoints])[-1])
         made = generate(last, config.generate, seed=config.generate_seed, device=config.device)
-        folder.mkdir()
+        # Written beside and renamed: a folder of that name holds all of them.
+        writing = folder.with_name(f".{folder.name}.writing")
+        writing.mkdir(exist_ok=True)
         for number, image in enumerate(made):
-            image.save(folder / f"generated-{number:04d}.png")
+            image.save(writing / f"generated-{number:04d}.png")
+        writing.rename(folder)
     return DatasetSpec(dataset=str(folder.resolve()))

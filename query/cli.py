@@ -64,7 +64,11 @@ def collect(config: Path | None, **given: Any) -> None:
     settings = parse(CollectConfig, config, given)
     from gradstore.collect import collect_config
 
-    store = collect_config(settings)
+    try:
+        store = collect_config(settings)
+    except KeyboardInterrupt:
+        click.echo("\nWhat is sealed is kept; the same command goes on from there.", err=True)
+        raise
     left = len(store.missing())
     rows = store.layout.samples * store.layout.slots * store.checkpoints
     click.echo(f"{store.path}: {rows:,} rows, {store.nbytes / 1e6:,.1f} MB")
@@ -120,14 +124,21 @@ def verify(store: str) -> None:
     from gradstore import open_store
     from gradstore.verify import verify as check
 
-    problems = [report for report in check(open_store(store)) if report.problem]
+    opened = open_store(store)
+    unsealed = set(opened.missing())
+    problems = [report for report in check(opened) if report.problem]
     for report in problems:
         click.echo(f"checkpoint {report.checkpoint}, shard {report.shard}: {report.problem}")
-    if problems:
+    damaged = len(problems) - len(unsealed)
+    if damaged:
         raise StoreError(
-            f"{store}: {len(problems)} shards are not as they should be. Restore them from a copy, "
-            "or remove their seals (seals/CHECKPOINT/SHARD) and run the same `gradstore collect` "
-            "again."
+            f"{store}: {damaged} sealed shards are damaged. Restore them from a copy, or remove "
+            "their seals (seals/CHECKPOINT/SHARD) and run the same `gradstore collect` again."
+        )
+    if unsealed:
+        raise StoreError(
+            f"{store}: {len(unsealed)} shards are not collected yet; what is sealed is as it was. "
+            "Run the same `gradstore collect` again to go on."
         )
     click.echo(f"{store}: every shard is as it was sealed")
 

@@ -46,7 +46,8 @@ class Answer:
         queries: the query store.
         store: the training store.
         proponents: training samples that pushed the model towards each query.
-        opponents: training samples that pushed against it; scores are negative if it has any.
+        opponents: the other end of the list. Those with negative scores pushed against the query;
+            with positive ones, they pushed least.
     """
 
     measure: str
@@ -64,15 +65,21 @@ class Answer:
         """Distinct proponents over all of them: |∪ top-k| / (queries · k); 1 if none recurs."""
         return len(np.unique(self.proponents.rows)) / self.proponents.rows.size
 
+    @property
+    def labels_comparable(self) -> bool:
+        """Whether some query has a label that some training sample has."""
+        shared = set(labels(self.queries) or []) & set(labels(self.store) or [])
+        return bool(shared - {None})
+
     def label_share(self) -> tuple[float, float]:
         """Share of proponents that have their query's label, and the share that chance gives.
 
         Raises:
-            QueryError: if queries or training samples have no labels.
+            QueryError: if there are no labels to compare.
         """
         query_labels, train_labels = labels(self.queries), labels(self.store)
-        if query_labels is None or train_labels is None:
-            raise QueryError("there is no label to compare: queries and training set need both")
+        if not self.labels_comparable or query_labels is None or train_labels is None:
+            raise QueryError("there are no labels to compare: queries and training set share none")
         asked, found = np.array(query_labels), np.array(train_labels)
         same = found[self.proponents.rows] == asked[:, None]
         chance = float(np.mean([np.mean(found == label) for label in asked]))
@@ -111,8 +118,10 @@ def collect_queries(
     Raises:
         GradstoreError: if anything does not fit; a fingerprint that differs, before any work.
     """
-    from gradstore.collect import collect
+    from gradstore.collect import InProcess, collect
 
+    # A question is asked and answered here, whatever RANK says of collecting.
+    options.setdefault("executor", InProcess())
     identity: dict[str, Any] = store.spec.identity
     loss = identity["objective"].get("loss") if objective is None else None
     return collect(
@@ -184,6 +193,8 @@ def search(index: SearchIndex, queries: Store, k: int = 10) -> Answer:
 
 def to_table(answers: Sequence[Answer]) -> pa.Table:
     """Answers as a table: one row per query, measure, side and rank.
+
+    An opponent with a positive score did not push against the query: it pushed least.
 
     Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
     `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_origin
@@ -65,19 +66,24 @@ def parse(model: type[Model], config: Path | None, given: dict[str, Any]) -> Mod
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(_explain(error, config, model)) from error
+        raise ConfigError(_explain(error, config, model, given)) from error
 
 
-def _explain(error: ValidationError, config: Path | None, model: type[BaseModel]) -> str:
+def _explain(
+    error: ValidationError, config: Path | None, model: type[BaseModel], given: dict[str, Any]
+) -> str:
     lines = []
     for item in error.errors():
         name = str(item["loc"][0]) if item["loc"] else ""
         flag = f"--{name.replace('_', '-')}"
+        if config is not None and given.get(name) is None and item["type"] != "missing":
+            flag = f"{config}: {name}"
         if item["type"] == "missing":
             lines.append(f"{flag} is missing: {model.model_fields[name].description}")
         elif item["type"] == "extra_forbidden":
-            known = ", ".join(model.model_fields)
-            lines.append(f"{config} has a setting {name!r} that does not exist; there are: {known}")
+            near = get_close_matches(name, model.model_fields, n=1)
+            meant = f"did you mean {near[0]!r}?" if near else "see --help for those there are."
+            lines.append(f"{config} has a setting {name!r} that does not exist; {meant}")
         else:
             lines.append(f"{flag} is {item['input']!r}: {item['msg']}")
     return "\n".join(lines)

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gradstore.collect import Samples
     from gradstore.reader import Store
     from query.engine import Answer
@@ -70,6 +73,7 @@ def write_report(
             for number, section in enumerate(sections)
         ],
         images=images,
+        replayed=_replayed(store),
         version=__version__,
         fingerprint=store.spec.fingerprint[:16],
     )
@@ -82,7 +86,7 @@ def summary(sections: Sequence[Section]) -> list[dict[str, str]]:
     for section in sections:
         for answer in section.answers:
             share, chance = "–", "–"
-            if labels(answer.queries) is not None and labels(answer.store) is not None:
+            if answer.labels_comparable:
                 share, chance = (f"{value:.2f}" for value in answer.label_share())
             rows.append(
                 {
@@ -102,7 +106,8 @@ def _queries(
     first = section.answers[0]
     query_labels, train_labels = labels(first.queries), labels(first.store)
     steps = timesteps(first.store)
-    replayed = first.store.layout.slots == 1
+    comparable = first.labels_comparable
+    replayed = _replayed(first.store)
 
     def found(answer: Answer, side: str, query: int) -> list[dict[str, Any]]:
         ranking = answer.sides[side]
@@ -111,7 +116,7 @@ def _queries(
             ranking.rows[query].tolist(), ranking.scores[query].tolist(), strict=True
         ):
             kind = ""
-            if query_labels and train_labels:
+            if comparable and query_labels and train_labels:
                 kind = "same" if query_labels[query] == train_labels[row] else "other"
             shown.append(
                 {
@@ -134,8 +139,11 @@ def _queries(
                 {
                     "name": NAMES.get(answer.measure, answer.measure),
                     "sides": [
-                        {"name": f"{side}s", "found": found(answer, side, query)}
-                        for side in answer.sides
+                        {
+                            "name": _heading(side, ranking.scores[query]),
+                            "found": found(answer, side, query),
+                        }
+                        for side, ranking in answer.sides.items()
                     ],
                 }
                 for answer in section.answers
@@ -143,6 +151,18 @@ def _queries(
         }
         for query, name in enumerate(first.queries.manifest.ids)
     ]
+
+
+def _replayed(store: Store) -> bool:
+    events: dict[str, Any] = store.spec.identity["events"]  # type: ignore[assignment]
+    return bool(events["kind"] == "replayed")
+
+
+def _heading(side: str, scores: NDArray[np.float32]) -> str:
+    """What a list is called: opponents only where some of them did push against the query."""
+    if side == "opponent" and scores[0] >= 0:
+        return "least influential (no opponents)"
+    return f"{side}s"
 
 
 def _image(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gradstore.spec import EventSpec, Identity
 
 FILE_NAME = "events.parquet"
+_PLANNED = "--events planned (in Python, events='planned')"
 
 
 def noise_key(*parts: str | int) -> int:
@@ -69,23 +70,37 @@ class EventPlan(Protocol):
 
 
 class PlannedEvents:
-    """Evenly spaced timesteps, the middles of equal parts of 0 … T−1, with keyed noises."""
+    """Evenly spaced timesteps, the middles of equal parts of 0 … T−1, with keyed noises.
 
-    def __init__(self, spec: EventSpec, num_train_timesteps: int) -> None:
+    Args:
+        spec: how many timesteps and noises, and their seed.
+        num_train_timesteps: the scheduler's T.
+        role: what the samples are, `train` or `query`. Part of every noise key: a query that has
+            a training sample's id must not have its noises, which alone would make them alike.
+    """
+
+    def __init__(
+        self,
+        spec: EventSpec,
+        num_train_timesteps: int,
+        role: Literal["train", "query"] = "train",
+    ) -> None:
         if spec.timesteps > num_train_timesteps:
             raise DatasetError(
                 f"{spec.timesteps} timesteps were asked for, but the scheduler has "
                 f"{num_train_timesteps}. Use --timesteps {num_train_timesteps} or fewer."
             )
         self.spec = spec
+        self.role = role
         self.slots = spec.timesteps
         middles = (np.arange(spec.timesteps) + 0.5) * num_train_timesteps / spec.timesteps
         self.timesteps = np.floor(middles).astype(np.int64)
 
     def identity(self) -> Identity:
-        """Kind, timesteps, draws and seed."""
+        """Kind, role, timesteps, draws and seed."""
         return {
             "kind": "planned",
+            "role": self.role,
             "timesteps": self.timesteps.tolist(),
             "draws": self.spec.draws,
             "seed": self.spec.event_seed,
@@ -99,7 +114,7 @@ class PlannedEvents:
         keys = [
             [
                 [
-                    noise_key("planned", self.spec.event_seed, name, checkpoint, timestep, draw)
+                    noise_key(self.role, self.spec.event_seed, name, checkpoint, timestep, draw)
                     for draw in range(self.spec.draws)
                 ]
                 for timestep in self.timesteps.tolist()
@@ -122,7 +137,7 @@ class ReplayedEvents:
                 if not 0 <= timestep < num_train_timesteps:
                     raise CheckpointError(
                         f"{file}: sample {name!r} has timestep {timestep}, but the scheduler has "
-                        f"0 … {num_train_timesteps - 1}. Restore the file, or use --events planned."
+                        f"0 … {num_train_timesteps - 1}. Restore the file, or use {_PLANNED}."
                     )
 
     def identity(self) -> Identity:
@@ -143,7 +158,7 @@ class ReplayedEvents:
                     raise DatasetError(
                         f"sample {name!r} has no event in {file}, which holds {len(recorded)}: "
                         "the training run did not see it. Collect the dataset that was trained "
-                        "on, or use --events planned."
+                        f"on, or use {_PLANNED}."
                     )
 
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
@@ -172,13 +187,13 @@ def _read(file: Path) -> dict[str, tuple[int, int]]:
     if not file.exists():
         raise CheckpointError(
             f"{file.parent} has no {FILE_NAME}: the training run recorded no events there. Use "
-            "--events planned, or record them with gradstore.collect.Recorder."
+            f"{_PLANNED}, or record them with gradstore.collect.Recorder."
         )
     try:
         table = pq.read_table(file, columns=["id", "timestep", "noise_key"]).to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise CheckpointError(
-            f"{file} cannot be read: {error}. Restore it, or use --events planned."
+            f"{file} cannot be read: {error}. Restore it, or use {_PLANNED}."
         ) from error
     pairs = zip(table["timestep"], table["noise_key"], strict=True)
     return dict(zip(table["id"], pairs, strict=True))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import platform
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from gradstore import __version__
 from gradstore.collect import checkpoints as ckpt
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from gradstore.collect.projectors import Projector
     from gradstore.config import CollectConfig
     from gradstore.manifest import Manifest
+
+
+_log = logging.getLogger("gradstore")
 
 
 def collect(
@@ -77,8 +81,8 @@ def collect(
         device: torch device; by default cuda if there is one.
         executor: who does which task; by default what RANK and WORLD_SIZE say.
         engine: makes the per-sample gradient engine from model and objective.
-        like: a store whose rows the new ones must be comparable with; refused before any work
-            if they would not be.
+        like: a training store of which the new rows are queries; they must be comparable with
+            its own, and are refused before any work if they would not be.
         config: the configuration to record in the store as provenance.
 
     Returns:
@@ -94,7 +98,7 @@ def collect(
     device = devices.choose(device)
     folders = ckpt.find_checkpoints(checkpoints)
     found = survey(folders, objective=objective, scheduler=scheduler, etas=etas)
-    plan = _event_plan(events, folders, found.objective)
+    plan = _event_plan(events, folders, found.objective, "train" if like is None else "query")
     plan.require(samples.ids)
     first = samples[0]
     manifest = samples.scan(lambda sample: check_sample(sample, found.model, first))
@@ -135,6 +139,13 @@ def collect(
         rehearse(load(0), samples, plan)
     target = _open_or_create(path, spec, manifest)
     layout = target.layout
+    if shard_samples not in {None, layout.shard_samples}:
+        _log.warning(
+            "%s has %s samples per shard, and keeps them; shard_samples %s is not used",
+            path,
+            layout.shard_samples,
+            shard_samples,
+        )
     executor = executor or from_environment()
     every = [Task(k, shard) for k in range(target.checkpoints) for shard in range(layout.shards)]
     missing = set(target.missing())
@@ -161,6 +172,9 @@ def collect_config(config: CollectConfig, *, executor: Executor | None = None) -
     path = Path(config.store)
     if path.exists() and not looks_like_store(path):
         refuse_existing(path)
+    unused = {"timesteps", "draws", "event_seed"} & config.model_fields_set
+    if config.events == "replayed" and unused:
+        _log.warning("replayed events are as recorded: %s not used", ", ".join(sorted(unused)))
     return collect(
         Samples.from_spec(config),
         config.checkpoints,
@@ -192,7 +206,10 @@ def versions() -> dict[str, str]:
 
 
 def _event_plan(
-    events: EventSpec | EventPlan | str, folders: Sequence[Path], objective: Objective
+    events: EventSpec | EventPlan | str,
+    folders: Sequence[Path],
+    objective: Objective,
+    role: Literal["train", "query"],
 ) -> EventPlan:
     if isinstance(events, str):
         if events not in {"replayed", "planned"}:
@@ -202,7 +219,7 @@ def _event_plan(
         return events
     if events.events == "replayed":
         return ReplayedEvents(folders, objective.num_train_timesteps)
-    return PlannedEvents(events, objective.num_train_timesteps)
+    return PlannedEvents(events, objective.num_train_timesteps, role)
 
 
 def _open_or_create(path: Path, spec: StoreSpec, manifest: Manifest) -> Store:

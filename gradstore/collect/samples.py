@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from gradstore.errors import DatasetError, DependencyError
 from gradstore.manifest import Manifest, check_ids
@@ -54,12 +54,16 @@ class Sample:
         Raises:
             DatasetError: if there is no label in 0 … classes − 1.
         """
-        if not isinstance(self.label, int) or not 0 <= self.label < classes:
+        number = self.label
+        if isinstance(number, str) and number.isdecimal():  # the name of a folder, say
+            number = int(number)
+        if not isinstance(number, int) or not 0 <= number < classes:
             raise DatasetError(
                 f"sample {self.name!r} has label {self.label!r}, but the model is conditioned on "
-                f"class numbers 0 … {classes - 1}. Name the right column with --label-column."
+                f"class numbers 0 … {classes - 1}. Name the right column with --label-column; in a "
+                "folder of images, name the sub-folders by class number."
             )
-        return torch.tensor(self.label)
+        return torch.tensor(number)
 
     def digest(self) -> str:
         """Hash of all that the model may see of it."""
@@ -191,7 +195,7 @@ class Samples:
     def _item(self, row: int, name: str) -> Mapping[str, Any]:
         try:
             return _columns(self._dataset[row])
-        except (OSError, UnidentifiedImageError) as error:
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
             raise DatasetError(
                 f"sample {name!r} cannot be read: {error}. Repair or remove it."
             ) from error

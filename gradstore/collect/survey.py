@@ -110,7 +110,8 @@ def _objective(objective: Objective | str | None, checkpoint: ckpt.Checkpoint) -
     if checkpoint.scheduler is None:
         raise CheckpointError(
             f"checkpoint {checkpoint.path} has no scheduler/scheduler_config.json, which tells the "
-            "noise levels. Save the whole pipeline, or pass scheduler= to collect()."
+            "noise levels. Put the pipeline's scheduler/ into it or beside it, or pass scheduler= "
+            "to collect()."
         )
     recorded = checkpoint.record.loss if checkpoint.record else None
     return DiffusionLoss(checkpoint.scheduler, objective or recorded or "l2")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gradstore.collect import checkpoints as ckpt
-from gradstore.collect.events import noise
+from gradstore.collect.events import Events, noise
 from gradstore.collect.objective import Batch, check_fits, class_count
 from gradstore.errors import CheckpointError, DatasetError, GradientError, GradstoreError
 from gradstore.rows import Rows
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from gradstore.collect.events import EventPlan, Events
+    from gradstore.collect.events import EventPlan
     from gradstore.collect.executor import Task
     from gradstore.collect.gradients import GradientEngine
     from gradstore.collect.objective import Objective
@@ -145,7 +145,9 @@ def rehearse(loaded: LoadedCheckpoint, samples: Samples, plan: EventPlan) -> Non
     Raises:
         CheckpointError: if model, objective and sample do not work together.
     """
-    shard = _Shard(samples.ids[:1], *loaded.read(samples, 0, 1), plan.at(0, samples.ids[:1]))
+    events = plan.at(0, samples.ids[:1])
+    one = Events(events.timestep[:, :1], events.key[:, :1, :1])
+    shard = _Shard(samples.ids[:1], *loaded.read(samples, 0, 1), one)
     try:
         loaded.differentiate(shard.batch(0, 1), 1, torch.empty(1, loaded.num_parameters))
     except GradstoreError:

@@ -180,9 +180,14 @@ def test_a_damaged_chunk_raises_when_read(store: Store) -> None:
 def test_missing_data_is_never_returned(store: Store) -> None:
     (store.path / "checkpoints/0/direction/c/1/0/0").unlink()
     (store.path / "checkpoints/1/norm/c/2/0").unlink()
-    for checkpoint, start, stop in ((0, 4, 8), (1, 8, 10)):
-        with pytest.raises(StoreError, match="are sealed, but data is missing"):
+    (store.path / "checkpoints/1/loss/c/1/0").unlink()
+    (store.path / "checkpoints/1/timestep/c/0/0").unlink()
+    for checkpoint, start, stop in ((0, 4, 8), (1, 8, 10), (1, 4, 8), (1, 0, 4)):
+        with pytest.raises(StoreError, match="is sealed, but data is missing"):
             store.rows(checkpoint, start, stop)
+    for name in ("norm", "loss", "timestep"):
+        with pytest.raises(StoreError, match="is sealed, but data is missing"):
+            store.column(name, 1)
 
 
 def test_damaged_seals(store: Store) -> None:
@@ -190,6 +195,8 @@ def test_damaged_seals(store: Store) -> None:
     found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
     assert "the seal of checkpoint 0, shard 1 cannot be read" in str(found[0, 1])
     assert sum(problem is not None for problem in found.values()) == 1
+    (store.path / "seals/0/2/zarr.json").unlink()  # as a kill between two writes leaves it
+    assert store.missing() == [(0, 2)]
     shutil.rmtree(store.path / "seals/1")
     with pytest.raises(StoreError, match="seals of checkpoint 1 cannot be listed"):
         store.sealed(1)

@@ -171,7 +171,7 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         batch_size=5,
         device="cpu",
     )
-    planned = PlannedEvents(QUERY_EVENTS, TIMESTEPS)
+    planned = PlannedEvents(QUERY_EVENTS, TIMESTEPS, "query")
     return Case(
         folders=folders,
         store=store,

@@ -136,7 +136,9 @@ def test_info_and_verify(road: Path, run: Run) -> None:
 def test_verify_fails_on_damage(road: Path, run: Run, tmp_path: Path) -> None:
     store = Path(shutil.copytree(road / "run" / "train.gradstore", tmp_path / "s.gradstore"))
     (store / "checkpoints/1/loss/c/0/0").unlink()
-    assert "1 shards are not as they should be" in run("verify", store, status=1)
+    assert "1 sealed shards are damaged" in run("verify", store, status=1)
+    shutil.rmtree(store / "seals/1/0")
+    assert "1 shards are not collected yet" in run("verify", store, status=1)
 
 
 def test_doctor(run: Run) -> None:
@@ -189,7 +191,10 @@ def test_help_imports_nothing_heavy(command: str) -> None:
     [
         (["collect", "--dataset", "digits"], None, "--checkpoints is missing: diffusers folders"),
         (["train", "--epochs", "0"], None, "--epochs is 0: Input should be greater than"),
-        (["train", "CONFIG"], {"epoch": 3}, "a setting 'epoch' that does not exist"),
+        (["train", "CONFIG"], {"epoch": 3}, "that does not exist; did you mean 'epochs'?"),
+        (["train", "CONFIG"], {"epochs": "three"}, "config.yaml: epochs is 'three'"),
+        (["train", "--dataset", "digits", "--out", "o", "--learning-rate", "inf"], None, "inf"),
+        (["train", "CONFIG"], {1: 3}, "config.yaml: 1 is"),
         (["train", "CONFIG"], ["epochs"], "is not a mapping"),
         (["train", "CONFIG"], "{", "is not YAML"),
         (["info", "nowhere"], None, "nowhere is not a gradient store"),
@@ -216,6 +221,31 @@ def test_flags_win_over_the_file(run: Run, tmp_path: Path) -> None:
     run("train", file, "--epochs", 1, "--checkpoint-every", 1, "--out", out)
     resolved = yaml.safe_load((out / "train.yaml").read_text())
     assert (resolved["epochs"], resolved["limit"], resolved["batch_size"]) == (1, 8, 32)
+
+
+def test_a_query_that_failed_can_be_mended(road: Path, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "asked").mkdir()
+    images(1)[0].resize((9, 9)).save(tmp_path / "asked" / "a.png")
+    command = (
+        "query", "--store", road / "run" / "train.gradstore", "--dataset", tmp_path / "asked",
+        "--k", 2, "--timesteps", 1, "--draws", 1, "--out", tmp_path / "answers",
+    )  # fmt: skip
+    assert "Resize with --size 8" in run(*command, status=1)
+    run(*command, "--size", 8)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("precious")
+    told = run(*command[:-1], tmp_path / "mine", "--size", 8, status=1)
+    assert "holds something else; nothing was changed" in told
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_a_folder_called_digits_is_not_the_digits(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    run(*TRAIN, "--out", "run")
+    assert yaml.safe_load(Path("run/collect.yaml").read_text())["dataset"] == "digits"
 
 
 def test_k_larger_than_the_store(road: Path, run: Run, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def test_scores_equal_a_naive_loop(world: World, stores: tuple[Store, Store], me
     train, queries = stores
     assert train.etas == pytest.approx([0.1, 0.3])
     replayed = ReplayedEvents(world.checkpoints, 1000)
-    planned = PlannedEvents(PLAN, 1000)
+    planned = PlannedEvents(PLAN, 1000, "query")
     expected = naive.influence(
         [
             naive.full_gradients(c, world.train, replayed, k)
@@ -123,6 +123,38 @@ def test_a_query_with_moved_and_changed_checkpoints_is_refused_before_any_work(
     assert not path.exists()
 
 
+def test_a_query_never_has_a_training_samples_noise(world: World, tmp_path: Path) -> None:
+    """Both planned, with one id and one seed: alone the noise would make them alike."""
+    train = collect(world.train, world.checkpoints, tmp_path / "t.gradstore", events=PLAN, **EXACT)
+    queries = collect_queries(
+        train, world.train, tmp_path / "q.gradstore", events=PLAN, dtype="float32"
+    )
+    np.testing.assert_array_equal(train.rows(0).timestep, queries.rows(0).timestep)
+    assert (train.rows(0).loss != queries.rows(0).loss).all()
+    assert not np.intersect1d(
+        PlannedEvents(PLAN, 1000).at(0, ["a"]).key,
+        PlannedEvents(PLAN, 1000, "query").at(0, ["a"]).key,
+    ).size
+
+
+def test_queries_are_collected_here_whatever_the_rank(
+    world: World, stores: tuple[Store, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    queries = collect_queries(stores[0], world.queries, tmp_path / "q.gradstore", events=PLAN)
+    queries.require_complete()
+
+
+def test_labels_that_have_nothing_in_common_are_not_compared(
+    world: World, stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    named = Samples([(world.queries.image(0), "plane")], ids=["x"])
+    queries = collect_queries(stores[0], named, tmp_path / "q.gradstore", events=PLAN)
+    with pytest.raises(QueryError, match="share none"):
+        search(build_index(stores[0], "retrac"), queries, k=2).label_share()
+
+
 def test_table_and_shares(stores: tuple[Store, Store]) -> None:
     train, queries = stores
     answer = search(build_index(train, "retrac"), queries, k=2)
@@ -148,5 +180,5 @@ def test_labels_are_needed_for_a_label_share(
 ) -> None:
     bare = Samples([world.queries.image(0)], ids=["x"])
     queries = collect_queries(stores[0], bare, tmp_path / "q.gradstore", events=PLAN)
-    with pytest.raises(QueryError, match="no label"):
+    with pytest.raises(QueryError, match="no labels to compare"):
         search(build_index(stores[0], "retrac"), queries, k=2).label_share()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,25 @@ def test_the_page_shows_every_answer(world: World, answers: list[Answer], tmp_pa
     # One self-contained file: nothing is loaded from elsewhere, each image stands once.
     assert not [a for tag, a in page.tags if tag in {"link", "script", "img"}]
     assert path.read_text().count("data:image/png") == len(set(expected)) + 3
+
+
+def test_only_those_that_push_against_are_called_opponents(
+    world: World, answers: list[Answer], tmp_path: Path
+) -> None:
+    def page(shift: float) -> str:
+        moved = [
+            replace(
+                answer, opponents=replace(answer.opponents, scores=answer.opponents.scores + shift)
+            )
+            for answer in answers
+        ]
+        write_report(tmp_path / "r.html", "T", [Section("A", moved, world.queries)], world.train)
+        return (tmp_path / "r.html").read_text()
+
+    assert "least influential" in page(100)
+    assert "<h4>opponents</h4>" not in page(100)
+    assert "<h4>opponents</h4>" in page(-100)
+    assert "least influential" not in page(-100)
 
 
 def test_names_are_escaped(world: World, answers: list[Answer], tmp_path: Path) -> None:

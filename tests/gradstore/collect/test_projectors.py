@@ -76,13 +76,23 @@ def test_raw_output_is_basic_projectors(
         assert torch.equal(found, expected)
 
 
-def test_fast_coins_are_torchs() -> None:
+def test_fast_coins_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    continued: list[int] = []
+    original = signs._continue
+
+    def spy(out: Any, done: int, lags: Any) -> None:
+        continued.append(len(out))
+        original(out, done, lags)
+
+    monkeypatch.setattr(signs, "_continue", spy)
     count = 64 * 60_000 + 13
     for seed in (0, 1000, 2**31 - 1):
         coins = torch.empty(count, dtype=torch.int8)
         coins.bernoulli_(p=0.5, generator=torch.Generator().manual_seed(seed))
         bits = np.unpackbits(signs.draw(seed, count), count=count, bitorder="little")
         np.testing.assert_array_equal(bits, coins.numpy() == 0)
+    # Where torch has another generator the fast way is not taken, and its own is always right.
+    assert len(continued) == (3 if signs._taps() is not None else 0)
 
 
 def test_coins_are_torchs_where_the_recurrence_fails(

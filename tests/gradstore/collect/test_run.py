@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -119,9 +118,10 @@ def test_the_loop_engine_gives_the_same_rows(
 
 def test_ranks_make_the_store_together(world: World, tmp_path: Path, reference: Store) -> None:
     path = tmp_path / "a.gradstore"
-    for left, rank in ((6, 2), (3, 0), (0, 1)):
+    # Eight tasks in three contiguous parts: 2, 3 and 3.
+    for left, rank in ((5, 2), (3, 0), (0, 1)):
         part = collect(world.train, world.checkpoints, path, executor=ByRank(rank, 3), **SMALL)
-        assert len(part.missing()) == pytest.approx(left, abs=1)
+        assert len(part.missing()) == left
     assert part.missing() == []
     for name, expected in contents(reference).items():
         np.testing.assert_array_equal(contents(part)[name], expected)
@@ -375,8 +375,10 @@ def test_another_scheduler_among_the_checkpoints(world: World, tmp_path: Path) -
 
 def test_other_etas_do_not_touch_a_store(world: World, tmp_path: Path, reference: Store) -> None:
     path = Path(shutil.copytree(reference.path, tmp_path / "a.gradstore"))
+    before = files(path)
     with pytest.raises(ConfigError, match=r"has checkpoint weights .* not \[5.0, 7.0\]"):
         collect(world.train, world.checkpoints, path, etas=[5, 7], **SMALL)
+    assert files(path) == before
 
 
 def test_records_for_some_checkpoints_only(world: World, tmp_path: Path) -> None:
@@ -438,7 +440,3 @@ def test_nonsense_is_refused(
     with pytest.raises(ConfigError, match=message):
         collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **{**SMALL, **change})
     assert not (tmp_path / "a.gradstore").exists()
-
-
-def test_identity_is_json(reference: Store) -> None:
-    assert json.loads(json.dumps(reference.spec.identity)) == reference.spec.identity

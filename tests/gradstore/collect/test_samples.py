@@ -202,6 +202,26 @@ def test_unknown_datasets(dataset: str, split: str, message: str) -> None:
         Samples.from_spec(DatasetSpec(dataset=dataset, split=split))
 
 
+def test_rows_that_hold_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pa.table({"image": [{"bytes": None, "path": None}]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DatasetError, match="sample '0' cannot be read"):
+        Samples.from_spec(DatasetSpec(dataset=str(tmp_path / "x.parquet")))
+    Image.new("L", (8, 8)).save(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(DatasetError, match="'0' cannot be read: Image size .* exceeds limit"):
+        Samples.from_spec(DatasetSpec(dataset=str(tmp_path)))
+
+
+def test_a_folders_name_as_class_number(tmp_path: Path) -> None:
+    (tmp_path / "1").mkdir()
+    GREY[0].save(tmp_path / "1" / "a.png")
+    sample = Samples.from_spec(DatasetSpec(dataset=str(tmp_path)))[0]
+    assert int(sample.class_label(2)) == 1
+    with pytest.raises(DatasetError, match=r"label '1', .* 0 … 0.*sub-folders by class number"):
+        sample.class_label(1)
+
+
 def test_damaged_files(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="holds no image"):
