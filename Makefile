@@ -18,6 +18,10 @@ test: .venv/test.stamp
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
 
+bench: .venv/test.stamp
+	for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
+	  if [ $$name != results ]; then $(BIN)/python -m benchmarks.$$name --preset cpu || exit 1; fi; done
+
 clean:
 	rm -rf .venv demo
 
@@ -36,5 +40,5 @@ clean:
 	@touch $@
 
 .venv/test.stamp: .venv/demo.stamp
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(if $(shell command -v nvidia-smi),gpu,cpu),demo,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(if $(shell command -v nvidia-smi),gpu,cpu),demo,bench,dev]'
 	@touch $@

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from gradstore.errors import DatasetError, DependencyError
+from gradstore.collect import sources
+from gradstore.collect.sources import IMAGE_COLUMNS
+from gradstore.errors import DatasetError
 from gradstore.manifest import Manifest, check_ids
 from gradstore.progress import track
 
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 
     from gradstore.config import DatasetSpec
 
-_IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "input")
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -122,7 +121,7 @@ class Samples:
         if length == 0:
             check_ids([])
         first = self._item(0, "0")
-        self._image_column = _find(first, image_column, _IMAGE_COLUMNS, "image")
+        self._image_column = _find(first, image_column, IMAGE_COLUMNS, "image")
         self._label_column = (
             _find(first, label_column, _LABEL_COLUMNS, "label")
             if label_column is not None or any(name in first for name in _LABEL_COLUMNS)
@@ -154,7 +153,7 @@ class Samples:
         Raises:
             DatasetError: if there is no such dataset, or it cannot be read.
         """
-        dataset, ids = _load(spec)
+        dataset, ids = sources.load(spec)
         return cls(
             dataset,
             ids=ids,
@@ -338,100 +337,3 @@ def _plain(value: Any, name: str) -> Any:
             )
         return value.item()
     return value
-
-
-def _load(spec: DatasetSpec) -> tuple[Any, list[str] | None]:
-    if spec.dataset == "digits":
-        return _digits(spec.split)
-    if spec.dataset.startswith("hf://"):
-        return _hub(spec.dataset.removeprefix("hf://"), spec.split), None
-    path = Path(spec.dataset)
-    if spec.dataset and path.is_dir():
-        return _folder(path)
-    if path.suffix == ".parquet" and path.is_file():
-        return _parquet(path, spec.image_column), None
-    raise DatasetError(
-        f"dataset {spec.dataset!r} was not found: it is neither digits, hf://NAME, a folder of "
-        "images, nor an existing .parquet file. Check --dataset."
-    )
-
-
-def _digits(split: str) -> tuple[list[tuple[Image.Image, int]], list[str]]:
-    """scikit-learn's 1,797 handwritten digits of 8×8 pixels; the last 97 are the test split."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DependencyError(
-            "the digits come with scikit-learn, which is not installed. Install it with "
-            "`pip install 'gradstore[demo]'`."
-        ) from error
-    if split not in {"train", "test"}:
-        raise DatasetError(f"digits has no split {split!r}; use --split train or --split test.")
-    bunch = load_digits()
-    rows = range(1700) if split == "train" else range(1700, 1797)
-    pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)
-    items = [(Image.fromarray(pixels[row]), int(bunch.target[row])) for row in rows]
-    return items, [f"digit-{row:04d}" for row in rows]
-
-
-class _Folder:
-    """Images of a folder; the label is the name of the folder that an image lies in."""
-
-    def __init__(self, root: Path, files: list[Path]) -> None:
-        self._root = root
-        self._files = files
-        self._labelled = all(len(file.relative_to(root).parts) > 1 for file in files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        file = self._files[row]
-        with Image.open(file) as image:
-            image.load()
-            item: dict[str, Any] = {"image": image, "path": str(file)}
-        if self._labelled:
-            item["label"] = file.parent.name
-        return item
-
-
-def _folder(root: Path) -> tuple[_Folder, list[str]]:
-    files = sorted(
-        file
-        for file in root.rglob("*")
-        if file.suffix.lower() in _IMAGE_SUFFIXES and file.is_file()
-    )
-    if not files:
-        raise DatasetError(
-            f"dataset {root} is empty: the folder holds no image ({', '.join(_IMAGE_SUFFIXES)})."
-        )
-    return _Folder(root, files), [file.relative_to(root).as_posix() for file in files]
-
-
-def _parquet(path: Path, image_column: str | None) -> Any:
-    import datasets
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        dataset = datasets.Dataset(pq.read_table(path))
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise DatasetError(f"dataset {path} cannot be read: {error}. Check the file.") from error
-    for name in [image_column] if image_column else _IMAGE_COLUMNS:
-        encoded = dataset.features.get(name)
-        # Files that `datasets` did not write hold images as bare {bytes, path} or bytes.
-        if isinstance(encoded, dict) or getattr(encoded, "dtype", None) == "binary":
-            dataset = dataset.cast_column(name, datasets.Image())
-    return dataset
-
-
-def _hub(name: str, split: str) -> Any:
-    import datasets
-
-    try:
-        return datasets.load_dataset(name, split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DatasetError(
-            f"dataset hf://{name} (split {split!r}) cannot be loaded: {error}. Check the name and "
-            "split, and that the hub can be reached."
-        ) from error

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from benchmarks.collect import PRESETS, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_it_measures_and_writes_what_it_found(tmp_path: Path) -> None:
+    targets = run(PRESETS["tiny"], tmp_path)
+    written = json.loads((tmp_path / "collect.json").read_text())
+    assert [target["measured"] for target in written["targets"]] == [t.measured for t in targets]
+    assert all(target.measured > 0 for target in targets)
+    figures = written["figures"]
+    for name in ("sjlt", "trak bfloat16", "trak float32"):
+        seconds = figures["collect_seconds_per_batch"][name]
+        assert seconds["low"] > 0
+        assert seconds["low"] <= seconds["median"] <= seconds["high"]
+    page = (tmp_path / "collect.md").read_text()
+    assert page.count("| collect, ") == 3
+    assert (tmp_path / "collect.png").read_bytes().startswith(b"\x89PNG")
