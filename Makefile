@@ -29,7 +29,7 @@ clean:
 .venv/torch.stamp: constraints.txt
 	test -d .venv || $(PYTHON) -m venv .venv
 	@if command -v nvidia-smi >/dev/null || ! $(BIN)/pip install --dry-run --quiet --report - \
-	  -c constraints.txt torch 2>/dev/null | grep -q '"nvidia'; \
+	  -c constraints.txt torch 2>/dev/null | grep -qE '"(nvidia|cuda)-'; \
 	then echo "installing torch"; $(BIN)/pip install --quiet -c constraints.txt torch; \
 	else echo "no GPU: installing torch's CPU build"; \
 	  $(BIN)/pip install --quiet -c constraints.txt --index-url $(TORCH_INDEX) torch; fi
