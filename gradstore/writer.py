@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import uuid4
 
 import numpy as np
 import zarr
@@ -43,7 +43,7 @@ def create(path: str | Path, spec: StoreSpec, manifest: Manifest) -> Store:
     layout = spec.layout.layout()
     if len(manifest) != layout.samples:
         raise StoreError(f"{path}: {len(manifest)} samples for a layout of {layout.samples}")
-    building = path.with_name(f".{path.name}.building-{os.getpid()}")
+    building = path.with_name(f".{path.name}.building-{uuid4().hex}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         root = zarr.create_group(

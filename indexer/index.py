@@ -7,11 +7,11 @@ was built from. It is refused for any other store.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from uuid import uuid4
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -88,6 +88,14 @@ class SearchIndex:
         """Bytes on disk."""
         return (self.path / VECTORS_NAME).stat().st_size
 
+    def require_k(self, k: int) -> None:
+        """Raise `QueryError` unless there are `k` samples to find."""
+        if not 1 <= k <= self.spec.count:
+            raise QueryError(
+                f"k is {k}, but {self.store.path} holds {self.spec.count} samples. Use --k "
+                f"{self.spec.count} or fewer."
+            )
+
     def search(
         self, queries: NDArray[np.float32], k: int
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -105,11 +113,7 @@ class SearchIndex:
         Raises:
             QueryError: if `k` is larger than the store, or the features have another length.
         """
-        if not 1 <= k <= self.spec.count:
-            raise QueryError(
-                f"k is {k}, but {self.store.path} holds {self.spec.count} samples. Use --k "
-                f"{self.spec.count} or fewer."
-            )
+        self.require_k(k)
         if queries.ndim != 2 or queries.shape[1] != self.spec.dim:
             raise QueryError(
                 f"the queries have shape {queries.shape}, but {self.path} holds vectors of length "
@@ -162,7 +166,7 @@ def build_index(
             vectors.add(block)
             bar.update(len(block))
     # Built beside and renamed: a half-written index never has an index's name.
-    building = path.with_name(f".{path.name}.building-{os.getpid()}")
+    building = path.with_name(f".{path.name}.building-{uuid4().hex}")
     try:
         building.mkdir(parents=True)
         faiss.write_index(vectors, str(building / VECTORS_NAME))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from gradstore.config import DatasetSpec
-from gradstore.errors import ConfigError, DatasetError, GradstoreError, QueryError
+from gradstore.errors import ConfigError, DatasetError, GradstoreError
 from gradstore.reader import open_store
 from gradstore.spec import EventSpec, Spec
 from indexer import index_path, open_index
@@ -51,13 +51,10 @@ def ask(config: QueryConfig) -> Result:
     from gradstore.collect import Samples
 
     store = open_store(config.store)
-    if config.k > store.layout.samples:
-        raise QueryError(
-            f"k is {config.k}, but {store.path} holds {store.layout.samples} samples. Use --k "
-            f"{store.layout.samples} or fewer."
-        )
     # What is cheap and can be wrong comes before what takes long.
     indexes = [open_index(index_path(store, name), store, name) for name in config.measures]
+    for index in indexes:
+        index.require_k(config.k)
     train = _shown(store)
     asked = open_store(config.queries) if config.queries else None
     images = Samples.from_spec(config) if config.dataset else None

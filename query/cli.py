@@ -25,6 +25,8 @@ except ImportError as error:
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from query.ask import Result
+
 
 class _Group(click.Group):
     """Commands in the order in which they are used."""
@@ -102,10 +104,7 @@ def query(config: Path | None, **given: Any) -> None:
     settings = parse(QueryConfig, config, given)
     from query.ask import ask
 
-    result = ask(settings)
-    click.echo(result.text)
-    click.echo(f"wrote {result.table} and {result.report}")
-    _next(f"open {result.report}")
+    _tell(ask(settings))
 
 
 @cli.command()
@@ -150,10 +149,7 @@ def demo(config: Path | None, **given: Any) -> None:
     settings = parse(DemoConfig, config, given)
     from query.demo import run
 
-    result = run(settings)
-    click.echo(result.text)
-    click.echo(f"wrote {result.table} and {result.report}")
-    _next(f"open {result.report}")
+    _tell(run(settings))
 
 
 @cli.command()
@@ -168,6 +164,12 @@ def doctor() -> None:
             click.echo(f"     {finding.mend}")
     if not all(finding.good for finding in findings):
         sys.exit(1)
+
+
+def _tell(result: Result) -> None:
+    click.echo(result.text)
+    click.echo(f"wrote {result.table} and {result.report}")
+    _next(f"open {result.report}")
 
 
 def _next(command: str) -> None:

@@ -169,16 +169,13 @@ def collect(
 
 def collect_config(config: CollectConfig, *, executor: Executor | None = None) -> Store:
     """`collect` as a `CollectConfig` says; the configuration is recorded in the store."""
-    path = Path(config.store)
-    if path.exists() and not looks_like_store(path):
-        refuse_existing(path)
     unused = {"timesteps", "draws", "event_seed"} & config.model_fields_set
     if config.events == "replayed" and unused:
         _log.warning("replayed events are as recorded: %s not used", ", ".join(sorted(unused)))
     return collect(
         Samples.from_spec(config),
         config.checkpoints,
-        path,
+        config.store,
         objective=config.loss,
         events=EventSpec.model_validate(config.model_dump(include=set(EventSpec.model_fields))),
         projector=ProjectorSpec.model_validate(

@@ -61,7 +61,6 @@ class _Folder:
     """Images of a folder; the label is the name of the folder that an image lies in."""
 
     def __init__(self, root: Path, files: list[Path]) -> None:
-        self._root = root
         self._files = files
         self._labelled = all(len(file.relative_to(root).parts) > 1 for file in files)
 

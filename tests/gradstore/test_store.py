@@ -53,13 +53,17 @@ def rows(shard: int, seed: int = 0) -> Rows:
     )
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Store:
-    made = create(tmp_path / "s.gradstore", spec(), manifest())
+def filled(path: Path, samples: Manifest | None = None) -> Store:
+    made = create(path, spec(), samples or manifest())
     for checkpoint in range(2):
         for shard in range(3):
             write_shard(made, checkpoint, shard, rows(shard, checkpoint))
     return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return filled(tmp_path / "s.gradstore")
 
 
 def test_what_is_written_is_read(store: Store) -> None:

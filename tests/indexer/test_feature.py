@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gradstore.errors import ConfigError, UnsealedError
-from gradstore.writer import create, write_shard
+from gradstore.writer import create
 from indexer import ReTrac, TracIn, feature_dim, features, iter_features, measure_of
-from tests.gradstore.test_store import manifest, rows, spec
+from tests.gradstore.test_store import filled, manifest, spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    made = create(tmp_path / "s.gradstore", spec(), manifest())
-    for checkpoint in range(2):
-        for shard in range(3):
-            write_shard(made, checkpoint, shard, rows(shard, checkpoint))
-    return made
+    return filled(tmp_path / "s.gradstore")
 
 
 @pytest.mark.parametrize("name", ["tracin", "retrac"])

@@ -12,20 +12,12 @@ from gradstore.manifest import Manifest
 from gradstore.reader import Store, open_store
 from gradstore.writer import create, write_shard
 from indexer import ReTrac, build_index, features, index_path, open_index
-from tests.gradstore.test_store import manifest, rows, spec
+from tests.gradstore.test_store import filled, manifest, rows, spec
 
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     return filled(tmp_path / "s.gradstore")
-
-
-def filled(path: Path, samples: Manifest | None = None) -> Store:
-    made = create(path, spec(), samples or manifest())
-    for checkpoint in range(2):
-        for shard in range(3):
-            write_shard(made, checkpoint, shard, rows(shard, checkpoint))
-    return made
 
 
 def test_search_is_exact(store: Store) -> None:
