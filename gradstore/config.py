@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gradstore.spec import EventSpec, ObjectiveSpec, ProjectorSpec, Spec
+from gradstore.spec import EventSpec, GradientSpec, ObjectiveSpec, ProjectorSpec, Spec
 
 
 class DatasetSpec(Spec):
@@ -52,7 +52,7 @@ class TrainConfig(DatasetSpec):
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")
 
 
-class CollectConfig(ProjectorSpec, ObjectiveSpec, EventSpec, DatasetSpec):
+class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, DatasetSpec):
     """From samples and checkpoints to stored rows."""
 
     checkpoints: list[str] = Field(
@@ -64,6 +64,12 @@ class CollectConfig(ProjectorSpec, ObjectiveSpec, EventSpec, DatasetSpec):
     store: str = Field(description="the store to make, or to go on with: NAME.gradstore")
     dtype: Literal["float16", "float32"] = Field("float16", description="dtype of directions")
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
-    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB for gradients and projection matrix")
+    memory: float = Field(
+        4.0, gt=0, lt=1e6, description="GiB to take beside the model and the program itself"
+    )
+    engine: Literal["auto", "streaming", "vmap", "loop"] = Field(
+        "auto",
+        description="how per-sample gradients are computed; auto: the fastest that works and fits",
+    )
     shard_samples: int | None = Field(None, ge=1, description="samples per shard")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")

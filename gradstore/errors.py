@@ -28,6 +28,10 @@ class DatasetError(GradstoreError):
     """A dataset is empty, malformed, does not fit the model, or changed."""
 
 
+class EngineError(GradstoreError):
+    """A gradient engine cannot differentiate a model."""
+
+
 class GradientError(GradstoreError):
     """A gradient is not finite."""
 

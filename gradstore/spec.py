@@ -86,6 +86,20 @@ class ObjectiveSpec(Spec):
     )
 
 
+class GradientSpec(Spec):
+    """What is differentiated, and how."""
+
+    params: str | None = Field(
+        None,
+        description="regular expression: only parameters in whose name it is found are "
+        "differentiated [default: all that are trainable]",
+    )
+    autocast: Literal["float32", "bfloat16"] = Field(
+        "float32",
+        description="bfloat16: mixed precision in the forward and backward pass, as in training",
+    )
+
+
 class CheckpointSpec(Spec):
     """A checkpoint as a store remembers it.
 

@@ -80,6 +80,17 @@ def collect(config: Path | None, **given: Any) -> None:
 
 
 @cli.command()
+@flags(CollectConfig)
+def plan(config: Path | None, **given: Any) -> None:
+    """Say what `collect` with the same settings will take, from one measured batch."""
+    settings = parse(CollectConfig, config, given)
+    from gradstore.collect import plan_config
+
+    click.echo(plan_config(settings))
+    _next("gradstore collect, with the same settings")
+
+
+@cli.command()
 @flags(IndexConfig)
 def index(config: Path | None, **given: Any) -> None:
     """Build a FAISS index per measure."""

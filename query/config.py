@@ -32,7 +32,7 @@ class QueryConfig(DatasetSpec):
     )
     out: str = Field(description="folder of the results; it must not exist")
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
-    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB for gradients and projection matrix")
+    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")
 
     @model_validator(mode="after")

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from gradstore.collect.checkpoints import Checkpoint, TrainingRecord, find_checkpoints, load
+from gradstore.collect.engines import (
+    GradientEngine,
+    LoopEngine,
+    StreamingEngine,
+    VmapEngine,
+)
+from gradstore.collect.estimate import Estimate
 from gradstore.collect.events import EventPlan, Events, PlannedEvents, ReplayedEvents
 from gradstore.collect.executor import ByRank, Executor, InProcess, Task
-from gradstore.collect.gradients import GradientEngine, LoopEngine, VmapEngine
-from gradstore.collect.objective import Batch, DiffusionLoss, Objective
+from gradstore.collect.job import CollectOptions
+from gradstore.collect.objective import Autocast, Batch, DiffusionLoss, Objective
 from gradstore.collect.projectors import (
     IdentityProjector,
     Projection,
@@ -15,24 +22,28 @@ from gradstore.collect.projectors import (
     TrakProjector,
 )
 from gradstore.collect.recorder import Recorder
-from gradstore.collect.run import collect, collect_config
+from gradstore.collect.run import collect, collect_config, collect_each, plan, plan_config
 from gradstore.collect.samples import Samples
 from gradstore.collect.sampling import generate
 from gradstore.collect.training import train
 from gradstore.config import CollectConfig, TrainConfig
-from gradstore.spec import EventSpec, ProjectorSpec
+from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
 
 __all__ = [
+    "Autocast",
     "Batch",
     "ByRank",
     "Checkpoint",
     "CollectConfig",
+    "CollectOptions",
     "DiffusionLoss",
+    "Estimate",
     "EventPlan",
     "EventSpec",
     "Events",
     "Executor",
     "GradientEngine",
+    "GradientSpec",
     "IdentityProjector",
     "InProcess",
     "LoopEngine",
@@ -45,6 +56,7 @@ __all__ = [
     "ReplayedEvents",
     "Samples",
     "SjltProjector",
+    "StreamingEngine",
     "Task",
     "TrainConfig",
     "TrainingRecord",
@@ -52,8 +64,11 @@ __all__ = [
     "VmapEngine",
     "collect",
     "collect_config",
+    "collect_each",
     "find_checkpoints",
     "generate",
     "load",
+    "plan",
+    "plan_config",
     "train",
 ]

@@ -18,7 +18,7 @@ import diffusers
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from gradstore.collect.gradients import trainable
+from gradstore.collect.parameters import num_parameters, select, trainable
 from gradstore.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -69,11 +69,6 @@ class Checkpoint:
     scheduler: Any
     record: TrainingRecord | None
 
-    @property
-    def num_parameters(self) -> int:
-        """Length of a gradient."""
-        return sum(p.numel() for p in trainable(self.model).values())
-
     def architecture(self) -> Identity:
         """Class, configuration, and the differentiated parameters' names, shapes and order."""
         shapes = [[name, list(p.shape)] for name, p in trainable(self.model).items()]
@@ -87,7 +82,7 @@ class Checkpoint:
         return {
             "class": type(self.model).__name__,
             "config": json.loads(json.dumps(config, default=str)),
-            "num_parameters": self.num_parameters,
+            "num_parameters": num_parameters(self.model),
             "parameters": _digest([json.dumps(shapes).encode()]),
         }
 
@@ -165,12 +160,13 @@ def _model_folder(folder: Path) -> Path | None:
     return None
 
 
-def load(folder: Path, *, scheduler: Any = None) -> Checkpoint:
+def load(folder: Path, *, scheduler: Any = None, params: str | None = None) -> Checkpoint:
     """Load a checkpoint from a diffusers pipeline folder, or a model folder with a scheduler.
 
     Args:
         folder: the checkpoint.
         scheduler: what to use where neither the folder nor the one around it has `scheduler/`.
+        params: regular expression; parameters in whose name it is not found are frozen.
 
     Raises:
         CheckpointError: if it is half-written, unreadable, or not of a class that diffusers has.
@@ -181,6 +177,8 @@ def load(folder: Path, *, scheduler: Any = None) -> Checkpoint:
         raise CheckpointError(f"checkpoint {folder} is not a diffusers folder.")
     model = _load_model(model_folder)
     model.eval()
+    if params is not None:
+        select(model, params)
     # diffusers' own training scripts save checkpoint-500/unet beside the run's scheduler/.
     for place in (folder / "scheduler", folder.parent / "scheduler"):
         if scheduler is None and (place / "scheduler_config.json").is_file():

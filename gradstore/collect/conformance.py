@@ -16,16 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from gradstore.collect.engines import LoopEngine
 from gradstore.collect.executor import Task
-from gradstore.collect.gradients import LoopEngine, trainable
+from gradstore.collect.parameters import num_parameters as count_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from torch import Tensor, nn
 
+    from gradstore.collect.engines import EngineMaker, GradientEngine
     from gradstore.collect.executor import Executor
-    from gradstore.collect.gradients import GradientEngine
     from gradstore.collect.objective import Batch, Objective
     from gradstore.collect.projectors import Projector
 
@@ -59,11 +60,16 @@ def check_projector(
     dim = projector.dim(num_parameters)
 
     def sketch(gradients: Tensor, cuts: Iterable[int] = ()) -> Tensor:
-        out = torch.zeros(len(gradients), dim)
         bounds = [0, *cuts, num_parameters]
         projection = projector.at(1, num_parameters, device, _MEMORY)
-        for start, stop in pairwise(bounds):
-            projection.add(out, start, gradients[:, start:stop])
+        buffer = torch.zeros(len(gradients), projection.width, dtype=projection.dtype)
+        for start, stop in reversed(list(pairwise(bounds))):
+            projection.add(buffer, start, gradients[:, start:stop])
+        out = projection.finish(buffer)
+        _require(
+            "a sketch is float32 [rows, dim]",
+            kept=out.shape == (len(gradients), dim) and out.dtype == torch.float32,
+        )
         return out
 
     whole = sketch(gradients)
@@ -134,7 +140,7 @@ def check_objective(
 
 
 def check_engine(
-    engine: Callable[[nn.Module, Objective], GradientEngine],
+    engine: EngineMaker,
     model: nn.Module,
     objective: Objective,
     batch: Batch,
@@ -150,15 +156,17 @@ def check_engine(
         batch: rows to differentiate.
         tolerance: error allowed, relative to the largest entry.
     """
-    length = sum(p.numel() for p in trainable(model).values())
+    length = count_parameters(model)
 
     def gradients(made: GradientEngine) -> tuple[Tensor, Tensor]:
-        losses, pieces = made(batch)
         whole = torch.full((len(batch), length), torch.nan)
-        for start, piece in pieces:
+
+        def receive(start: int, piece: Tensor) -> None:
             target = whole[:, start : start + piece.shape[1]]
             _require("pieces do not overlap", kept=bool(target.isnan().all()))
             target[:] = piece
+
+        losses = made(batch, receive)
         _require("pieces cover every parameter", kept=not bool(whole.isnan().any()))
         return losses, whole
 

@@ -143,6 +143,38 @@ class DiffusionLoss:
         return distance.flatten(1).mean(1)
 
 
+class Autocast:
+    """An objective whose forward pass torch computes in bfloat16 where that is deemed safe.
+
+    Mixed precision as in training: weights, activations between layers and gradients as torch's
+    autocast has them, the loss in float32.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.num_train_timesteps = objective.num_train_timesteps
+
+    def identity(self) -> Identity:
+        """The objective's, and the dtype."""
+        return {**self._objective.identity(), "autocast": "bfloat16"}
+
+    def losses(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        conditions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """See `Objective.losses`."""
+
+        def cast(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(inputs.device.type, torch.bfloat16):
+                return model(*args, **kwargs)
+
+        return self._objective.losses(cast, inputs, timesteps, noise, conditions)
+
+
 def class_count(model: Any) -> int | None:
     """How many classes a diffusers model is conditioned on; None if it is not."""
     config = getattr(model, "config", None)

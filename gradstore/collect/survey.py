@@ -45,6 +45,7 @@ def survey(
     objective: Objective | str | None,
     scheduler: Any,
     etas: Sequence[float] | None,
+    params: str | None = None,
 ) -> Survey:
     """Load each checkpoint once, and check that they belong together.
 
@@ -63,7 +64,7 @@ def survey(
     rate_sum = 0.0
     recorded = False
     for number, folder in enumerate(folders):
-        checkpoint = ckpt.load(folder, scheduler=scheduler)
+        checkpoint = ckpt.load(folder, scheduler=scheduler, params=params)
         record = checkpoint.record
         own = _objective(objective, checkpoint)
         if found is None:

@@ -7,24 +7,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from gradstore.collect import checkpoints as ckpt
-from gradstore.collect.events import Events, noise
+from gradstore.collect.events import noise
 from gradstore.collect.objective import Batch, check_fits, class_count
-from gradstore.errors import CheckpointError, DatasetError, GradientError, GradstoreError
+from gradstore.collect.parameters import num_parameters
+from gradstore.errors import DatasetError, GradientError
 from gradstore.rows import Rows
 from gradstore.writer import write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
-    from gradstore.collect.events import EventPlan
+    from gradstore.collect.budget import Budget
+    from gradstore.collect.engines import EngineMaker, GradientEngine, Receive
+    from gradstore.collect.events import EventPlan, Events
     from gradstore.collect.executor import Task
-    from gradstore.collect.gradients import GradientEngine
     from gradstore.collect.objective import Objective
-    from gradstore.collect.projectors import Projector
+    from gradstore.collect.projectors import Projection, Projector
     from gradstore.collect.samples import Sample, Samples
     from gradstore.reader import Store
 
@@ -34,85 +35,86 @@ class LoadedCheckpoint:
 
     Attributes:
         folder: where it was read from.
+        model: its model, on the device.
         num_parameters: length of a gradient.
     """
 
     def __init__(
         self,
         folder: Path,
+        model: nn.Module,
         objective: Objective,
-        engine: Callable[[Any, Objective], GradientEngine],
+        engine: EngineMaker,
         device: torch.device,
     ) -> None:
-        loaded = ckpt.load(folder)
         self.folder = folder
-        self.num_parameters = loaded.num_parameters
+        self.model = model.to(device)
+        self.num_parameters = num_parameters(model)
         self._device = device
-        self._model = loaded.model.to(device)
-        self._engine = engine(self._model, objective)
+        self._engine: GradientEngine = engine(self.model, objective)
 
-    def read(self, samples: Samples, start: int, stop: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """Samples `start` to `stop` (one past the last), checked, as inputs and conditions.
-
-        Raises:
-            DatasetError: if one does not fit, or is not what it was when the dataset was scanned.
-        """
-        read = [samples[row] for row in range(start, stop)]
-        for sample, digest in zip(read, samples.manifest.digests[start:stop], strict=True):
-            check_sample(sample, self._model, read[0])
-            if sample.digest() != digest:
-                raise DatasetError(
-                    f"the dataset gives something else each time it is asked for sample "
-                    f"{sample.name!r} (random augmentation?). Give it without randomness."
-                )
-        given = [conditions(sample, self._model) for sample in read]
-        stacked = {name: torch.stack([one[name] for one in given]) for name in given[0]}
-        return (
-            torch.stack([sample.tensor for sample in read]).to(self._device),
-            {name: value.to(self._device) for name, value in stacked.items()},
-        )
-
-    def differentiate(self, batch: Batch, events: int, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a batch's gradients into `buffer`, `[rows, num_parameters]`, of any float dtype.
+    def differentiate(self, batch: Batch, events: int, receive: Receive) -> tuple[Tensor, Tensor]:
+        """Compute a batch's gradients and hand them over in pieces.
 
         Args:
             batch: rows and their noises.
             events: how many events (rows × noises) to compute at once; a row's noises are cut
                 into parts if they are more.
-            buffer: where the gradients go.
+            receive: where the gradients go; see `GradientEngine`.
 
         Returns:
             Losses and norms (float64), both `[rows]`.
         """
+        squared = torch.zeros(len(batch), dtype=torch.float64, device=self._device)
+
+        def whole(start: int, piece: Tensor) -> None:
+            # In float64: squares of small gradients vanish in float32.
+            norms = torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64)
+            squared.add_(norms.square())
+            receive(start, piece)
+
         draws = batch.noise.shape[1]
-        losses = torch.zeros(len(batch), dtype=torch.float64, device=self._device)
-        squared = torch.zeros_like(losses)
         parts = torch.split(batch.noise, max(1, min(draws, events)), dim=1)
-        # Parts are summed in float32, whatever dtype the buffer has.
-        total = buffer if len(parts) == 1 else torch.zeros(buffer.shape, device=self._device)
+        if len(parts) == 1:
+            losses = self._engine(batch, whole).double()
+            return losses, squared.sqrt()
+        losses = torch.zeros_like(squared)
+        total = torch.zeros(len(batch), self.num_parameters, device=self._device)
         for noises in parts:
-            part, pieces = self._engine(
-                Batch(batch.inputs, batch.timesteps, noises, batch.conditions)
-            )
             share = noises.shape[1] / draws
-            losses += share * part
-            for position, piece in pieces:
-                target = total[:, position : position + piece.shape[1]]
-                if len(parts) == 1:
-                    target.copy_(piece)
-                    squared += _squared_norm(piece)
-                else:
-                    target.add_(piece, alpha=share)
-        if len(parts) > 1:
-            buffer.copy_(total)
-            squared = _squared_norm(total)
+
+            def part(start: int, piece: Tensor, share: float = share) -> None:
+                total[:, start : start + piece.shape[1]].add_(piece, alpha=share)
+
+            losses += share * self._engine(
+                Batch(batch.inputs, batch.timesteps, noises, batch.conditions), part
+            )
+        whole(0, total)
         return losses, squared.sqrt()
 
 
-def _squared_norm(gradients: Tensor) -> Tensor:
-    # In float64: squares of small gradients vanish in float32.
-    norms: Tensor = torch.linalg.vector_norm(gradients, dim=1, dtype=torch.float64)
-    return norms.square()
+def read(
+    samples: Samples, start: int, stop: int, model: Any, device: torch.device
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Samples `start` to `stop` (one past the last), checked, as inputs and conditions.
+
+    Raises:
+        DatasetError: if one does not fit, or is not what it was when the dataset was scanned.
+    """
+    taken = [samples[row] for row in range(start, stop)]
+    for sample, digest in zip(taken, samples.manifest.digests[start:stop], strict=True):
+        check_sample(sample, model, taken[0])
+        if sample.digest() != digest:
+            raise DatasetError(
+                f"the dataset gives something else each time it is asked for sample "
+                f"{sample.name!r} (random augmentation?). Give it without randomness."
+            )
+    given = [conditions(sample, model) for sample in taken]
+    stacked = {name: torch.stack([one[name] for one in given]) for name in given[0]}
+    return (
+        torch.stack([sample.tensor for sample in taken]).to(device),
+        {name: value.to(device) for name, value in stacked.items()},
+    )
 
 
 def check_sample(sample: Sample, model: Any, first: Sample) -> None:
@@ -139,138 +141,174 @@ def conditions(sample: Sample, model: Any) -> dict[str, Tensor]:
     return {**sample.conditions, "class_labels": sample.class_label(classes)}
 
 
-def rehearse(loaded: LoadedCheckpoint, samples: Samples, plan: EventPlan) -> None:
-    """Differentiate the first sample, so that what cannot work fails before anything is made.
-
-    Raises:
-        CheckpointError: if model, objective and sample do not work together.
-    """
-    events = plan.at(0, samples.ids[:1])
-    one = Events(events.timestep[:, :1], events.key[:, :1, :1])
-    shard = _Shard(samples.ids[:1], *loaded.read(samples, 0, 1), one)
-    try:
-        loaded.differentiate(shard.batch(0, 1), 1, torch.empty(1, loaded.num_parameters))
-    except GradstoreError:
-        raise
-    except Exception as error:  # whatever a foreign model raises
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"the gradient of sample {samples.ids[0]!r} at checkpoint {loaded.folder} cannot be "
-            f"computed: {type(error).__name__}: {reason}. Check that samples and conditions are "
-            "what the model takes; for a model that vmap cannot run, pass engine=LoopEngine."
-        ) from error
-
-
 class Worker:
-    """Does tasks: computes a shard's rows, writes and seals them."""
+    """Does tasks: computes a shard's rows, writes and seals them wherever they are missing.
+
+    Args:
+        stores: stores to fill, each with the projector that makes its directions. They have the
+            same samples, checkpoints, events and shards.
+        samples: the samples.
+        plan: their events.
+        load: gives a checkpoint by its number.
+        budget: how much memory goes where.
+        device: where gradients are computed.
+    """
 
     def __init__(
         self,
-        store: Store,
+        stores: Sequence[tuple[Store, Projector]],
         samples: Samples,
         plan: EventPlan,
-        projector: Projector,
         load: Callable[[int], LoadedCheckpoint],
         *,
-        batch_size: int,
-        memory: int,
+        budget: Budget,
         device: torch.device,
     ) -> None:
-        self._store = store
+        self._stores = stores
         self._samples = samples
         self._plan = plan
-        self._projector = projector
         self._load = load
-        self._batch_size = batch_size
-        self._memory = memory
+        self._budget = budget
         self._device = device
         self._number: int | None = None
-        self._buffer: Tensor | None = None
+        self._missing = [set(store.missing()) for store, _ in stores]
         self.bar: Any = None
 
     def __call__(self, task: Task) -> None:
         """Compute the task's rows, write them and seal them."""
         if task.checkpoint != self._number:
-            self._loaded = self._load(task.checkpoint)
-            self._projection = self._projector.at(
-                task.checkpoint, self._loaded.num_parameters, self._device, self._memory // 2
-            )
-            self._number = task.checkpoint
-        start, stop = self._store.layout.span(task.shard)
-        write_shard(self._store, task.checkpoint, task.shard, self._rows(task, start, stop))
+            self._prepare(task.checkpoint)
+        layout = self._stores[0][0].layout
+        start, stop = layout.span(task.shard)
+        wanted = [place for place, missing in enumerate(self._missing) if task in missing]
+        made = self._rows(task, start, stop, wanted)
+        for place, rows in zip(wanted, made, strict=True):
+            write_shard(self._stores[place][0], task.checkpoint, task.shard, rows)
 
-    def _rows(self, task: Task, start: int, stop: int) -> Rows:
-        layout, loaded = self._store.layout, self._loaded
-        ids = self._samples.ids[start:stop]
-        events = self._plan.at(task.checkpoint, ids)
-        shard = _Shard(ids, *loaded.read(self._samples, start, stop), events)
-        # A quarter of the memory holds gradients that wait to be projected together, and a
-        # quarter what the engine needs for a batch: about three gradients a row.
-        room = self._memory // 4 // loaded.num_parameters
-        batch = max(1, min(self._batch_size // events.key.shape[2], room // (3 * 4)))
-        dtype = self._projection.dtype
-        held = max(batch, min(len(shard), room // dtype.itemsize))
-        if self._buffer is None or len(self._buffer) < held:
-            self._buffer = torch.empty(
-                held, loaded.num_parameters, dtype=dtype, device=self._device
+    def _prepare(self, number: int) -> None:
+        self._projections: list[Projection] = []  # the old checkpoint's go before the new come
+        self._buffers: list[Tensor] = []
+        self._loaded = self._load(number)
+        self._projections = [
+            projector.at(
+                number,
+                self._loaded.num_parameters,
+                self._device,
+                self._budget.projection // len(self._stores),
             )
-        direction = np.empty((len(shard), layout.dim), dtype=layout.dtype)
-        norm, loss = np.empty(len(shard), np.float32), np.empty(len(shard), np.float32)
-        for low in range(0, len(shard), held):
-            high = min(low + held, len(shard))
-            norms = torch.empty(high - low, dtype=torch.float64, device=self._device)
-            for first in range(low, high, batch):
-                last = min(first + batch, high)
-                here = slice(first - low, last - low)
-                losses, norms[here] = loaded.differentiate(
-                    shard.batch(first, last), self._batch_size, self._buffer[here]
+            for _, projector in self._stores
+        ]
+        layout = self._stores[0][0].layout
+        most = min(self._budget.rows(self._projections), layout.shard_samples * layout.slots)
+        self._buffers = [
+            torch.empty(most, one.width, dtype=one.dtype, device=self._device)
+            for one in self._projections
+        ]
+        self._number = number
+
+    def _rows(self, task: Task, start: int, stop: int, wanted: Sequence[int]) -> list[Rows]:
+        slots, held = self._stores[0][0].layout.slots, len(self._buffers[0])
+        count = (stop - start) * slots
+        directions = [
+            np.empty(
+                (count, self._stores[place][0].layout.dim), self._stores[place][0].layout.dtype
+            )
+            for place in wanted
+        ]
+        norm, loss = np.empty(count, np.float32), np.empty(count, np.float32)
+        timestep = np.empty(count, np.int32)
+        samples = max(1, held // slots)
+        for first in range(start, stop, samples):
+            last = min(first + samples, stop)
+            part = self._part(task.checkpoint, first, last)
+            offset = (first - start) * slots
+            timestep[offset : offset + len(part)] = part.timesteps
+            for low in range(0, len(part), held):
+                high = min(low + held, len(part))
+                here = slice(offset + low, offset + high)
+                norms, loss[here] = self._differentiate(part, low, high, wanted)
+                norm[here] = norms.cpu().numpy()
+                for direction, place in zip(directions, wanted, strict=True):
+                    projection = self._projections[place]
+                    sketch = projection.finish(self._buffers[place][: high - low])
+                    # A zero gradient has direction zero. In float64, lest 1 / norm overflows.
+                    scale = torch.where(norms > 0, projection.scale / norms, 0.0)
+                    direction[here] = (sketch * scale[:, None]).cpu().numpy()
+        shape = (stop - start, slots)
+        return [
+            Rows(
+                direction=direction.reshape(*shape, -1),
+                norm=norm.reshape(shape),
+                loss=loss.reshape(shape),
+                timestep=timestep.reshape(shape),
+            )
+            for direction in directions
+        ]
+
+    def _part(self, checkpoint: int, first: int, last: int) -> _Part:
+        ids = self._samples.ids[first:last]
+        inputs = read(self._samples, first, last, self._loaded.model, self._device)
+        return _Part(ids, *inputs, self._plan.at(checkpoint, ids))
+
+    def _differentiate(
+        self, part: _Part, low: int, high: int, wanted: Sequence[int]
+    ) -> tuple[Tensor, Any]:
+        """Fill the buffers with rows `low` to `high`; their norms (float64) and losses."""
+        loaded, events = self._loaded, self._budget.events
+        norms = torch.empty(high - low, dtype=torch.float64, device=self._device)
+        losses = torch.empty_like(norms)
+        targets = [(self._projections[place], self._buffers[place]) for place in wanted]
+        for _, buffer in targets:
+            buffer[: high - low].zero_()
+        for first, last in _cuts(low, high, max(1, events // part.draws)):
+            here = slice(first - low, last - low)
+
+            def receive(start: int, piece: Tensor, here: slice = here) -> None:
+                for projection, buffer in targets:
+                    projection.add(buffer[here], start, piece)
+
+            losses[here], norms[here] = loaded.differentiate(
+                part.batch(first, last), events, receive
+            )
+            # As they will be stored.
+            good = torch.isfinite(norms[here].float()) & torch.isfinite(losses[here].float())
+            if not bool(good.all()):
+                row = first + int(torch.argmin(good.to(torch.int8)))
+                raise GradientError(
+                    f"the gradient of {part.name(row)} at checkpoint {loaded.folder} is not "
+                    f"finite: norm {norms[row - low].item()}, loss {losses[row - low].item()}. "
+                    "Look at the sample, and leave it or the checkpoint out if it is broken; the "
+                    "shards that were sealed before are safe."
                 )
-                loss[first:last] = losses.cpu().numpy()
-                norm[first:last] = norms[here].cpu().numpy()
-                finite = np.isfinite(norm[first:last]) & np.isfinite(loss[first:last])
-                if not finite.all():
-                    row = first + int(np.argmin(finite))
-                    raise GradientError(
-                        f"the gradient of {shard.name(row)} at checkpoint {loaded.folder} is not "
-                        f"finite: norm {norm[row]}, loss {loss[row]}. Look at the sample, and "
-                        "leave it or the checkpoint out if it is broken; the shards that were "
-                        "sealed before are safe."
-                    )
-                self.bar.update(last - first)
-            sketch = torch.zeros(high - low, layout.dim, device=self._device)
-            self._projection.add(sketch, 0, self._buffer[: high - low])
-            # A zero gradient has direction zero. In float64, lest 1 / norm overflows.
-            scale = torch.where(norms > 0, self._projection.scale / norms, 0.0)
-            direction[low:high] = (sketch * scale[:, None]).cpu().numpy()
-        shape = (stop - start, layout.slots)
-        return Rows(
-            direction=direction.reshape(*shape, layout.dim),
-            norm=norm.reshape(shape),
-            loss=loss.reshape(shape),
-            timestep=events.timestep.astype(np.int32),
-        )
+            self.bar.update(last - first)
+        return norms, losses.cpu().numpy()
 
 
-class _Shard:
-    """A shard's rows, flattened over samples and slots."""
+def _cuts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)
+
+
+class _Part:
+    """Some samples' rows, flattened over samples and slots."""
 
     def __init__(
         self, ids: Sequence[str], inputs: Tensor, conditions: dict[str, Tensor], events: Events
     ) -> None:
-        samples, slots, draws = events.key.shape
+        samples, slots, self.draws = events.key.shape
         self._ids = ids
         self._inputs = inputs
         self._conditions = conditions
         self._sample = np.repeat(np.arange(samples), slots)
-        self._timesteps = events.timestep.reshape(-1)
-        self._keys = events.key.reshape(-1, draws)
+        self.timesteps = events.timestep.reshape(-1)
+        self._keys = events.key.reshape(-1, self.draws)
 
     def __len__(self) -> int:
         return len(self._sample)
 
     def name(self, row: int) -> str:
         """What to call a row in an error."""
-        return f"sample {self._ids[self._sample[row]]!r}, timestep {self._timesteps[row]},"
+        return f"sample {self._ids[self._sample[row]]!r}, timestep {self.timesteps[row]},"
 
     def batch(self, first: int, last: int) -> Batch:
         """Rows `first` to `last` (one past the last), ready for the engine."""
@@ -281,7 +319,22 @@ class _Shard:
         drawn = np.stack([noise(key, shape) for key in keys.reshape(-1).tolist()])
         return Batch(
             inputs=self._inputs[chosen],
-            timesteps=torch.as_tensor(self._timesteps[first:last], device=device),
+            timesteps=torch.as_tensor(self.timesteps[first:last], device=device),
             noise=torch.from_numpy(drawn).reshape(*keys.shape, *shape).to(device),
             conditions={name: value[chosen] for name, value in self._conditions.items()},
         )
+
+
+def trial(
+    samples: Samples, plan: EventPlan, model: nn.Module, device: torch.device, rows: int
+) -> Batch:
+    """A few rows of one noise each, from as many samples as there are, to try an engine on."""
+    count = min(rows, len(samples))
+    ids = samples.ids[:count]
+    events = plan.at(0, ids)
+    part = _Part(
+        ids,
+        *read(samples, 0, count, model, device),
+        type(events)(events.timestep[:, :1], events.key[:, :1, :1]),
+    )
+    return part.batch(0, count)

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 class IdentityProjector:
     """Directions are the unit gradients themselves."""
 
-    scale = 1.0
-    dtype = torch.float32
-
     def identity(self, num_parameters: int) -> Identity:  # noqa: ARG002
         """Its name."""
         return {"name": "identity"}
@@ -29,13 +26,28 @@ class IdentityProjector:
     def at(
         self,
         checkpoint: int,  # noqa: ARG002
-        num_parameters: int,  # noqa: ARG002
+        num_parameters: int,
         device: torch.device,  # noqa: ARG002
         memory: int,  # noqa: ARG002
-    ) -> IdentityProjector:
+    ) -> IdentityProjection:
         """The same at every checkpoint."""
-        return self
+        return IdentityProjection(num_parameters)
 
-    def add(self, sketch: Tensor, start: int, gradients: Tensor) -> None:
-        """Copy the piece into its place."""
-        sketch[:, start : start + gradients.shape[1]] += gradients
+
+class IdentityProjection:
+    """Each piece goes into its place."""
+
+    scale = 1.0
+    dtype = torch.float32
+    nbytes = 0
+
+    def __init__(self, num_parameters: int) -> None:
+        self.width = num_parameters
+
+    def add(self, buffer: Tensor, start: int, gradients: Tensor) -> None:
+        """See `Projection`."""
+        buffer[:, start : start + gradients.shape[1]] = gradients
+
+    def finish(self, buffer: Tensor) -> Tensor:
+        """See `Projection`."""
+        return buffer

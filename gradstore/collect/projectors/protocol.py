@@ -12,22 +12,37 @@ if TYPE_CHECKING:
 
 
 class Projection(Protocol):
-    """A linear map `R^parameters → R^dim` for one checkpoint."""
+    """A linear map `R^parameters → R^dim` for one checkpoint.
+
+    Gradients come in pieces and go into a buffer, `[rows, width]` and zero at first; when all have
+    come, the buffer becomes sketches. What the buffer holds is the projection's own affair: sums
+    by bucket, or the gradients themselves, which wait to be multiplied together.
+    """
 
     scale: float
     """What a sketch is multiplied with so that inner products keep their expectation."""
 
-    dtype: torch.dtype
-    """The dtype that it computes in: gradients that wait to be projected are kept in it."""
+    width: int
+    """Entries of the buffer per row."""
 
-    def add(self, sketch: Tensor, start: int, gradients: Tensor) -> None:
-        """Add the raw projection of a piece of the gradients to a sketch.
+    dtype: torch.dtype
+    """Dtype of the buffer."""
+
+    nbytes: int
+    """Bytes that the projection takes beside the buffers, while it works."""
+
+    def add(self, buffer: Tensor, start: int, gradients: Tensor) -> None:
+        """Take a piece of the gradients.
 
         Args:
-            sketch: float32 `[rows, dim]`, changed in place.
+            buffer: `[rows, width]`, changed in place.
             start: position of the piece in the flattened parameters.
-            gradients: `[rows, n]`, of parameters `start` to `start + n`.
+            gradients: float32 `[rows, n]`, of parameters `start` to `start + n`. Every parameter
+                is added once.
         """
+
+    def finish(self, buffer: Tensor) -> Tensor:
+        """The raw projections of what a buffer was given, float32 `[rows, dim]`."""
 
 
 class Projector(Protocol):
@@ -47,6 +62,6 @@ class Projector(Protocol):
         Args:
             checkpoint: number of the checkpoint in its store.
             num_parameters: length of a gradient.
-            device: where gradients and sketches are.
-            memory: bytes that the projection may keep.
+            device: where gradients and buffers are.
+            memory: bytes that the projection may take. What it needs at least it takes anyway.
         """

@@ -11,6 +11,7 @@ are taken modulo dim, so folding a sketch to a divisor of dim *is* the smaller s
 
 from __future__ import annotations
 
+from functools import cached_property
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradstore.spec import Identity, ProjectorSpec
+
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_PIECE = 1 << 16
 
 
 class SjltProjector:
@@ -58,30 +63,46 @@ class SjltProjector:
         memory: int,  # noqa: ARG002
     ) -> SjltProjection:
         """The checkpoint's buckets: 8 bytes per parameter."""
-        buckets = signed_buckets(
-            self.spec.proj_seed, checkpoint, num_parameters, self.spec.proj_dim
-        )
-        return SjltProjection(torch.from_numpy(buckets).to(device), self.spec.proj_dim)
+        return SjltProjection(self.spec, checkpoint, num_parameters, device)
 
 
 class SjltProjection:
-    """The buckets of one checkpoint."""
+    """The buckets of one checkpoint.
+
+    The buffer has positive and negative buckets apart: no product with the signs, and one pass
+    over the gradients.
+    """
 
     scale = 1.0
     dtype = torch.float32
 
-    def __init__(self, buckets: Tensor, dim: int) -> None:
-        # As int64: on a CPU torch adds by int32 indices six times slower.
-        self._buckets = buckets
-        self._dim = dim
+    def __init__(
+        self, spec: ProjectorSpec, checkpoint: int, num_parameters: int, device: torch.device
+    ) -> None:
+        self._spec = spec
+        self._checkpoint = checkpoint
+        self._num_parameters = num_parameters
+        self._device = device
+        self.width = 2 * spec.proj_dim
+        self.nbytes = 8 * num_parameters
 
-    def add(self, sketch: Tensor, start: int, gradients: Tensor) -> None:
-        """Add each parameter of the piece to its bucket, with its sign."""
-        # Positive and negative buckets apart: no product with the signs, one pass in all.
-        both = torch.zeros(len(gradients), 2 * self._dim, device=gradients.device)
-        both.index_add_(1, self._buckets[start : start + gradients.shape[1]], gradients)
-        sketch += both[:, : self._dim]
-        sketch -= both[:, self._dim :]
+    @cached_property
+    def _buckets(self) -> Tensor:
+        # As int64: on a CPU torch adds by int32 indices six times slower.
+        spec = self._spec
+        buckets = signed_buckets(
+            spec.proj_seed, self._checkpoint, self._num_parameters, spec.proj_dim
+        )
+        return torch.from_numpy(buckets).to(self._device)
+
+    def add(self, buffer: Tensor, start: int, gradients: Tensor) -> None:
+        """Add each parameter of the piece to its bucket."""
+        buffer.index_add_(1, self._buckets[start : start + gradients.shape[1]], gradients)
+
+    def finish(self, buffer: Tensor) -> Tensor:
+        """Positive buckets less negative ones."""
+        dim = self._spec.proj_dim
+        return buffer[:, :dim] - buffer[:, dim:]
 
 
 def signed_buckets(seed: int, checkpoint: int, count: int, dim: int) -> NDArray[np.int64]:
@@ -91,12 +112,15 @@ def signed_buckets(seed: int, checkpoint: int, count: int, dim: int) -> NDArray[
     a hash of seed and checkpoint.
     """
     key = blake2b(f"{seed}\x1f{checkpoint}".encode(), digest_size=8).digest()
-    start = np.uint64(int.from_bytes(key, "little"))
-    # Whole-number arithmetic modulo 2⁶⁴ is what is meant.
-    mixed = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) + start
-    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    negative = mixed >> np.uint64(63)
-    bucket = (mixed & np.uint64(2**63 - 1)) % np.uint64(dim)
-    return (bucket + negative * np.uint64(dim)).astype(np.int64)
+    first = np.uint64(int.from_bytes(key, "little"))
+    out = np.empty(count, dtype=np.int64)
+    for start in range(0, count, _PIECE):  # pieces that stay in the cache
+        stop = min(start + _PIECE, count)
+        # Whole-number arithmetic modulo 2⁶⁴ is what is meant.
+        mixed = np.arange(start + 1, stop + 1, dtype=np.uint64) * _GAMMA + first
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+        bucket = (mixed & np.uint64(2**63 - 1)) % np.uint64(dim)
+        out[start:stop] = bucket + (mixed >> np.uint64(63)) * np.uint64(dim)
+    return out

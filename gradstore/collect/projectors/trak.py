@@ -11,7 +11,6 @@ draws another matrix.)
 
 from __future__ import annotations
 
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from hashlib import blake2b
@@ -33,10 +32,9 @@ if TYPE_CHECKING:
 
     from gradstore.spec import Identity, ProjectorSpec
 
-_log = logging.getLogger("gradstore")
-
-# A float32 product is cut at this many bytes of matrix: up to 2 million parameters at 128 columns
-# it is one product, as in BasicProjector; beyond, sums differ by float32 rounding.
+# A float32 product is cut at this many bytes of matrix, or at a quarter of the memory: up to 2
+# million parameters at 128 columns it is one product, as in BasicProjector; beyond, sums differ by
+# float32 rounding.
 _EXACT_BYTES = 1 << 30
 # A bfloat16 product is cut into pieces of this many rows: 16 MB at 128 columns.
 _FAST_ROWS = 1 << 16
@@ -81,7 +79,12 @@ class TrakProjector:
         The hash catches a generator that changed its stream, whatever the version that did it.
         """
         projection = TrakProjection(
-            self.spec, self._seeds(0), min(16, num_parameters), torch.device("cpu"), _Scratch()
+            self.spec,
+            self._seeds(0),
+            min(16, num_parameters),
+            torch.device("cpu"),
+            scratch=_Scratch(),
+            memory=1 << 20,
         )
         digest = blake2b(projection.first_rows().numpy().tobytes(), digest_size=8)
         return {
@@ -104,28 +107,39 @@ class TrakProjector:
     ) -> TrakProjection:
         """The checkpoint's matrix; kept between calls as far as `memory` allows."""
         key = (checkpoint, num_parameters, device)
-        if key not in self._kept:
-            projection = TrakProjection(
-                self.spec, self._seeds(checkpoint), num_parameters, device, self._scratch
-            )
-            if projection.nbytes > memory:
-                _log.warning(
-                    "the trak matrix of %s parameters and %s dimensions takes %.1f GB, more than "
-                    "the %.1f GB for it: it is drawn anew for every batch, which is slow. Give "
-                    "twice as much with --memory, or use a smaller --proj-dim.",
-                    f"{num_parameters:,}",
-                    f"{self.spec.proj_dim:,}",
-                    projection.nbytes / 1e9,
-                    memory / 1e9,
-                )
-                return projection
-            while self._kept and sum(p.nbytes for p in self._kept.values()) > (
-                memory - projection.nbytes
-            ):
-                self._kept.pop(next(iter(self._kept)))
-            projection.keep()
-            self._kept[key] = projection
-        return self._kept[key]
+        if key in self._kept:
+            return self._kept[key]
+        projection = TrakProjection(
+            self.spec,
+            self._seeds(checkpoint),
+            num_parameters,
+            device,
+            scratch=self._scratch,
+            memory=memory,
+        )
+        if self.spec.proj_type == "normal":
+            return projection
+        room = memory - projection.scratch_nbytes
+        if projection.matrix_nbytes > room:
+            return projection
+        while self._kept and self._kept_nbytes() > room - projection.matrix_nbytes:
+            self._kept.pop(next(iter(self._kept)))
+        projection.kept = True
+        self._kept[key] = projection
+        for kept in self._kept.values():
+            kept.nbytes = self._kept_nbytes() + kept.scratch_nbytes
+        return projection
+
+    def excerpt(self) -> tuple[TrakProjector, float]:
+        """A projector of few of the blocks, for timing, and how many times more work all are."""
+        size = self.spec.resolved_block_size
+        blocks = len(self._seeds(0))
+        few = min(blocks, torch.get_num_threads())
+        spec = self.spec.model_copy(update={"proj_dim": few * size, "block_size": size})
+        return TrakProjector(spec), blocks / few
+
+    def _kept_nbytes(self) -> int:
+        return sum(projection.matrix_nbytes for projection in self._kept.values())
 
 
 class _Scratch:
@@ -144,10 +158,17 @@ class _Scratch:
 class TrakProjection:
     """The matrix of one checkpoint, `[num_parameters, proj_dim]`, in blocks of columns.
 
+    The buffer holds the gradients: the matrix is decoded once for all that wait in it, and wide
+    products are the fast ones.
+
     Attributes:
         scale: 1/√proj_dim.
+        width: num_parameters.
         dtype: float32 or bfloat16, as the spec's precision says.
-        nbytes: bytes that keeping the matrix takes.
+        matrix_nbytes: bytes that keeping the matrix takes.
+        scratch_nbytes: bytes that a product takes beside it.
+        nbytes: bytes of both, and of what the projector keeps for other checkpoints.
+        kept: whether the matrix is kept once it is drawn.
     """
 
     def __init__(
@@ -156,77 +177,103 @@ class TrakProjection:
         seeds: list[int],
         num_parameters: int,
         device: torch.device,
+        *,
         scratch: _Scratch,
+        memory: int,
     ) -> None:
         self._spec = spec
         self._scratch = scratch
         self._seeds = seeds
-        self._num_parameters = num_parameters
         self._device = device
+        self.width = num_parameters
         self.dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
+        self.kept = False
         self._bits: list[NDArray[np.uint8]] | None = None
         self._count = num_parameters * spec.resolved_block_size
         self.scale = spec.proj_dim**-0.5
-        self.nbytes = len(seeds) * -(-self._count // 8) if spec.proj_type == "rademacher" else 0
+        # Multiples of 16 rows: whole bytes of bits, and the CPU's normal generator works on 16
+        # numbers at a time.
+        size = spec.resolved_block_size
+        exact = min(_EXACT_BYTES, max(memory, 0) // 4) // (4 * size) // 16 * 16
+        rows = max(1024, exact) if self.dtype == torch.float32 else _FAST_ROWS
+        self._piece_rows = min(rows, -(-num_parameters // 16) * 16)
+        piece = self._piece_rows * size * self.dtype.itemsize
+        if spec.proj_type == "normal":  # drawn as float32 every time
+            self.matrix_nbytes = 0
+            self.scratch_nbytes = piece + 4 * self._piece_rows * size
+        else:
+            block = -(-self._count // 8)
+            self.matrix_nbytes = len(seeds) * block
+            # What is not kept is drawn by as many threads as there are, a block each.
+            self._together = max(1, min(torch.get_num_threads(), (memory - piece) // block))
+            self.scratch_nbytes = piece
+        self.nbytes = self.scratch_nbytes
+        if spec.proj_type == "rademacher":
+            self.nbytes += min(self._together, len(seeds)) * block
 
-    def keep(self) -> None:
-        """Draw all blocks, in parallel threads, and keep them. Normal entries are not kept."""
-        if self._spec.proj_type == "rademacher":
-            with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-                self._bits = list(
-                    threads.map(lambda seed: signs.draw(seed, self._count), self._seeds)
-                )
+    def _draw(self, seeds: list[int]) -> list[NDArray[np.uint8]]:
+        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+            return list(threads.map(lambda seed: signs.draw(seed, self._count), seeds))
 
-    def add(self, sketch: Tensor, start: int, gradients: Tensor) -> None:
-        """Add `gradients @ matrix[start : start + n]` to the sketch."""
-        stop = start + gradients.shape[1]
-        gradients = gradients.to(self.dtype)
+    def add(self, buffer: Tensor, start: int, gradients: Tensor) -> None:
+        """See `Projection`."""
+        buffer[:, start : start + gradients.shape[1]] = gradients
+
+    def finish(self, buffer: Tensor) -> Tensor:
+        """`buffer @ matrix`, block by block."""
+        sketch = torch.zeros(len(buffer), self._spec.proj_dim, device=buffer.device)
         size = self._spec.resolved_block_size
-        for index in range(len(self._seeds)):
+        for index, pieces in enumerate(self._blocks()):
             first, last = index * size, min((index + 1) * size, self._spec.proj_dim)
-            for begin, end, entries in self._entries(index):
-                low, high = max(start, begin), min(stop, end)
-                if low < high:
-                    sketch[:, first:last] += (
-                        gradients[:, low - start : high - start]
-                        @ entries[low - begin : high - begin, : last - first]
-                    )
+            for start, stop, entries in pieces:
+                sketch[:, first:last] += buffer[:, start:stop] @ entries[:, : last - first]
+        return sketch
 
     def first_rows(self) -> Tensor:
         """The matrix as float32 `[num_parameters, blocks × block size]`, for few parameters."""
         return torch.cat(
             [
-                torch.cat([entries for _, _, entries in self._entries(index)]).to(torch.float32)
-                for index in range(len(self._seeds))
+                torch.cat([entries.to(torch.float32) for _, _, entries in pieces])
+                for pieces in self._blocks()
             ],
             dim=1,
         )
 
-    def _entries(self, index: int) -> Iterator[tuple[int, int, Tensor]]:
-        """A block's rows in pieces: (first, one past the last, entries)."""
-        # Multiples of 16 rows: whole bytes of bits, and the CPU's normal generator works on 16
-        # numbers at a time.
-        size = self._spec.resolved_block_size
-        rows = _EXACT_BYTES // (4 * size) // 16 * 16 if self.dtype == torch.float32 else _FAST_ROWS
-        bounds = [*range(0, self._num_parameters, rows), self._num_parameters]
-        if self._spec.proj_type == "rademacher":
-            bits = self._bits[index] if self._bits else signs.draw(self._seeds[index], self._count)
-            table = _sign_table(self.dtype)
-            for start, stop in pairwise(bounds):
-                packed = bits[start * size // 8 : -(-stop * size // 8)]
-                # Into the same memory every time: fresh pages cost more than the look-up.
-                decoded = self._scratch.of(len(packed), table)
-                np.take(table, packed, axis=0, out=decoded, mode="clip")
-                entries = torch.from_numpy(decoded.reshape(-1).view(_NUMPY[self.dtype]))
-                entries = entries[: (stop - start) * size].view(self.dtype).view(-1, size)
-                yield start, stop, entries.to(self._device)
+    def _blocks(self) -> Iterator[Iterator[tuple[int, int, Tensor]]]:
+        """For each block its rows in pieces: (first, one past the last, entries)."""
+        if self._spec.proj_type == "normal":
+            for seed in self._seeds:
+                yield self._normal(seed)
+        elif self.kept:
+            self._bits = self._bits or self._draw(self._seeds)
+            for bits in self._bits:
+                yield self._decoded(bits)
         else:
-            if len(bounds) > 2 and bounds[-1] - bounds[-2] < 16:
-                del bounds[-2]
-            generator = torch.Generator().manual_seed(self._seeds[index])
-            for start, stop in pairwise(bounds):
-                entries = torch.empty(stop - start, size).normal_(generator=generator)
-                yield start, stop, entries.to(self._device, self.dtype)
+            for first in range(0, len(self._seeds), self._together):
+                for bits in self._draw(self._seeds[first : first + self._together]):
+                    yield self._decoded(bits)
+
+    def _decoded(self, bits: NDArray[np.uint8]) -> Iterator[tuple[int, int, Tensor]]:
+        size = self._spec.resolved_block_size
+        table = _sign_table(self.dtype)
+        for start, stop in pairwise([*range(0, self.width, self._piece_rows), self.width]):
+            packed = bits[start * size // 8 : -(-stop * size // 8)]
+            # Into the same memory every time: fresh pages cost more than the look-up.
+            decoded = self._scratch.of(len(packed), table)
+            np.take(table, packed, axis=0, out=decoded, mode="clip")
+            entries = torch.from_numpy(decoded.reshape(-1).view(_NUMPY[self.dtype]))
+            entries = entries[: (stop - start) * size].view(self.dtype).view(-1, size)
+            yield start, stop, entries.to(self._device)
+
+    def _normal(self, seed: int) -> Iterator[tuple[int, int, Tensor]]:
+        size = self._spec.resolved_block_size
+        bounds = [*range(0, self.width, self._piece_rows), self.width]
+        if len(bounds) > 2 and bounds[-1] - bounds[-2] < 16:
+            del bounds[-2]
+        generator = torch.Generator().manual_seed(seed)
+        for start, stop in pairwise(bounds):
+            entries = torch.empty(stop - start, size).normal_(generator=generator)
+            yield start, stop, entries.to(self._device, self.dtype)
 
 
 # numpy has no bfloat16: its bits travel as int16.

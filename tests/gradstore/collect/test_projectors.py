@@ -12,6 +12,7 @@ from trak.projectors import BasicProjector
 from gradstore.collect import IdentityProjector, ProjectorSpec, SjltProjector, TrakProjector
 from gradstore.collect.conformance import check_projector
 from gradstore.collect.projectors import signs
+from gradstore.collect.projectors.identity import IdentityProjection
 from gradstore.collect.projectors.sjlt import signed_buckets
 from gradstore.errors import ConfigError
 
@@ -28,11 +29,15 @@ def sjlt(**options: Any) -> SjltProjector:
 
 
 def raw(
-    projector: TrakProjector | SjltProjector, gradients: torch.Tensor, checkpoint: int = 0
+    projector: TrakProjector | SjltProjector,
+    gradients: torch.Tensor,
+    checkpoint: int = 0,
+    memory: int = 1 << 30,
 ) -> torch.Tensor:
-    sketch = torch.zeros(len(gradients), projector.spec.proj_dim)
-    projector.at(checkpoint, gradients.shape[1], CPU, 0).add(sketch, 0, gradients)
-    return sketch
+    projection = projector.at(checkpoint, gradients.shape[1], CPU, memory)
+    buffer = torch.zeros(len(gradients), projection.width, dtype=projection.dtype)
+    projection.add(buffer, 0, gradients)
+    return projection.finish(buffer)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,9 +52,13 @@ def test_projectors_keep_their_promises(kind: str) -> None:
 
 
 def test_the_check_can_fail() -> None:
+    class Folding(IdentityProjection):
+        def add(self, buffer: torch.Tensor, start: int, gradients: torch.Tensor) -> None:
+            super().add(buffer, start, gradients.abs())
+
     class Forgetful(IdentityProjector):
-        def add(self, sketch: torch.Tensor, start: int, gradients: torch.Tensor) -> None:
-            sketch[:, start : start + gradients.shape[1]] = gradients.abs()
+        def at(self, checkpoint: int, num_parameters: int, *rest: Any) -> Folding:
+            return Folding(num_parameters)
 
     with pytest.raises(AssertionError, match="a projection is linear"):
         check_projector(Forgetful())
@@ -185,15 +194,30 @@ def test_what_identifies_a_matrix_is_in_its_identity() -> None:
         assert trak(**change).identity(100) != base
 
 
-def test_matrices_are_kept_within_memory(caplog: pytest.LogCaptureFixture) -> None:
+def test_matrices_are_kept_within_memory() -> None:
     projector = trak()
     one = projector.at(0, 10_000, CPU, 1 << 28)
+    enough = one.nbytes
+    assert enough == one.matrix_nbytes + one.scratch_nbytes
     assert projector.at(0, 10_000, CPU, 1 << 28) is one
-    assert projector.at(1, 10_000, CPU, one.nbytes) is not one
-    assert projector.at(0, 10_000, CPU, one.nbytes) is not one
-    too_large = projector.at(5, 10_000, CPU, one.nbytes - 1)
-    assert "is drawn anew for every batch" in caplog.text
-    assert projector.at(5, 10_000, CPU, one.nbytes - 1) is not too_large
+    assert projector.at(1, 10_000, CPU, 1 << 28).nbytes == enough + one.matrix_nbytes
+    # Another checkpoint's matrix makes room.
+    little = one.matrix_nbytes * 3 // 2 + 200_000  # the least that a product takes
+    assert projector.at(2, 10_000, CPU, little).nbytes <= little
+    assert projector.at(0, 10_000, CPU, little) is not one
+    tight = projector.at(5, 10_000, CPU, little - one.matrix_nbytes)
+    assert not tight.kept
+    assert tight.nbytes < enough
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_little_memory_changes_nothing_but_rounding(kind: str) -> None:
+    gradients = torch.randn(3, 9001, generator=torch.Generator().manual_seed(0))
+    for precision in ("float32", "bfloat16"):
+        projector = trak(proj_type=kind, precision=precision)
+        torch.testing.assert_close(
+            raw(projector, gradients, memory=0), raw(projector, gradients), rtol=1e-3, atol=1e-2
+        )
 
 
 def test_blocks_that_checkpoints_would_share_are_refused() -> None:

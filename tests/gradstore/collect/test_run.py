@@ -26,6 +26,7 @@ from gradstore.errors import (
     CheckpointError,
     ConfigError,
     DatasetError,
+    EngineError,
     FingerprintError,
     GradientError,
     StoreError,
@@ -98,11 +99,29 @@ def test_rows_do_not_depend_on_batches_order_or_company(
             np.testing.assert_allclose(getattr(right, name), expected, atol=1e-5 * scale)
 
 
-def test_memory_does_not_change_rows(world: World, tmp_path: Path, reference: Store) -> None:
-    tight = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", memory=2e-4, **SMALL)
-    for name, expected in contents(reference).items():
+def test_memory_does_not_change_rows(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {
+        "projector": ProjectorSpec(proj_dim=64, block_size=8),
+        "shard_samples": 2,
+        "engine": "streaming",
+    }
+
+    def run(name: str, memory: float) -> Store:
+        path = tmp_path / f"{name}.gradstore"
+        return collect(world.train, world.checkpoints, path, memory=memory, **options)
+
+    ample = run("ample", 1)
+    assert not caplog.text
+    tight = run("tight", 2.3e-4)
+    assert "drawn anew for every buffer" in caplog.text
+    for name, expected in contents(ample).items():
         scale = np.abs(expected).max()
         np.testing.assert_allclose(contents(tight)[name], expected, atol=2e-3 * scale)
+    with pytest.raises(ConfigError, match=r"--memory is 0\.0001 GiB, but .*Give --memory 0\.01"):
+        run("tighter", 1e-4)
+    assert not (tmp_path / "tighter.gradstore").exists()
 
 
 def test_the_loop_engine_gives_the_same_rows(
@@ -408,7 +427,7 @@ def test_a_dataset_with_randomness_is_refused(world: World, tmp_path: Path) -> N
 def test_a_model_that_does_not_take_the_samples(world: World, tmp_path: Path) -> None:
     """What a foreign model raises is told before a store is made."""
     items = [{"image": world.train.image(n), "conditions": {"text": 1.0}} for n in range(7)]
-    with pytest.raises(CheckpointError, match=r"'image-0' at .*epoch-01 cannot be computed: TypeE"):
+    with pytest.raises(EngineError, match=r"epoch-01, sample 'image-0' .* cannot .* TypeError"):
         collect(Samples(items, ids=NAMES), world.checkpoints, tmp_path / "a.gradstore", **SMALL)
     assert not (tmp_path / "a.gradstore").exists()
 

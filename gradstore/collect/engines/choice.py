@@ -1,0 +1,214 @@
+"""Which engine for this model: what works, what it holds, how long it takes; the faster wins."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from gradstore.collect.engines.allocated import peak_bytes
+from gradstore.collect.engines.loop import LoopEngine
+from gradstore.collect.engines.streaming import StreamingEngine
+from gradstore.collect.engines.vmap import VmapEngine
+from gradstore.collect.objective import Autocast, Batch
+from gradstore.errors import ConfigError, EngineError, GradstoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor, nn
+
+    from gradstore.collect.engines.protocol import EngineMaker, GradientEngine
+    from gradstore.collect.objective import Objective
+
+_log = logging.getLogger("gradstore")
+
+ENGINES: Final[Mapping[str, EngineMaker]] = {
+    "streaming": StreamingEngine,
+    "vmap": VmapEngine,
+    "loop": LoopEngine,
+}
+
+# Two engines that do the same sums in another order differ by float32 rounding, a thousand times
+# less than this; under autocast to bfloat16, by some hundredths.
+_TOLERANCE = 1e-3
+_CAST_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and what was measured of it.
+
+    Attributes:
+        name: its name.
+        make: makes it.
+        fixed: bytes that it holds however many events it is given.
+        per_event: bytes that it holds for each event.
+        seconds: per event; None if it was not timed, for there was nothing to choose.
+    """
+
+    name: str
+    make: EngineMaker
+    fixed: int
+    per_event: int
+    seconds: float | None = None
+
+    def nbytes(self, events: int) -> int:
+        """Bytes that it holds for so many events at once."""
+        return self.fixed + events * self.per_event
+
+
+def choose(
+    wanted: str | EngineMaker,
+    model: nn.Module,
+    objective: Objective,
+    batch: Batch,
+    *,
+    memory: int,
+    timed: bool,
+) -> Choice:
+    """Choose an engine for a model by trying it.
+
+    Every engine is held to one backward pass per row on two rows; what it holds is measured.
+    `auto` takes the faster of `streaming` and `vmap` if `timed`, else the first that works and of
+    which an event fits the memory; `loop` where neither works.
+
+    Args:
+        wanted: `auto`, a name among `ENGINES`, or a maker of one's own.
+        model: the model.
+        objective: what is differentiated.
+        batch: a few rows of one noise each to try it on.
+        memory: bytes that an engine may hold.
+        timed: whether there is so much to do that timing pays.
+
+    Raises:
+        EngineError: if the wanted engine cannot differentiate the model.
+        ConfigError: if there is no engine of that name.
+        GradstoreError: what model and objective raise of themselves.
+    """
+    if not isinstance(wanted, str):
+        return _measure(getattr(wanted, "__name__", "custom"), wanted, model, objective, batch)
+    if wanted != "auto" and wanted not in ENGINES:
+        names = ", ".join(["auto", *ENGINES])
+        raise ConfigError(f"there is no engine {wanted!r}; use one of {names}.")
+    if wanted != "auto":
+        return _measure(wanted, ENGINES[wanted], model, objective, batch)
+    found: list[Choice] = []
+    for name in ("streaming", "vmap"):
+        try:
+            choice = _measure(name, ENGINES[name], model, objective, batch)
+        except EngineError as error:
+            _log.info("engine %s is not used: %s", name, error)
+            continue
+        if found and choice.nbytes(1) > memory:
+            continue
+        found.append(choice)
+        if not timed and choice.nbytes(1) <= memory:
+            break
+    if not found:
+        return _measure("loop", LoopEngine, model, objective, batch)
+    if not timed or len(found) == 1:
+        return found[0]
+    # Together as many rows as the hungrier of them may hold.
+    rows = min(max(1, (memory - one.fixed) // max(1, one.per_event)) for one in found)
+    found = [_time(one, model, objective, _rows(batch, 0, rows)) for one in found]
+    best = min(found, key=lambda one: one.seconds or 0.0)
+    _log.info(
+        "engine %s: %s",
+        best.name,
+        ", ".join(f"{one.name} {1e3 * (one.seconds or 0.0):.1f} ms an event" for one in found),
+    )
+    return best
+
+
+def _measure(
+    name: str, make: EngineMaker, model: nn.Module, objective: Objective, batch: Batch
+) -> Choice:
+    try:
+        engine = make(model, objective)
+        if make is not LoopEngine:
+            tolerance = _CAST_TOLERANCE if isinstance(objective, Autocast) else _TOLERANCE
+            require_agreement(name, engine, LoopEngine(model, objective), batch, tolerance)
+        held = [
+            peak_bytes(partial(engine, _rows(batch, 0, rows), _forget), batch.inputs.device)
+            for rows in range(1, min(2, len(batch)) + 1)
+        ]
+    except GradstoreError:
+        raise
+    except Exception as error:  # whatever a foreign model raises
+        reason = " ".join(str(error).split())[:300]
+        raise EngineError(
+            f"engine {name} cannot differentiate the model: {type(error).__name__}: {reason}. "
+            "Check that samples and conditions are what the model takes; --engine loop works for "
+            "any model that can be trained."
+        ) from error
+    per_event = held[-1] - held[0] if len(held) > 1 else held[0]
+    return Choice(name, make, max(0, held[0] - per_event), max(1, per_event))
+
+
+def require_agreement(
+    name: str, engine: GradientEngine, oracle: GradientEngine, batch: Batch, tolerance: float
+) -> None:
+    """Raise `EngineError` unless an engine gives the oracle's gradients for the first two rows.
+
+    Together in one batch: an engine that takes one row for the other is found out.
+    """
+    rows = min(2, len(batch))
+    for row in range(rows):
+        pieces: dict[int, Tensor] = {}
+
+        def keep(start: int, piece: Tensor, into: dict[int, Tensor] = pieces) -> None:
+            into[start] = piece[0].clone()
+
+        oracle(_rows(batch, row, row + 1), keep)
+        expected = torch.cat([pieces[start] for start in sorted(pieces)])
+        del pieces
+        squared = torch.zeros((), dtype=torch.float64, device=expected.device)
+
+        def compare(
+            start: int,
+            piece: Tensor,
+            row: int = row,
+            expected: Tensor = expected,
+            squared: Tensor = squared,
+        ) -> None:
+            found = piece[row]
+            squared.add_((found - expected[start : start + len(found)]).double().square().sum())
+
+        engine(_rows(batch, 0, rows), compare)
+        error = float(squared) ** 0.5
+        size = float(torch.linalg.vector_norm(expected, dtype=torch.float64))
+        if not error <= tolerance * size:
+            raise EngineError(
+                f"engine {name} gives another gradient than one backward pass per row: they differ "
+                f"by {error:.3g} where the gradient is {size:.3g} long. A layer of "
+                "the model mixes rows or moves them; use --engine loop."
+            )
+
+
+def _time(choice: Choice, model: nn.Module, objective: Objective, batch: Batch) -> Choice:
+    engine = choice.make(model, objective)
+    engine(batch, _forget)
+    start = perf_counter()
+    engine(batch, _forget)
+    if batch.inputs.is_cuda:
+        torch.cuda.synchronize(batch.inputs.device)
+    seconds = (perf_counter() - start) / len(batch)
+    return replace(choice, seconds=seconds)
+
+
+def _forget(start: int, piece: Tensor) -> None:
+    """Receive a piece and do nothing with it."""
+
+
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    return Batch(
+        batch.inputs[start:stop],
+        batch.timesteps[start:stop],
+        batch.noise[start:stop],
+        {name: value[start:stop] for name, value in batch.conditions.items()},
+    )

@@ -1,0 +1,118 @@
+"""Per-row weight gradients of single layers, from a layer's input and its output's gradient.
+
+The gradient of a layer's weight is a sum over positions (pixels, tokens, noises of one row). Done
+for all rows together it is one product; here each row's sum is kept apart by folding the rows into
+the channels, so that torch's own grouped kernels do it at nearly the same price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+Kernel: TypeAlias = Callable[[Any, Tensor, Tensor, int], dict[str, Tensor]]
+"""Takes a layer, its input `[rows × m, …]`, its output's gradient and the number of rows; gives
+the gradient of each parameter the layer owns, by the parameter's name there, `[rows, numel]`."""
+
+
+def _fold(tensor: Tensor, rows: int) -> Tensor:
+    """`[rows × m, channels, …]` to `[m, rows × channels, …]`."""
+    each = tensor.reshape(rows, -1, *tensor.shape[1:])
+    return each.transpose(0, 1).reshape(each.shape[1], -1, *tensor.shape[2:])
+
+
+def _linear(layer: nn.Linear, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
+    inputs = inputs.reshape(rows, -1, layer.in_features)
+    grads = grads.reshape(rows, -1, layer.out_features)
+    found = {"weight": torch.bmm(grads.transpose(1, 2), inputs).flatten(1)}
+    if layer.bias is not None:
+        found["bias"] = grads.sum(1)
+    return found
+
+
+def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
+    grads = _fold(grads, rows)
+    weight: Tensor = layer.weight
+    _, found, _ = torch.ops.aten.convolution_backward(
+        grads,
+        _fold(inputs, rows),
+        weight.new_empty(()).expand(rows * weight.shape[0], *weight.shape[1:]),
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,  # not transposed
+        [0] * len(layer.stride),
+        rows * layer.groups,
+        [False, True, False],  # the weight's gradient only
+    )
+    out = {"weight": found.reshape(rows, -1)}
+    if layer.bias is not None:
+        out["bias"] = grads.transpose(0, 1).flatten(1).sum(1).reshape(rows, -1)
+    return out
+
+
+def _group_norm(layer: nn.GroupNorm, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
+    # Not by torch's backward kernel: asked for the weight's gradient alone, that of 2.13 crashes.
+    normal = F.group_norm(inputs, layer.num_groups, eps=layer.eps)
+    shape = (rows, -1, layer.num_channels, inputs[0, 0].numel())
+    return {
+        "weight": (grads * normal).reshape(shape).sum((1, 3)),
+        "bias": grads.reshape(shape).sum((1, 3)),
+    }
+
+
+def _layer_norm(layer: nn.LayerNorm, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
+    normal = F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+    size = layer.weight.numel()
+    found = {"weight": (grads * normal).reshape(rows, -1, size).sum(1)}
+    if layer.bias is not None:
+        found["bias"] = grads.reshape(rows, -1, size).sum(1)
+    return found
+
+
+def _embedding(layer: nn.Embedding, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
+    size = layer.num_embeddings
+    offset = size * torch.arange(rows, device=inputs.device)
+    entries = (inputs.reshape(rows, -1) + offset[:, None]).flatten()
+    found = grads.new_zeros(rows * size, layer.embedding_dim)
+    found.index_add_(0, entries, grads.reshape(-1, layer.embedding_dim))
+    found = found.reshape(rows, size, -1)
+    if layer.padding_idx is not None:
+        found[:, layer.padding_idx] = 0
+    return {"weight": found.flatten(1)}
+
+
+KERNELS: Final[Mapping[type[nn.Module], Kernel]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
+    nn.Embedding: _embedding,
+}
+
+
+def unknown(layer: nn.Module) -> str | None:
+    """Why there is no kernel for a layer; None if there is one.
+
+    By exact class: what a subclass does with its weight cannot be known.
+    """
+    if type(layer) not in KERNELS:
+        return "its class is not known"
+    if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(
+        getattr(layer, "padding", None), str
+    ):
+        return "its padding is not plain zeros"
+    if isinstance(layer, nn.Embedding) and (
+        layer.max_norm is not None or layer.scale_grad_by_freq or layer.sparse
+    ):
+        return "its max_norm, scale_grad_by_freq or sparse is set"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return "it has hooks, which may change what it computes"
+    return None

@@ -1,0 +1,66 @@
+"""One backward pass per row."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.func import functional_call
+
+from gradstore.collect.parameters import trainable
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from gradstore.collect.engines.protocol import Receive
+    from gradstore.collect.objective import Batch, Objective
+
+
+class LoopEngine:
+    """Slow, simple, for any model. The oracle of the other engines."""
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        self._model = model
+        self._objective = objective
+        self._parameters = trainable(model)
+
+    def _call(self, *args: Any, **kwargs: Any) -> Any:
+        # On copies of the buffers: a model that counts its calls must not change the next row.
+        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
+        return functional_call(self._model, buffers, args, kwargs)
+
+    def _gradients(self, loss: Tensor) -> list[Tensor]:
+        """By `backward()` and not `autograd.grad`, which some gradient checkpointing refuses."""
+        before = [parameter.grad for parameter in self._parameters.values()]
+        try:
+            for parameter in self._parameters.values():
+                parameter.grad = None
+            if loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+            return [
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                for parameter in self._parameters.values()
+            ]
+        finally:
+            for parameter, grad in zip(self._parameters.values(), before, strict=True):
+                parameter.grad = grad
+
+    def __call__(self, batch: Batch, receive: Receive) -> Tensor:
+        """See `GradientEngine`."""
+        losses, rows = [], []
+        for row in range(len(batch)):
+            draws = batch.noise.shape[1]
+            loss = self._objective.losses(
+                self._call,
+                batch.inputs[row].expand(draws, *batch.inputs.shape[1:]),
+                batch.timesteps[row].expand(draws),
+                batch.noise[row],
+                {
+                    name: value[row].expand(draws, *value.shape[1:])
+                    for name, value in batch.conditions.items()
+                },
+            ).mean()
+            losses.append(loss.detach())
+            rows.append(torch.cat([gradient.flatten() for gradient in self._gradients(loss)]))
+        receive(0, torch.stack(rows))
+        return torch.stack(losses)

@@ -1,0 +1,191 @@
+"""One ordinary backward pass for all rows; each layer's gradients are handed over and forgotten.
+
+An identity function is put behind every layer that owns a trainable parameter. It keeps the layer's
+input, and when the gradient of the layer's output comes by, it computes each row's gradient of the
+layer's weights from the two. So memory is that of a plain training step and of one layer's
+per-sample gradients, and the products with the model's weights are done once for all rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from gradstore.collect.engines.kernels import KERNELS, unknown
+from gradstore.collect.parameters import trainable
+from gradstore.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor, nn
+
+    from gradstore.collect.engines.protocol import Receive
+    from gradstore.collect.objective import Batch, Objective
+
+
+class StreamingEngine:
+    """For models whose trainable parameters all belong to layers that `kernels` knows.
+
+    Samples must stay apart in the model, and must be the leading dimension of every such layer's
+    input, as they are in diffusers' models. `engines.agrees` tests it.
+
+    Raises:
+        EngineError: naming the layers that it does not know.
+    """
+
+    def __init__(self, model: nn.Module, objective: Objective) -> None:
+        self._model = model
+        self._objective = objective
+        self._start: dict[nn.Parameter, int] = {}
+        start = 0
+        for parameter in trainable(model).values():
+            self._start[parameter] = start
+            start += parameter.numel()
+        # By name in the layer; a shared parameter is in several layers.
+        self._layers: dict[nn.Module, dict[str, nn.Parameter]] = {}
+        strange = []
+        for name, layer in model.named_modules():
+            own = {
+                key: parameter
+                for key, parameter in layer.named_parameters(recurse=False)
+                if parameter in self._start
+            }
+            if own:
+                self._layers[layer] = own
+                reason = unknown(layer)
+                if reason is not None:
+                    strange.append(f"{name or 'the model'} ({type(layer).__name__}: {reason})")
+        if strange:
+            shown = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
+            raise EngineError(
+                f"the streaming engine cannot differentiate {len(strange)} of "
+                f"{len(self._layers)} layers: {shown}. Use --engine vmap, or leave their "
+                "parameters out with --params."
+            )
+
+    def __call__(self, batch: Batch, receive: Receive) -> Tensor:
+        """See `GradientEngine`."""
+        rows, draws = batch.noise.shape[:2]
+        one = _Pass(self._start, self._layers, rows, receive)
+
+        def each(value: Tensor) -> Tensor:
+            return value.repeat_interleave(draws, dim=0) if draws > 1 else value
+
+        with ExitStack() as stack:
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_frozen(self._start))
+            for layer in self._layers:
+                handle = layer.register_forward_hook(one.watch, with_kwargs=True)
+                stack.callback(handle.remove)
+            losses = self._objective.losses(
+                self._model,
+                each(batch.inputs),
+                each(batch.timesteps),
+                batch.noise.flatten(0, 1),
+                {name: each(value) for name, value in batch.conditions.items()},
+            )
+            losses = losses.reshape(rows, draws).mean(1)
+            one.backward(losses)
+        return losses.detach()
+
+
+class _Pass:
+    """One forward and backward pass."""
+
+    def __init__(
+        self,
+        start: dict[nn.Parameter, int],
+        layers: dict[nn.Module, dict[str, nn.Parameter]],
+        rows: int,
+        receive: Receive,
+    ) -> None:
+        self._start = start
+        self._layers = layers
+        self._rows = rows
+        self._receive = receive
+        self._forward = True
+        self._uses: Counter[nn.Parameter] = Counter()
+        self._sums: dict[nn.Parameter, Tensor] = {}
+        self._done: set[nn.Parameter] = set()
+        # Makes autograd come by even where a layer's input depends on no parameter.
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def watch(
+        self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        """Forward hook: put the identity function behind a layer."""
+        if self._forward:
+            self._uses.update(self._layers[layer].values())
+        # The only tensor that a known layer takes.
+        inputs = args[0] if args else next(iter(kwargs.values()))
+        tapped: Tensor = _Tap.apply(output, inputs, self._anchor, partial(self._add, layer))  # type: ignore[no-untyped-call]
+        return tapped
+
+    def backward(self, losses: Tensor) -> None:
+        """Go backward from the losses; hand over every parameter's gradient."""
+        # Layers that gradient checkpointing runs again now are no further uses.
+        self._forward = False
+        if losses.requires_grad:
+            losses.sum().backward()  # type: ignore[no-untyped-call]
+        for parameter, start in self._start.items():
+            if parameter not in self._done:
+                # Not used in this loss, or less often than it was called.
+                zero = torch.zeros(self._rows, parameter.numel(), device=losses.device)
+                self._receive(start, self._sums.get(parameter, zero))
+
+    def _add(self, layer: nn.Module, inputs: Tensor, grads: Tensor) -> None:
+        leading = len(inputs)
+        if leading % self._rows:
+            raise EngineError(
+                f"a {type(layer).__name__} was given {leading} inputs for {self._rows} rows: the "
+                "streaming engine cannot tell whose is whose. Use --engine vmap."
+            )
+        if inputs.is_floating_point():
+            inputs = inputs.to(grads.dtype)
+        found = KERNELS[type(layer)](layer, inputs, grads, self._rows)
+        for name, parameter in self._layers[layer].items():
+            gradient = found[name].to(torch.float32)
+            if parameter in self._sums:
+                gradient = self._sums.pop(parameter).add_(gradient)
+            self._uses[parameter] -= 1
+            if self._uses[parameter] > 0:
+                self._sums[parameter] = gradient
+            else:
+                self._done.add(parameter)
+                self._receive(self._start[parameter], gradient)
+
+
+class _Tap(torch.autograd.Function):
+    """The identity; tells a layer's input and its output's gradient when that is known."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor, tell: Any) -> Tensor:  # noqa: ARG004
+        # Saved by autograd, so that gradient checkpointing can forget it, and so that a change in
+        # place is noticed.
+        ctx.save_for_backward(inputs)
+        ctx.tell = tell
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        (inputs,) = ctx.saved_tensors
+        with torch.no_grad():
+            ctx.tell(inputs.detach(), grads[0].detach())
+        return grads[0], None, None, None
+
+
+@contextmanager
+def _frozen(parameters: dict[nn.Parameter, int]) -> Iterator[None]:
+    """Within, autograd computes no gradient of the parameters itself."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gradstore.collect import LoopEngine, StreamingEngine, VmapEngine
+from gradstore.collect.engines.allocated import peak_bytes
+from gradstore.collect.engines.choice import choose
+from gradstore.errors import ConfigError, EngineError
+from tests.conftest import unet
+from tests.gradstore.collect.engines.test_engines import OBJECTIVE, Denoiser, batch, vectors
+
+CPU = torch.device("cpu")
+
+
+def chosen(model: nn.Module, given: Any = None, wanted: Any = "auto", **options: Any) -> Any:
+    options = {"memory": 1 << 30, "timed": False} | options
+    return choose(wanted, model, OBJECTIVE, given or vectors(4, 1), **options)
+
+
+def test_peak_bytes_are_what_is_held_together() -> None:
+    def run() -> Tensor:
+        one = torch.ones(1000)  # 4,000 bytes
+        two = one.view(10, 100) + 1  # and 4,000
+        del one
+        three = two[:5] * 2  # and 2,000 while the first are freed
+        two += 1
+        return three
+
+    assert peak_bytes(run, CPU) == 8000
+
+
+def test_what_an_engine_holds_grows_by_the_row() -> None:
+    choice = chosen(unet(0), batch(8, 1), "vmap")
+    engine = VmapEngine(unet(0), OBJECTIVE)
+    measured = [
+        peak_bytes(partial(engine, batch(rows, 1), lambda start, piece: None), CPU)
+        for rows in (1, 8)
+    ]
+    assert choice.nbytes(1) == measured[0]
+    assert choice.nbytes(8) == pytest.approx(measured[1], rel=0.1)
+    # Gradients of a row alone are that large.
+    assert choice.per_event > 4 * sum(p.numel() for p in unet(0).parameters())
+    assert chosen(unet(0), batch(8, 1), "streaming").per_event < choice.per_event
+
+
+def test_streaming_is_taken_where_it_works() -> None:
+    assert chosen(unet(0), batch(4, 1)).make is StreamingEngine
+    assert chosen(unet(0), batch(4, 1)).seconds is None
+
+
+def test_where_streaming_does_not_know_a_layer_vmap_is_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "gradstore")
+    own = nn.Linear(6, 6)
+    own.extra = nn.Parameter(torch.ones(6))
+    model = Denoiser(lambda x: own(x) * own.extra, own)
+    model.scale = nn.Parameter(torch.ones(6))
+    assert chosen(model).make is VmapEngine
+    assert "engine streaming is not used" in caplog.text
+    assert "the model (Denoiser: its class is not known)" in caplog.text
+
+
+def test_where_neither_works_one_row_at_a_time_is_taken() -> None:
+    own = nn.Linear(6, 6)
+
+    def body(x: Tensor) -> Tensor:
+        # A value that steers Python: vmap cannot, and the weight is used behind the layer's back.
+        out: Tensor = own(x) @ own.weight * (2 if float(x.detach()[0, 0]) > 1e9 else 1)
+        return out
+
+    assert chosen(Denoiser(body, own)).make is LoopEngine
+
+
+def test_an_engine_that_was_asked_for_is_taken_or_refused() -> None:
+    assert chosen(unet(0), batch(2, 1), "loop").make is LoopEngine
+    assert chosen(unet(0), batch(2, 1), VmapEngine).name == "VmapEngine"
+    norm = nn.LayerNorm(6)
+    model = Denoiser(lambda x: norm(x) * model.scale, norm)
+    model.scale = nn.Parameter(torch.ones(6))
+    with pytest.raises(EngineError, match=r"Denoiser.*Use --engine vmap"):
+        chosen(model, wanted="streaming")
+    with pytest.raises(ConfigError, match=r"no engine 'best'; use one of auto, streaming"):
+        chosen(model, wanted="best")
+
+
+def test_the_faster_engine_is_taken_and_the_reason_told(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "gradstore")
+    choice = chosen(unet(0), batch(4, 1), timed=True)
+    assert choice.seconds is not None
+    assert "streaming" in caplog.text
+    assert "vmap" in caplog.text
+    assert "ms an event" in caplog.text
+    # An engine of which not one event fits is not even timed.
+    tight = chosen(unet(0), batch(4, 1), "streaming").nbytes(1)
+    assert chosen(unet(0), batch(4, 1), timed=True, memory=tight).name == "streaming"
