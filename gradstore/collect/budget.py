@@ -89,8 +89,8 @@ class Budget:
             raise ConfigError(
                 f"--memory is {total / 2**30:.2g} GiB, but a gradient takes "
                 f"{engine / 2**30:.2g}, a shard's rows {shard / 2**30:.2g}, and with the "
-                f"projection they need {(needed + engine) / 2**30:.2g}. Give --memory {enough:g}, or use "
-                "--projector sjlt, a smaller --proj-dim or a smaller --shard-samples."
+                f"projection they need {(needed + engine) / 2**30:.2g}. Give --memory {enough:g}, "
+                "or use --projector sjlt, a smaller --proj-dim or a smaller --shard-samples."
             )
         return cls(total, shard, fitting, engine, per_row)
 

@@ -50,7 +50,6 @@ _log = logging.getLogger("gradstore")
 
 # From so many events on, timing the engines pays.
 _TIMED_EVENTS = 1000
-_TRIAL_ROWS = 8
 
 
 class CollectOptions(TypedDict, total=False):
@@ -253,19 +252,20 @@ def prepare(
     model = found.model.to(device)
     draws = plan.at(0, samples.ids[:1]).key.shape[2]
     events = len(samples) * plan.slots * draws * len(folders)
-    # A store is finished by the engine that began it, so that it does not matter when it was cut.
-    begun = targets[0].spec.made_by.get("engine")
-    wanted = given["engine"]
-    if wanted == "auto" and isinstance(begun, str) and begun in ENGINES:
-        wanted = begun
+    timed = events >= _TIMED_EVENTS
+    most, wanted = given["batch_size"], given["engine"] or "auto"
+    begun = _begun(targets[0].spec)
+    if begun is not None and wanted == "auto":
+        wanted, most = begun
+    asked = begun is None and timed
     try:
         choice = choose(
-            wanted or "auto",
+            wanted,
             model,
             found.objective,
-            trial(samples, plan, model, device, min(_TRIAL_ROWS, given["batch_size"])),
+            trial(samples, plan, model, device, most if asked else 2),
             memory=memory // 2,
-            timed=events >= _TIMED_EVENTS,
+            timed=asked,
         )
     except EngineError as error:
         raise EngineError(
@@ -274,7 +274,7 @@ def prepare(
     budget = Budget.spend(
         memory,
         choice,
-        given["batch_size"],
+        choice.events if asked else most,
         [(target.projector, target.layout) for target in targets],
         draws=draws,
         num_parameters=num_parameters(model),
@@ -291,7 +291,14 @@ def prepare(
                 share / 2**30,
             )
     if begun is None:
-        targets = [replace(one, spec=_with_engine(one.spec, choice.name)) for one in targets]
+        made_by = {"engine": choice.name, "events": budget.events}
+        targets = [
+            replace(
+                one,
+                spec=one.spec.model_copy(update={"made_by": {**one.spec.made_by, **made_by}}),
+            )
+            for one in targets
+        ]
     return Job(
         samples=samples,
         plan=plan,
@@ -303,7 +310,7 @@ def prepare(
         device=device,
         params=gradients.params,
         read_seconds=read_seconds,
-        timed=events >= _TIMED_EVENTS,
+        timed=timed,
     )
 
 
@@ -400,8 +407,14 @@ def _targets(
     return targets
 
 
-def _with_engine(spec: StoreSpec, engine: str) -> StoreSpec:
-    return spec.model_copy(update={"made_by": {**spec.made_by, "engine": engine}})
+def _begun(spec: StoreSpec) -> tuple[str, int] | None:
+    """Engine and events at once that a store was begun with, if it was.
+
+    It is finished with the same, so that its rows do not depend on when collecting was cut off.
+    """
+    engine, events = spec.made_by.get("engine"), spec.made_by.get("events")
+    known = isinstance(engine, str) and engine in ENGINES and isinstance(events, int)
+    return (engine, max(1, events)) if known else None  # type: ignore[return-value,type-var]
 
 
 def _open_or_create(target: Target, manifest: Manifest) -> Store:

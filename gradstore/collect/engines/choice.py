@@ -33,6 +33,8 @@ ENGINES: Final[Mapping[str, EngineMaker]] = {
     "loop": LoopEngine,
 }
 
+# Engines are compared on so many events, at most.
+_TRIED = 8
 # Two engines that do the same sums in another order differ by float32 rounding, a thousand times
 # less than this; under autocast to bfloat16, by some hundredths.
 _TOLERANCE = 1e-3
@@ -48,13 +50,15 @@ class Choice:
         make: makes it.
         fixed: bytes that it holds however many events it is given.
         per_event: bytes that it holds for each event.
-        seconds: per event; None if it was not timed, for there was nothing to choose.
+        events: with how many at once it is fastest, as far as was looked.
+        seconds: per event; None if it was not timed.
     """
 
     name: str
     make: EngineMaker
     fixed: int
     per_event: int
+    events: int
     seconds: float | None = None
 
     def nbytes(self, events: int) -> int:
@@ -71,7 +75,7 @@ def choose(
     memory: int,
     timed: bool,
 ) -> Choice:
-    """Choose an engine for a model by trying it.
+    """Choose an engine for a model, and how many events at once, by trying.
 
     Every engine is held to one backward pass per row on two rows; what it holds is measured.
     `auto` takes the faster of `streaming` and `vmap` if `timed`, else the first that works and of
@@ -81,7 +85,7 @@ def choose(
         wanted: `auto`, a name among `ENGINES`, or a maker of one's own.
         model: the model.
         objective: what is differentiated.
-        batch: a few rows of one noise each to try it on.
+        batch: rows of one noise each to try it on, as many as there may be at once.
         memory: bytes that an engine may hold.
         timed: whether there is so much to do that timing pays.
 
@@ -90,13 +94,47 @@ def choose(
         ConfigError: if there is no engine of that name.
         GradstoreError: what model and objective raise of themselves.
     """
-    if not isinstance(wanted, str):
-        return _measure(getattr(wanted, "__name__", "custom"), wanted, model, objective, batch)
-    if wanted != "auto" and wanted not in ENGINES:
+    if wanted == "auto":
+        found = _candidates(model, objective, batch, memory=memory, all_of_them=timed)
+    elif not isinstance(wanted, str):
+        name = getattr(wanted, "__name__", "custom")
+        found = [_measure(name, wanted, model, objective, batch)]
+    elif wanted in ENGINES:
+        found = [_measure(wanted, ENGINES[wanted], model, objective, batch)]
+    else:
         names = ", ".join(["auto", *ENGINES])
         raise ConfigError(f"there is no engine {wanted!r}; use one of {names}.")
-    if wanted != "auto":
-        return _measure(wanted, ENGINES[wanted], model, objective, batch)
+    if not timed:
+        return found[0]
+
+    def time(choice: Choice, events: int) -> Choice:
+        return _time(choice, model, objective, _rows(batch, 0, events))
+
+    # Each with as many events as the hungriest of them may hold, of a few.
+    sizes = [_fitting(one, memory, len(batch)) for one in found]
+    first = [time(one, min(*sizes, _TRIED)) for one in found] if len(found) > 1 else found
+    best = min(first, key=_seconds)
+    # More at once is not always faster: of a large model they leave no place in the caches.
+    most = _fitting(best, memory, len(batch))
+    tried = [time(best, size) for size in sorted({most, -(-most // 2), -(-most // 4)})]
+    chosen = min(tried, key=_seconds)
+    _log.info(
+        "engine %s, %s events at once: %s",
+        chosen.name,
+        chosen.events,
+        ", ".join(
+            f"{one.name} {1e3 * _seconds(one):.1f} ms an event by {one.events}"
+            for one in (*first, *tried)
+            if one.seconds is not None
+        ),
+    )
+    return chosen
+
+
+def _candidates(
+    model: nn.Module, objective: Objective, batch: Batch, *, memory: int, all_of_them: bool
+) -> list[Choice]:
+    """The engines that work; `loop` alone if no faster one does."""
     found: list[Choice] = []
     for name in ("streaming", "vmap"):
         try:
@@ -104,25 +142,20 @@ def choose(
         except EngineError as error:
             _log.info("engine %s is not used: %s", name, error)
             continue
-        if found and choice.nbytes(1) > memory:
-            continue
-        found.append(choice)
-        if not timed and choice.nbytes(1) <= memory:
-            break
-    if not found:
-        return _measure("loop", LoopEngine, model, objective, batch)
-    if not timed or len(found) == 1:
-        return found[0]
-    # Together as many rows as the hungrier of them may hold.
-    rows = min(max(1, (memory - one.fixed) // max(1, one.per_event)) for one in found)
-    found = [_time(one, model, objective, _rows(batch, 0, rows)) for one in found]
-    best = min(found, key=lambda one: one.seconds or 0.0)
-    _log.info(
-        "engine %s: %s",
-        best.name,
-        ", ".join(f"{one.name} {1e3 * (one.seconds or 0.0):.1f} ms an event" for one in found),
-    )
-    return best
+        if choice.nbytes(1) <= memory or not found:
+            found.append(choice)
+        if not all_of_them and choice.nbytes(1) <= memory:
+            return [choice]
+    fitting = [one for one in found if one.nbytes(1) <= memory]
+    return fitting or found[:1] or [_measure("loop", LoopEngine, model, objective, batch)]
+
+
+def _fitting(choice: Choice, memory: int, most: int) -> int:
+    return max(1, min(most, (memory - choice.fixed) // choice.per_event))
+
+
+def _seconds(choice: Choice) -> float:
+    return float("inf") if choice.seconds is None else choice.seconds
 
 
 def _measure(
@@ -147,7 +180,7 @@ def _measure(
             "any model that can be trained."
         ) from error
     per_event = held[-1] - held[0] if len(held) > 1 else held[0]
-    return Choice(name, make, max(0, held[0] - per_event), max(1, per_event))
+    return Choice(name, make, max(0, held[0] - per_event), max(1, per_event), len(batch))
 
 
 def require_agreement(
@@ -198,7 +231,7 @@ def _time(choice: Choice, model: nn.Module, objective: Objective, batch: Batch) 
     if batch.inputs.is_cuda:
         torch.cuda.synchronize(batch.inputs.device)
     seconds = (perf_counter() - start) / len(batch)
-    return replace(choice, seconds=seconds)
+    return replace(choice, events=len(batch), seconds=seconds)
 
 
 def _forget(start: int, piece: Tensor) -> None:

@@ -40,7 +40,8 @@ def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[s
     _, found, _ = torch.ops.aten.convolution_backward(
         grads,
         _fold(inputs, rows),
-        weight.new_empty(()).expand(rows * weight.shape[0], *weight.shape[1:]),
+        # Only its shape counts. Never touched, it takes no memory; expanded, it would be copied.
+        weight.new_empty(rows * weight.shape[0], *weight.shape[1:]),
         None,
         layer.stride,
         layer.padding,
