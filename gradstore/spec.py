@@ -98,6 +98,9 @@ class GradientSpec(Spec):
         "float32",
         description="bfloat16: mixed precision in the forward and backward pass, as in training",
     )
+    compile: bool = Field(
+        False, description="compile the model with torch.compile, for the streaming engine"
+    )
 
 
 class CheckpointSpec(Spec):

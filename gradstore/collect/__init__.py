@@ -13,7 +13,7 @@ from gradstore.collect.estimate import Estimate
 from gradstore.collect.events import EventPlan, Events, PlannedEvents, ReplayedEvents
 from gradstore.collect.executor import ByRank, Executor, InProcess, Task
 from gradstore.collect.job import CollectOptions
-from gradstore.collect.objective import Autocast, Batch, DiffusionLoss, Objective
+from gradstore.collect.objective import Autocast, Batch, Compiled, DiffusionLoss, Objective
 from gradstore.collect.projectors import (
     IdentityProjector,
     Projection,
@@ -36,6 +36,7 @@ __all__ = [
     "Checkpoint",
     "CollectConfig",
     "CollectOptions",
+    "Compiled",
     "DiffusionLoss",
     "Estimate",
     "EventPlan",

@@ -17,7 +17,7 @@ from gradstore.collect.budget import Budget
 from gradstore.collect.engines.choice import ENGINES, Choice, choose
 from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents
 from gradstore.collect.executor import Task
-from gradstore.collect.objective import Autocast
+from gradstore.collect.objective import Autocast, Compiled
 from gradstore.collect.parameters import num_parameters
 from gradstore.collect.samples import Samples
 from gradstore.collect.survey import Survey, survey
@@ -233,6 +233,8 @@ def prepare(
     )
     if gradients.autocast != "float32":
         found = replace(found, objective=Autocast(found.objective))
+    if gradients.compile:
+        found = replace(found, objective=Compiled(found.objective))
     role: Literal["train", "query"] = "train" if given["like"] is None else "query"
     plan = _event_plan(given["events"], folders, found.objective, role)
     plan.require(samples.ids)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
 from gradstore.errors import CheckpointError, ConfigError, DatasetError
 
@@ -173,6 +174,34 @@ class Autocast:
                 return model(*args, **kwargs)
 
         return self._objective.losses(cast, inputs, timesteps, noise, conditions)
+
+
+class Compiled:
+    """An objective whose model is compiled by `torch.compile`, where an engine calls it whole."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self._models: dict[nn.Module, Callable[..., Any]] = {}
+        self.num_train_timesteps = objective.num_train_timesteps
+
+    def identity(self) -> Identity:
+        """The objective's: what is computed is the same."""
+        return self._objective.identity()
+
+    def losses(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        conditions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """See `Objective.losses`."""
+        if isinstance(model, nn.Module):
+            if model not in self._models:
+                self._models = {model: torch.compile(model)}
+            model = self._models[model]
+        return self._objective.losses(model, inputs, timesteps, noise, conditions)
 
 
 def class_count(model: Any) -> int | None:

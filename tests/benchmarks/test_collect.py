@@ -16,9 +16,14 @@ def test_it_measures_and_writes_what_it_found(tmp_path: Path) -> None:
     assert all(target.measured > 0 for target in targets)
     figures = written["figures"]
     for name in ("sjlt", "trak bfloat16", "trak float32"):
-        seconds = figures["collect_seconds_per_batch"][name]
+        seconds = figures["collect"][name]["seconds"]
         assert seconds["low"] > 0
         assert seconds["low"] <= seconds["median"] <= seconds["high"]
     page = (tmp_path / "collect.md").read_text()
-    assert page.count("| collect, ") == 3
+    assert page.count("| collect, ") == 6
+    assert "in all" in page  # what `gradstore plan` says
+    for one in figures["memory"]:
+        assert 0 < one["taken"] < one["peak"]
+    for one in figures["rank_correlation"].values():
+        assert 0.5 < one["tracin"] <= 1
     assert (tmp_path / "collect.png").read_bytes().startswith(b"\x89PNG")

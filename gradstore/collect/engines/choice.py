@@ -14,7 +14,7 @@ from gradstore.collect.engines.allocated import peak_bytes
 from gradstore.collect.engines.loop import LoopEngine
 from gradstore.collect.engines.streaming import StreamingEngine
 from gradstore.collect.engines.vmap import VmapEngine
-from gradstore.collect.objective import Autocast, Batch
+from gradstore.collect.objective import Batch
 from gradstore.errors import ConfigError, EngineError, GradstoreError
 
 if TYPE_CHECKING:
@@ -164,7 +164,8 @@ def _measure(
     try:
         engine = make(model, objective)
         if make is not LoopEngine:
-            tolerance = _CAST_TOLERANCE if isinstance(objective, Autocast) else _TOLERANCE
+            cast = objective.identity().get("autocast") is not None
+            tolerance = _CAST_TOLERANCE if cast else _TOLERANCE
             require_agreement(name, engine, LoopEngine(model, objective), batch, tolerance)
         held = [
             peak_bytes(partial(engine, _rows(batch, 0, rows), _forget), batch.inputs.device)

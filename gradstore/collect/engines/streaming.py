@@ -115,6 +115,7 @@ class _Pass:
         # Makes autograd come by even where a layer's input depends on no parameter.
         self._anchor = torch.zeros((), requires_grad=True)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def watch(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:

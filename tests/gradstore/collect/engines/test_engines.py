@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from gradstore.collect import (
     Autocast,
     Batch,
+    Compiled,
     DiffusionLoss,
     LoopEngine,
     StreamingEngine,
@@ -321,6 +322,17 @@ def test_the_model_is_left_as_it_was(engine: Any) -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
     assert {name: p.requires_grad for name, p in model.named_parameters()} == wanted
     assert not any(layer._forward_hooks for layer in model.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, within
+def test_a_compiled_model() -> None:
+    torch.manual_seed(0)
+    one, two = nn.Linear(6, 6), nn.Linear(6, 6)
+    model = Denoiser(lambda x: two(torch.tanh(one(x))), one, two)
+    compiled = Compiled(OBJECTIVE)
+    check_engine(StreamingEngine, model, compiled, vectors(4, 2))
+    assert compiled.identity() == OBJECTIVE.identity()
+    assert list(compiled._models) == [model]
 
 
 @pytest.mark.parametrize("engine", [StreamingEngine, LoopEngine])

@@ -1,0 +1,41 @@
+"""The models that benchmarks measure with."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from diffusers import UNet2DModel
+
+MODELS: Final[dict[str, dict[str, Any]]] = {
+    # 1.1 million parameters: attention in the middle level.
+    "small": {
+        "layers_per_block": 1,
+        "block_out_channels": (32, 64, 64),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+    },
+    # 35.7 million: the architecture of google/ddpm-cifar10-32, the paper's size.
+    "paper": {
+        "layers_per_block": 2,
+        "block_out_channels": (128, 256, 256, 256),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 32,
+    },
+    # For tests of the benchmarks.
+    "tiny": {
+        "sample_size": 8,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 8, 8),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+    },
+}
+
+
+def build(name: str) -> UNet2DModel:
+    """A model of `MODELS` with random weights, of RGB images."""
+    options = {"sample_size": 32, "in_channels": 3, "out_channels": 3, **MODELS[name]}
+    return UNet2DModel(**options).eval()
