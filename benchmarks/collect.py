@@ -138,6 +138,9 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
     )
     bill = _bill(large_model, full)
     alone, basic_seconds = _projectors_alone(sparse, full, num_parameters, preset.repeats)
+    floor = _floor(
+        small["sjlt"]["plain"]["median"], alone["read"]["median"], num_parameters, preset.proj_dim
+    )
     footprints = _footprints(preset)
     agreement = _agreement(preset, seed)
 
@@ -176,6 +179,7 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
         "trak_draw_seconds": draw,
         "basic_projector_seconds_per_batch": basic_seconds,
         "plan_of_trak_for_the_large_model": bill,
+        "floor": floor,
         "memory": footprints,
         "rank_correlation": agreement,
     }
@@ -293,6 +297,27 @@ def _projectors_alone(
     start = perf_counter()
     basic.project(gradients, model_id=0)
     return alone, perf_counter() - start
+
+
+def _floor(plain: float, read: float, num_parameters: int, dim: int) -> dict[str, float]:
+    """The least that a batch could take here, from what this machine does best.
+
+    The products of a plain step are needed in any case. Per-row gradients are written once and read
+    once (`read` is the time of one pass over them). trak multiplies them with a matrix besides: in
+    bfloat16, at the rate of a product of 128 rows and columns whose operands are there already.
+    """
+    rows = min(num_parameters, 1 << 16)
+    left, right = torch.zeros(128, rows, dtype=torch.bfloat16), torch.zeros(rows, 128).bfloat16()
+    seconds = interleaved({"product": lambda: left @ right}, 20)["product"]["median"]
+    rate = 2 * 128 * 128 * rows / seconds
+    operations = 2 * BATCH * num_parameters * dim
+    return {
+        "bfloat16_operations_per_second": rate,
+        "read_bytes_per_second": 4 * BATCH * num_parameters / read,
+        "trak_operations_per_batch": operations,
+        "sjlt": 1 + 2 * read / plain,
+        "trak bfloat16": 1 + 2 * read / plain + operations / rate / plain,
+    }
 
 
 def _bill(model: UNet2DModel, spec: ProjectorSpec) -> dict[str, Any]:
@@ -461,6 +486,10 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         target_table(targets),
         "",
+        "## The floor",
+        "",
+        _floor_text(figures),
+        "",
         "## Memory",
         "",
         "Peak of the process beyond what it had before collecting, less one copy of the model.",
@@ -499,6 +528,23 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         (Path(__file__).parent / "notes" / "collect.md").read_text(encoding="utf-8"),
     ]
     return "\n".join(lines)
+
+
+def _floor_text(figures: dict[str, Any]) -> str:
+    small, floor = figures["collect"], figures["floor"]
+    draw = figures["trak_draw_seconds"]["median"]
+    drawn = draw * BATCH / TRAINING_SET / small["sjlt"]["plain"]["median"]
+    read, rate = floor["read_bytes_per_second"] / 1e9, floor["bfloat16_operations_per_second"] / 1e9
+    return (
+        "The products of a plain step, which every way of collecting needs, and per-row gradients "
+        f"written once and read once at the {read:.1f} GB/s that a sum over them reaches, are "
+        f"**{floor['sjlt']:.2f} ×** a plain step; collecting with sjlt takes "
+        f"{small['sjlt']['ratio']['median']:.2f}. trak multiplies besides: "
+        f"{floor['trak_operations_per_batch'] / 1e9:.0f} GFLOP a batch at the {rate:.0f} GFLOP/s "
+        f"of a bfloat16 product here make **{floor['trak bfloat16']:.2f} ×**; it takes "
+        f"{small['trak bfloat16']['ratio']['median']:.2f}, of which drawing the matrix, {draw:.1f} "
+        f"s once per checkpoint, is {drawn:.2f}."
+    )
 
 
 def _plot(path: Path, ratios: dict[str, float]) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import ValidationError
 
-from gradstore.errors import ConfigError, QueryError
+from gradstore.errors import ConfigError, QueryError, StoreError
 from gradstore.fingerprint import COMPARED, require_same
-from gradstore.spec import EventSpec, ProjectorSpec
+from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
 from indexer import features
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def collect_queries(
 
     # A question is asked and answered here, whatever RANK says of collecting.
     options.setdefault("executor", InProcess())
+    options.setdefault("gradients", _gradient_spec(store))
     identity: dict[str, Any] = store.spec.identity
     loss = identity["objective"].get("loss") if objective is None else None
     return collect(
@@ -135,6 +137,17 @@ def collect_queries(
         like=store,
         **options,
     )
+
+
+def _gradient_spec(store: Store) -> GradientSpec:
+    """Which parameters the store's gradients are of. The fingerprint tells if it is not so."""
+    try:
+        return GradientSpec.model_validate(store.spec.made_by.get("gradients", {}))
+    except ValidationError as error:
+        raise StoreError(
+            f"{store.path}: made_by.gradients is not what `gradstore collect` writes: "
+            f"{error.errors()[0]['msg']}. Pass gradients= to collect_queries."
+        ) from error
 
 
 def _projector_spec(identity: dict[str, Any]) -> ProjectorSpec:

@@ -386,6 +386,7 @@ def _targets(
             made_by={
                 "versions": versions(),
                 "device": devices.choose(given["device"]).type,
+                "gradients": (given["gradients"] or GradientSpec()).model_dump(),
                 "config": given["config"] or {},
             },
         )

@@ -63,6 +63,9 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_step_says_what_comes_next(road: Path, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "run"
     assert f"Next: gradstore collect {out}/collect.yaml" in run(*TRAIN, "--out", out)
+    told = run("plan", out / "collect.yaml", "--proj-dim", "16")
+    assert "40 samples × 2 checkpoints: 80 rows" in told
+    assert not (out / "train.gradstore").exists()
     told = run("collect", out / "collect.yaml", "--proj-dim", "16")
     assert "train.gradstore: 80 rows" in told
     assert f"Next: gradstore index --store {out}/train.gradstore" in told

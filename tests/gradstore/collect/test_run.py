@@ -15,12 +15,14 @@ from gradstore.collect import (
     ByRank,
     DiffusionLoss,
     EventSpec,
+    GradientSpec,
     InProcess,
     LoopEngine,
     ProjectorSpec,
     Samples,
     Task,
     collect,
+    collect_each,
 )
 from gradstore.errors import (
     CheckpointError,
@@ -133,6 +135,86 @@ def test_the_loop_engine_gives_the_same_rows(
     for name, expected in contents(reference).items():
         scale = np.abs(expected).max()
         np.testing.assert_allclose(contents(looped)[name], expected, atol=2e-3 * scale)
+
+
+def test_several_stores_from_one_pass(world: World, tmp_path: Path, reference: Store) -> None:
+    sparse = ProjectorSpec(projector="sjlt", proj_dim=32)
+    alone = collect(
+        world.train,
+        world.checkpoints,
+        tmp_path / "alone.gradstore",
+        projector=sparse,
+        shard_samples=2,
+    )
+    paths = {tmp_path / "a.gradstore": ProjectorSpec(proj_dim=64), tmp_path / "b.gradstore": sparse}
+    with pytest.raises(_Killed):
+        collect_each(world.train, world.checkpoints, paths, shard_samples=2, executor=_Dies(3))
+    # One of the two goes on by itself; then both, and only what is missing is written.
+    collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    before = files(tmp_path / "a.gradstore")
+    dense, found = collect_each(world.train, world.checkpoints, paths, shard_samples=2)
+    assert files(tmp_path / "a.gradstore") == before
+    for store, expected in ((dense, reference), (found, alone)):
+        assert store.missing() == []
+        for name, array in contents(expected).items():
+            np.testing.assert_array_equal(contents(store)[name], array)
+
+
+def test_stores_of_different_shards_are_not_filled_together(world: World, tmp_path: Path) -> None:
+    paths = {tmp_path / f"{name}.gradstore": ProjectorSpec(proj_dim=64) for name in "ab"}
+    collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    with pytest.raises(ConfigError, match=r"shards of different sizes .*a\.gradstore: 2.*: 3"):
+        collect_each(world.train, world.checkpoints, paths, shard_samples=3)
+    assert not (tmp_path / "b.gradstore").exists()
+
+
+def test_only_chosen_parameters(world: World, tmp_path: Path, reference: Store) -> None:
+    chosen = GradientSpec(params="attentions")
+    path = tmp_path / "a.gradstore"
+    store = collect(world.train, world.checkpoints, path, gradients=chosen, **SMALL)
+    identity: Any = store.spec.identity
+    everything: Any = reference.spec.identity
+    assert identity["model"]["num_parameters"] < everything["model"]["num_parameters"]
+    assert (store.rows(0).norm < reference.rows(0).norm).all()
+    with pytest.raises(FingerprintError, match=r"model\.num_parameters"):
+        collect(world.train, world.checkpoints, path, **SMALL)
+    with pytest.raises(ConfigError, match="found in none"):
+        collect(
+            world.train,
+            world.checkpoints,
+            tmp_path / "b.gradstore",
+            gradients=GradientSpec(params="lora"),
+            **SMALL,
+        )
+
+
+def test_a_store_is_finished_as_it_was_begun(world: World, tmp_path: Path) -> None:
+    """Engine and events at once are kept, so that rows do not depend on when it was cut off."""
+    options: dict[str, Any] = {**SMALL, "dtype": "float32"}
+    whole = collect(
+        world.train,
+        world.checkpoints,
+        tmp_path / "a.gradstore",
+        engine="vmap",
+        batch_size=2,
+        **options,
+    )
+    path = tmp_path / "b.gradstore"
+    with pytest.raises(_Killed):
+        collect(
+            world.train,
+            world.checkpoints,
+            path,
+            engine="vmap",
+            batch_size=2,
+            executor=_Dies(3),
+            **options,
+        )
+    assert open_store(path).spec.made_by["engine"] == "vmap"
+    assert open_store(path).spec.made_by["events"] == 2
+    resumed = collect(world.train, world.checkpoints, path, **options)
+    for name, expected in contents(whole).items():
+        np.testing.assert_array_equal(contents(resumed)[name], expected)
 
 
 def test_ranks_make_the_store_together(world: World, tmp_path: Path, reference: Store) -> None:
