@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
 
+from gradstore.durable import flush
 from gradstore.errors import StoreError
 from gradstore.reader import Store, looks_like_store, open_store
 from gradstore.rows import ARRAYS, Rows
@@ -103,11 +104,20 @@ def _create_arrays(group: zarr.Group, layout: Layout) -> None:
         )
 
 
+STEPS: Final = ("begun", "unsealed", "written", "flushed", "sealed", "seal flushed")
+"""The steps of writing a shard, in order. A process may die at any of them."""
+
+
+def reached(step: str) -> None:
+    """Called at each of `STEPS`. Does nothing; tests put something in its place."""
+
+
 def write_shard(store: Store, checkpoint: int, shard: int, rows: Rows) -> None:
     """Write one whole shard, then its seal.
 
     The seal is a single small object, written last and atomically: a shard without one does not
-    count, so a crash at any point leaves the shard either finished or to be done again.
+    count, so a crash at any point leaves the shard either finished or to be done again. What the
+    seal vouches for is flushed to the disk before it, so that this holds after a loss of power.
 
     Args:
         store: the store.
@@ -129,10 +139,21 @@ def write_shard(store: Store, checkpoint: int, shard: int, rows: Rows) -> None:
             raise StoreError(f"{where}: {name} is {array.dtype} {array.shape}, not {dtype} {shape}")
         if not np.isfinite(array).all():
             raise StoreError(f"{where}: {name} is not finite")
+    reached("begun")
     try:
+        # Where a shard is written again its old seal must go first: it vouches for other bytes.
+        unseal(store, checkpoint, shard)
+        reached("unsealed")
         group = store.root[f"checkpoints/{checkpoint}"]
         for name in ARRAYS:
             group[name][start:stop] = getattr(rows, name)  # type: ignore[index]
+        reached("written")
+        flush(
+            store.path / f"checkpoints/{checkpoint}/{name}/c" / "/".join([str(shard), *rest])
+            for name in ARRAYS
+            for rest in [["0"] * (2 if name == "direction" else 1)]
+        )
+        reached("flushed")
         store.root.create_group(
             f"seals/{checkpoint}/{shard}",
             attributes={
@@ -142,8 +163,23 @@ def write_shard(store: Store, checkpoint: int, shard: int, rows: Rows) -> None:
             },
             overwrite=True,
         )
+        reached("sealed")
+        seal = store.path / f"seals/{checkpoint}/{shard}"
+        flush([seal / "zarr.json", seal])
+        reached("seal flushed")
     except OSError as error:
         raise StoreError(
             f"{where} cannot be written: {error.strerror or error}. What was sealed before is "
             "safe; make room or restore the disk and run the same command again to go on."
         ) from error
+
+
+def unseal(store: Store, checkpoint: int, shard: int) -> None:
+    """Remove a shard's seal, if it has one: its rows do not count any more, and can be made anew.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    seal = store.path / f"seals/{checkpoint}/{shard}"
+    (seal / "zarr.json").unlink(missing_ok=True)  # at once; a folder takes several steps
+    shutil.rmtree(seal, ignore_errors=True)

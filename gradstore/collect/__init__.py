@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradstore.collect.checkpoints import Checkpoint, TrainingRecord, find_checkpoints, load
+from gradstore.collect.claims import Claims
 from gradstore.collect.engines import (
     GradientEngine,
     LoopEngine,
@@ -34,6 +35,7 @@ __all__ = [
     "Batch",
     "ByRank",
     "Checkpoint",
+    "Claims",
     "CollectConfig",
     "CollectOptions",
     "Compiled",

@@ -60,8 +60,8 @@ class ByRank(InProcess):
         return tasks[first:last]
 
 
-def from_environment() -> Executor:
-    """`ByRank` where RANK and WORLD_SIZE are set (torchrun, accelerate, SLURM), else in-process.
+def from_environment() -> Executor | None:
+    """`ByRank` where RANK and WORLD_SIZE are set (torchrun, accelerate, SLURM), else None.
 
     Raises:
         ConfigError: if they are set to something that makes no sense.
@@ -70,4 +70,4 @@ def from_environment() -> Executor:
         rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     except ValueError as error:
         raise ConfigError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from error
-    return ByRank(rank, world_size) if world_size > 1 or rank > 0 else InProcess()
+    return ByRank(rank, world_size) if world_size > 1 or rank > 0 else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
 from gradstore import __version__
 from gradstore.collect import checkpoints as ckpt
@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from gradstore.collect.objective import Objective
     from gradstore.collect.projectors import Projector
     from gradstore.manifest import Manifest
+
+    Projected: TypeAlias = ProjectorSpec | Projector | None
 
 _log = logging.getLogger("gradstore")
 
@@ -201,7 +203,7 @@ class Job:
 def prepare(
     dataset: Any,
     checkpoints: str | Path | Sequence[str | Path],
-    stores: Mapping[str | Path, ProjectorSpec | Projector | None],
+    stores: Mapping[str, Projected] | Mapping[Path, Projected],
     **options: Unpack[CollectOptions],
 ) -> Job:
     """Read and check everything; make nothing.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from gradstore.collect.claims import Claims
 from gradstore.collect.estimate import Estimate, estimate
-from gradstore.collect.executor import Executor, from_environment
+from gradstore.collect.executor import Executor, Task, from_environment
 from gradstore.collect.job import CollectOptions, Job, prepare
 from gradstore.collect.samples import Samples
 from gradstore.progress import progress
@@ -15,8 +17,8 @@ from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
+    from gradstore.collect.job import Projected
     from gradstore.collect.projectors import Projector
     from gradstore.config import CollectConfig
 
@@ -41,7 +43,8 @@ def collect(
         checkpoints: diffusers folders in training order, or one folder that holds them.
         store: the store to make, or to go on with.
         projector: how gradients become directions; by default TRAK's, to 4,096 dimensions.
-        executor: who does which task; by default what RANK and WORLD_SIZE say.
+        executor: who does which task; by default what RANK and WORLD_SIZE say, else `Claims`: any
+            number of processes may collect one store at once.
         options: see `CollectOptions`.
 
     Returns:
@@ -50,13 +53,15 @@ def collect(
     Raises:
         GradstoreError: if anything does not fit; what was sealed before stays.
     """
-    return collect_each(dataset, checkpoints, {store: projector}, executor=executor, **options)[0]
+    return collect_each(
+        dataset, checkpoints, {Path(store): projector}, executor=executor, **options
+    )[0]
 
 
 def collect_each(
     dataset: Any,
     checkpoints: str | Path | Sequence[str | Path],
-    stores: Mapping[str | Path, ProjectorSpec | Projector | None],
+    stores: Mapping[str, Projected] | Mapping[Path, Projected],
     *,
     executor: Executor | None = None,
     **options: Unpack[CollectOptions],
@@ -89,7 +94,7 @@ def plan(
     Raises:
         GradstoreError: what `collect` would raise before it makes anything.
     """
-    job = prepare(dataset, checkpoints, {store: projector}, **options)
+    job = prepare(dataset, checkpoints, {Path(store): projector}, **options)
     return estimate(job, alternatives=True)
 
 
@@ -114,7 +119,7 @@ def _prepare_config(config: CollectConfig) -> Job:
     return prepare(
         Samples.from_spec(config),
         config.checkpoints,
-        {config.store: part(ProjectorSpec)},
+        {Path(config.store): part(ProjectorSpec)},
         objective=config.loss,
         events=part(EventSpec),
         gradients=part(GradientSpec),
@@ -130,8 +135,12 @@ def _prepare_config(config: CollectConfig) -> Job:
 
 
 def _run(job: Job, executor: Executor | None) -> list[Store]:
-    executor = executor or from_environment()
     stores = job.open()
+
+    def done(task: Task) -> bool:
+        return all(task.shard in store.sealed(task.checkpoint) for store in stores)
+
+    executor = executor or from_environment() or Claims(stores[0].path, done)
     missing = {task for store in stores for task in store.missing()}
     tasks = [task for task in executor.share(job.tasks()) if task in missing]
     if tasks:

@@ -181,16 +181,22 @@ class Worker:
         self._budget = budget
         self._device = device
         self._number: int | None = None
-        self._missing = [set(store.missing()) for store, _ in stores]
         self.bar: Any = None
 
     def __call__(self, task: Task) -> None:
         """Compute the task's rows, write them and seal them."""
+        # As it is now: another process may have done it since.
+        wanted = [
+            place
+            for place, (store, _) in enumerate(self._stores)
+            if task.shard not in store.sealed(task.checkpoint)
+        ]
+        if not wanted:
+            return
         if task.checkpoint != self._number:
             self._prepare(task.checkpoint)
         layout = self._stores[0][0].layout
         start, stop = layout.span(task.shard)
-        wanted = [place for place, missing in enumerate(self._missing) if task in missing]
         made = self._rows(task, start, stop, wanted)
         for place, rows in zip(wanted, made, strict=True):
             write_shard(self._stores[place][0], task.checkpoint, task.shard, rows)

@@ -325,6 +325,7 @@ def test_the_model_is_left_as_it_was(engine: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, within
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_a_compiled_model() -> None:
     torch.manual_seed(0)
     one, two = nn.Linear(6, 6), nn.Linear(6, 6)

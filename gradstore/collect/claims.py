@@ -1,0 +1,84 @@
+"""Claims: any number of processes collect one store, each taking what nobody works on."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from time import sleep
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from gradstore.collect.executor import Task
+
+_POLL_SECONDS = 0.5
+
+
+class Claims:
+    """An executor that locks a task before it does it.
+
+    A lock is a byte of a file beside the store, locked by the operating system, which unlocks it
+    when the process ends, however it ends: a dead one's work is taken over by the others, who stay
+    until all is done. Locks of this kind work between processes of one machine, and between
+    machines on file systems that share them, as NFS does.
+
+    Args:
+        store: path of the store.
+        done: tells whether a task is done already; asked when its lock is held.
+    """
+
+    def __init__(self, store: Path, done: Callable[[Task], bool]) -> None:
+        self._file = store.with_name(f".{store.name}.claims")
+        self._done = done
+
+    def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """All of them: who does which is seen when it is done."""
+        return tasks
+
+    def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
+        """Call `work` on each of `tasks` that no other process does, until all are done."""
+        if not tasks:
+            return
+        left = list(enumerate(tasks))
+        with self._opened() as file:
+            while left:
+                others = []
+                for place, task in left:
+                    with _locked(file, _byte(task)) as mine:
+                        if not mine:
+                            others.append((place, task))
+                        elif not self._done(task):
+                            work(task)
+                if len(others) == len(left):
+                    sleep(_POLL_SECONDS)
+                left = others
+        self._file.unlink(missing_ok=True)  # all is done: whoever comes now has nothing to lock
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        file = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+
+def _byte(task: Task) -> int:
+    return task.checkpoint << 32 | task.shard
+
+
+@contextmanager
+def _locked(file: int, byte: int) -> Iterator[bool]:
+    """Whether a byte of the file is this process's own, within."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+    except (BlockingIOError, PermissionError):  # another process holds it
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        fcntl.lockf(file, fcntl.LOCK_UN, 1, byte)

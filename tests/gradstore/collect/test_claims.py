@@ -1,0 +1,106 @@
+"""Several processes that collect one store: real ones, one of them killed."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradstore import writer
+from gradstore.collect import Claims, ProjectorSpec, Samples, Task, collect
+from gradstore.collect.conformance import check_executors
+from gradstore.reader import looks_like_store, open_store
+from gradstore.rows import ARRAYS
+from gradstore.verify import verify
+from tests.conftest import NAMES, World, images
+
+OPTIONS: dict[str, Any] = {"projector": ProjectorSpec(proj_dim=64), "shard_samples": 1}
+
+
+def dataset() -> Samples:
+    return Samples(images(7), ids=NAMES)
+
+
+def _collect(checkpoints: list[Path], store: Path) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    collect(dataset(), checkpoints, store, **OPTIONS)
+
+
+def _stop_amid(checkpoints: list[Path], store: Path, mark: Path) -> None:
+    """Collects until a shard's data is written, and then holds its claim for ever."""
+
+    def reached(step: str) -> None:
+        if step == "written":
+            mark.touch()
+            sleep(600)
+
+    writer.reached = reached
+    _collect(checkpoints, store)
+
+
+def test_claims_do_each_task_once(tmp_path: Path) -> None:
+    done: list[Task] = []
+    check_executors([Claims(tmp_path / "a.gradstore", done.__contains__)])
+    Claims(tmp_path / "a.gradstore", lambda task: True).run(
+        [Task(0, 0)], lambda task: pytest.fail("it was done already")
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:
+    reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradstore.collect", "tests.conftest"])
+    path, mark = tmp_path / "a.gradstore", tmp_path / "mark"
+    victim = context.Process(target=_stop_amid, args=(world.checkpoints, path, mark))
+    victim.start()
+    until = monotonic() + 120
+    while not mark.exists():
+        assert victim.is_alive()
+        assert monotonic() < until
+        sleep(0.05)
+    others = [context.Process(target=_collect, args=(world.checkpoints, path)) for _ in range(3)]
+    for process in others:
+        process.start()
+    # The others do all but the shard that is claimed, and wait for it.
+    while not looks_like_store(path) or len(open_store(path).missing()) > 1:
+        assert monotonic() < until
+        sleep(0.05)
+    sleep(0.5)
+    assert len(open_store(path).missing()) == 1
+    assert all(process.is_alive() for process in others)
+    assert victim.pid is not None
+    os.kill(victim.pid, signal.SIGKILL)
+    for process in (victim, *others):
+        process.join(60)
+    assert [process.exitcode for process in others] == [0, 0, 0]
+    store = open_store(path)
+    assert store.missing() == []
+    assert {report.problem for report in verify(store)} == {None}
+    for k in range(2):
+        for name in ARRAYS:
+            np.testing.assert_array_equal(
+                getattr(store.rows(k), name), getattr(reference.rows(k), name)
+            )
+    assert not list(tmp_path.glob(".*"))  # neither claims nor half-built stores are left
+
+
+def test_processes_that_start_together_make_one_store(world: World, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradstore.collect", "tests.conftest"])
+    path = tmp_path / "a.gradstore"
+    processes = [context.Process(target=_collect, args=(world.checkpoints, path)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert {report.problem for report in verify(open_store(path))} == {None}
