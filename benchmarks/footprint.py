@@ -65,7 +65,9 @@ def measure(name: str, memory: float, samples: int, projector: ProjectorSpec) ->
             memory=memory,
             engine="streaming",
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    # Not getrusage's: that one remembers the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
     return {"before": before, "peak": peak, "weights": weights}
 
 

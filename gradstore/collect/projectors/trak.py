@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 # million parameters at 128 columns it is one product, as in BasicProjector; beyond, sums differ by
 # float32 rounding.
 _EXACT_BYTES = 1 << 30
-# A bfloat16 product is cut into pieces of this many rows: 16 MB at 128 columns.
-_FAST_ROWS = 1 << 16
+# A bfloat16 product is cut into pieces of this many rows, 4 MB at 128 columns: what was decoded is
+# still in the cache when it is multiplied.
+_FAST_ROWS = 1 << 14
 _MAX_BLOCKS = 99
 
 
