@@ -188,7 +188,7 @@ def _trial(
     process.join()
     found = looks_like_store(store)
     reports = list(verify(open_store(store))) if found else []
-    damaged = [one for one in reports if one.problem not in {None, "not sealed"}]
+    damaged = [one for one in reports if one.sealed and one.problem]
     sealed = sum(one.problem is None for one in reports)
     killed = process.exitcode == -signal.SIGKILL
     again = start(store)

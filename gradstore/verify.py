@@ -22,11 +22,13 @@ class ShardReport:
         checkpoint: number of the checkpoint.
         shard: number of the shard.
         problem: what is wrong with it, or None.
+        sealed: whether it has a seal. One that has none is not damaged, but not finished.
     """
 
     checkpoint: int
     shard: int
     problem: str | None
+    sealed: bool
 
 
 def verify(store: Store) -> Iterator[ShardReport]:
@@ -35,7 +37,7 @@ def verify(store: Store) -> Iterator[ShardReport]:
         sealed = store.sealed(checkpoint)
         for shard in range(store.layout.shards):
             problem = _check(store, checkpoint, shard) if shard in sealed else "not sealed"
-            yield ShardReport(checkpoint, shard, problem)
+            yield ShardReport(checkpoint, shard, problem, shard in sealed)
 
 
 def _check(store: Store, checkpoint: int, shard: int) -> str | None:

@@ -141,18 +141,18 @@ def write_shard(store: Store, checkpoint: int, shard: int, rows: Rows) -> None:
             raise StoreError(f"{where}: {name} is not finite")
     reached("begun")
     try:
-        # Where a shard is written again its old seal must go first: it vouches for other bytes.
+        # Where a shard is written again its old seal must go first, for it vouches for other bytes;
+        # and the bytes after it: of a damaged object nothing may be read.
         unseal(store, checkpoint, shard)
         reached("unsealed")
+        files = _files(store, checkpoint, shard)
+        for file in files:
+            file.unlink(missing_ok=True)
         group = store.root[f"checkpoints/{checkpoint}"]
         for name in ARRAYS:
             group[name][start:stop] = getattr(rows, name)  # type: ignore[index]
         reached("written")
-        flush(
-            store.path / f"checkpoints/{checkpoint}/{name}/c" / "/".join([str(shard), *rest])
-            for name in ARRAYS
-            for rest in [["0"] * (2 if name == "direction" else 1)]
-        )
+        flush(files)
         reached("flushed")
         store.root.create_group(
             f"seals/{checkpoint}/{shard}",
@@ -183,3 +183,10 @@ def unseal(store: Store, checkpoint: int, shard: int) -> None:
     seal = store.path / f"seals/{checkpoint}/{shard}"
     (seal / "zarr.json").unlink(missing_ok=True)  # at once; a folder takes several steps
     shutil.rmtree(seal, ignore_errors=True)
+
+
+def _files(store: Store, checkpoint: int, shard: int) -> list[Path]:
+    """The files that hold a shard's rows: one for each array."""
+    group = store.path / f"checkpoints/{checkpoint}"
+    zeros = {name: "0/0" if name == "direction" else "0" for name in ARRAYS}
+    return [group / name / f"c/{shard}/{rest}" for name, rest in zeros.items()]

@@ -129,25 +129,32 @@ def info(store: str) -> None:
 
 @cli.command()
 @click.argument("store")
-def verify(store: str) -> None:
+@click.option("--repair", is_flag=True, help="collect damaged shards again")
+def verify(store: str, *, repair: bool) -> None:
     """Check every byte of a store against its seals."""
     from gradstore import open_store
     from gradstore.verify import verify as check
 
     opened = open_store(store)
-    unsealed = set(opened.missing())
     problems = [report for report in check(opened) if report.problem]
     for report in problems:
         click.echo(f"checkpoint {report.checkpoint}, shard {report.shard}: {report.problem}")
-    damaged = len(problems) - len(unsealed)
+    damaged = [(one.checkpoint, one.shard) for one in problems if one.sealed]
+    unsealed = len(problems) - len(damaged)
+    if damaged and repair:
+        from gradstore.collect import repair as collect_again
+
+        collect_again(opened, damaged)
+        problems = [one for one in check(opened) if one.problem]
+        damaged = [(one.checkpoint, one.shard) for one in problems if one.sealed]
     if damaged:
         raise StoreError(
-            f"{store}: {damaged} sealed shards are damaged. Restore them from a copy, or remove "
-            "their seals (seals/CHECKPOINT/SHARD) and run the same `gradstore collect` again."
+            f"{store}: {len(damaged)} sealed shards are damaged. Collect them again with "
+            f"`gradstore verify {store} --repair`, or restore them from a copy."
         )
     if unsealed:
         raise StoreError(
-            f"{store}: {len(unsealed)} shards are not collected yet; what is sealed is as it was. "
+            f"{store}: {unsealed} shards are not collected yet; what is sealed is as it was. "
             "Run the same `gradstore collect` again to go on."
         )
     click.echo(f"{store}: every shard is as it was sealed")

@@ -23,7 +23,7 @@ from gradstore.collect.projectors import (
     TrakProjector,
 )
 from gradstore.collect.recorder import Recorder
-from gradstore.collect.run import collect, collect_config, collect_each, plan, plan_config
+from gradstore.collect.run import collect, collect_config, collect_each, plan, plan_config, repair
 from gradstore.collect.samples import Samples
 from gradstore.collect.sampling import generate
 from gradstore.collect.training import train
@@ -73,5 +73,6 @@ __all__ = [
     "load",
     "plan",
     "plan_config",
+    "repair",
     "train",
 ]

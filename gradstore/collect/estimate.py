@@ -133,6 +133,9 @@ def estimate(
     work = _Work(job, rows, checkpoints)
     projectors = [target.projector for target in job.targets]
     stages = work.stages(projectors) if alternatives or job.timed else None
+    if alternatives and stages is not None:  # collect itself leaves no trial files, if it is killed
+        dims = [target.layout.dim for target in job.targets]
+        stages["writing"] = work.nbytes(dims) * _write_seconds(job.targets[0])
     found = []
     if alternatives and stages is not None:
         for flags, projector in _others(job.targets[0]):
@@ -211,14 +214,11 @@ class _Work:
             else:
                 product += drawn
             each += product / held
-        dims = [projector.dim(job.num_parameters) for projector in projectors]
-        writing = self.nbytes(dims) * _write_seconds(job.targets[0])
         found = {
             "reading the dataset, twice": job.read_seconds * (1 + self._checkpoints),
             "gradients": self._rows * gradients,
             "drawing the projection": self._checkpoints * once,
             "projecting": self._rows * each,
-            "writing": writing,
         }
         return {name: seconds for name, seconds in found.items() if seconds > 0}
 

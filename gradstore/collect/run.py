@@ -6,21 +6,25 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
+from pydantic import ValidationError
+
 from gradstore.collect.claims import Claims
 from gradstore.collect.estimate import Estimate, estimate
-from gradstore.collect.executor import Executor, Task, from_environment
+from gradstore.collect.executor import Executor, InProcess, Task, from_environment
 from gradstore.collect.job import CollectOptions, Job, prepare
 from gradstore.collect.samples import Samples
+from gradstore.config import CollectConfig
+from gradstore.errors import ConfigError
 from gradstore.progress import progress
 from gradstore.reader import Store, open_store
 from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
+from gradstore.writer import unseal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gradstore.collect.job import Projected
     from gradstore.collect.projectors import Projector
-    from gradstore.config import CollectConfig
 
 _log = logging.getLogger("gradstore")
 
@@ -106,6 +110,50 @@ def collect_config(config: CollectConfig, *, executor: Executor | None = None) -
 def plan_config(config: CollectConfig) -> Estimate:
     """`plan` as a `CollectConfig` says."""
     return estimate(_prepare_config(config), alternatives=True)
+
+
+def repair(store: Store, shards: Sequence[tuple[int, int]]) -> None:
+    """Collect shards of a store again, as the configuration that it records says.
+
+    Args:
+        store: the store.
+        shards: (checkpoint, shard) of each; their seals are removed first.
+
+    Raises:
+        ConfigError: if the store does not record a configuration, for Python made it.
+        GradstoreError: what `collect` raises; seals are removed only when it could begin.
+    """
+    recorded = store.spec.made_by.get("config")
+    if not recorded:
+        raise ConfigError(
+            f"{store.path} was collected from Python and does not know its dataset. Remove the "
+            "damaged shards' seals with gradstore.writer.unseal(store, checkpoint, shard), and "
+            "call collect() again with the arguments that made it."
+        )
+    try:
+        folders = [checkpoint.path for checkpoint in store.spec.checkpoints]
+        config = CollectConfig.model_validate(
+            {**recorded, "store": str(store.path), "checkpoints": folders}
+        )
+    except ValidationError as error:
+        raise ConfigError(
+            f"{store.path}: made_by.config is not what `gradstore collect` takes: "
+            f"{error.errors()[0]['msg']}. Collect anew into another store."
+        ) from error
+    job = _prepare_config(config)
+    for checkpoint, shard in shards:
+        unseal(store, checkpoint, shard)
+    _run(job, _Only(shards))
+
+
+class _Only(InProcess):
+    """Some tasks, here."""
+
+    def __init__(self, tasks: Sequence[tuple[int, int]]) -> None:
+        self._tasks = set(tasks)
+
+    def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        return [task for task in tasks if task in self._tasks]
 
 
 def _prepare_config(config: CollectConfig) -> Job:

@@ -8,12 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
+from gradstore.collect import ProjectorSpec, collect
+from gradstore.reader import open_store
 from query import cli
-from tests.conftest import images
+from tests.conftest import World, images
 
 TRAIN = [
     "train", "--dataset", "digits", "--limit", "40", "--epochs", "2", "--checkpoint-every", "1",
@@ -142,6 +145,35 @@ def test_verify_fails_on_damage(road: Path, run: Run, tmp_path: Path) -> None:
     assert "1 sealed shards are damaged" in run("verify", store, status=1)
     shutil.rmtree(store / "seals/1/0")
     assert "1 shards are not collected yet" in run("verify", store, status=1)
+
+
+def test_verify_repairs_what_is_damaged(road: Path, run: Run, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(road / "run" / "train.gradstore", tmp_path / "s.gradstore"))
+    whole = {k: open_store(store).rows(k) for k in range(2)}
+    files = [store / f"checkpoints/{k}/direction/c/0/0/0" for k in range(2)]
+    for file in files:
+        damaged = bytearray(file.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        file.write_bytes(damaged)
+    (store / "checkpoints/1/norm/c/0/0").write_bytes(b"")
+    told = run("verify", store, "--repair")
+    assert told.count("checkpoint 0, shard 0") == 1
+    assert "every shard is as it was sealed" in told
+    for k, rows in whole.items():
+        found = open_store(store).rows(k)
+        np.testing.assert_array_equal(found.direction, rows.direction)
+        np.testing.assert_array_equal(found.norm, rows.norm)
+    assert "Next:" not in run("verify", store, "--repair")  # nothing to do
+
+
+def test_a_store_from_python_says_how_to_repair_it(world: World, run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "s.gradstore"
+    collect(world.train, world.checkpoints, path, projector=ProjectorSpec(proj_dim=16))
+    (path / "checkpoints/0/loss/c/0/0").unlink()
+    told = run("verify", path, "--repair", status=1)
+    assert "collected from Python" in told
+    assert "gradstore.writer.unseal" in told
+    assert open_store(path).missing() == []  # nothing was touched
 
 
 def test_doctor(run: Run) -> None:

@@ -1,0 +1,67 @@
+"""Stores of every format that was ever released are read, for ever."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import zarr
+
+from gradstore.reader import open_store
+from gradstore.rows import ARRAYS
+from gradstore.spec import FORMAT_VERSION
+from gradstore.verify import verify
+from indexer import build_index
+from tests.golden import make
+
+STORES = sorted(make.HERE.glob("format-*.gradstore"))
+
+
+def test_there_is_one_for_the_present_format() -> None:
+    assert make.HERE / f"format-{FORMAT_VERSION}.gradstore" in STORES
+
+
+@pytest.mark.parametrize("path", STORES, ids=lambda path: path.name)
+def test_a_golden_store_is_read(path: Path) -> None:
+    store = open_store(path)
+    assert {report.problem for report in verify(store)} == {None}
+    assert store.etas == make.ETAS
+    assert store.manifest == make.manifest()
+    assert store.spec.identity == make.IDENTITY
+    for checkpoint in range(2):
+        for name in ARRAYS:
+            np.testing.assert_array_equal(
+                getattr(store.rows(checkpoint), name), getattr(make.rows(checkpoint), name)
+            )
+
+
+@pytest.mark.parametrize("path", STORES, ids=lambda path: path.name)
+def test_any_zarr_and_any_parquet_reads_it(path: Path) -> None:
+    root = zarr.open_group(path, mode="r")
+    np.testing.assert_array_equal(root["checkpoints/1/direction"][:], make.rows(1).direction)  # type: ignore[index]
+    table = pq.read_table(path / "samples" / "manifest.parquet")
+    assert table["id"].to_pylist() == make.manifest().ids
+
+
+def test_what_is_written_today_is_the_golden_store(tmp_path: Path) -> None:
+    """Object by object: whoever changes the format's bytes learns of it here."""
+    golden = make.HERE / f"format-{FORMAT_VERSION}.gradstore"
+    make.make(tmp_path / "s.gradstore")
+
+    def objects(root: Path) -> dict[str, bytes]:
+        return {
+            str(file.relative_to(root)): file.read_bytes()
+            for file in root.rglob("*")
+            if file.is_file() and file.suffix != ".parquet" and file.name != "zarr.json"
+        }
+
+    assert objects(tmp_path / "s.gradstore") == objects(golden)
+
+
+def test_a_golden_store_is_indexed(tmp_path: Path) -> None:
+    import shutil
+
+    path = Path(shutil.copytree(STORES[0], tmp_path / "s.gradstore"))
+    assert build_index(open_store(path), "retrac").spec.count == 7
