@@ -44,7 +44,7 @@ class Preset:
     samples: int
 
 
-PRESETS = {"cpu": Preset(100, 48), "tiny": Preset(3, 8)}
+PRESETS = {"cpu": Preset(100, 48), "tiny": Preset(1, 4)}
 
 
 def collect_once(checkpoints: str, store: str, samples: int, die: tuple[str, int] | None) -> None:
