@@ -19,8 +19,8 @@ test: .venv/test.stamp
 	$(BIN)/pytest -n 2
 
 bench: .venv/test.stamp
-	for file in benchmarks/[a-z]*.py; do name=$$(basename $$file .py); \
-	  if [ $$name != results ]; then $(BIN)/python -m benchmarks.$$name --preset cpu || exit 1; fi; done
+	for file in $$(grep -l '^PRESETS' benchmarks/*.py); do \
+	  $(BIN)/python -m benchmarks.$$(basename $$file .py) --preset cpu || exit 1; done
 
 clean:
 	rm -rf .venv demo
