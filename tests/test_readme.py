@@ -19,6 +19,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text()
 # What makes the README's commands quick enough to be a test.
 QUICK = {
     "train": ["--limit", "24", "--epochs", "2", "--checkpoint-every", "1", "--channels", "8,8"],
+    "plan": ["--proj-dim", "32"],
     "collect": ["--proj-dim", "32"],
     "query": ["--limit", "2", "--timesteps", "2", "--draws", "1"],
 }
@@ -68,7 +69,7 @@ def test_the_commands_run(
 ) -> None:
     (block,) = blocks("sh")
     lines = block.strip().splitlines()
-    assert len(lines) == 7
+    assert len(lines) == 8
     for line in lines:
         program, *arguments = line.split()
         extra = QUICK.get(arguments[0], [])
