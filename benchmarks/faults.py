@@ -163,9 +163,10 @@ def _checkpoints(folder: Path) -> str:
 
 def _content(store: Store) -> dict[str, Any]:
     """Every byte of data, and every seal."""
-    tasks = [(k, shard) for k in range(store.checkpoints) for shard in range(store.layout.shards)]
+    (part,) = store.parts
+    tasks = [(number, shard) for number in store.numbers for shard in range(part.layout.shards)]
     return {
-        "seals": {task: store.seal(*task) for task in tasks},
+        "seals": {task: part.seal(*task) for task in tasks},
         "manifest": store.manifest,
         "identity": store.spec.identity,
         **{

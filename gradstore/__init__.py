@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
+    from gradstore.changes import delete, drop_checkpoint, merge, vacuum
     from gradstore.errors import (
         CheckpointError,
         ConfigError,
@@ -48,13 +49,21 @@ __all__ = [
     "StoreError",
     "UnsealedError",
     "__version__",
+    "delete",
+    "drop_checkpoint",
+    "merge",
     "open_store",
+    "vacuum",
 ]
 
 _HOMES = {
     "Manifest": "gradstore.manifest",
     "Rows": "gradstore.rows",
     "Store": "gradstore.reader",
+    "delete": "gradstore.changes",
+    "drop_checkpoint": "gradstore.changes",
+    "merge": "gradstore.changes",
     "open_store": "gradstore.reader",
+    "vacuum": "gradstore.changes",
 }
 __getattr__ = exporter(__name__, {name: _HOMES.get(name, "gradstore.errors") for name in __all__})

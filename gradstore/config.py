@@ -62,7 +62,11 @@ class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, Datas
         None, description="weight η_k of each checkpoint [default: as recorded, else 1]"
     )
     store: str = Field(description="the store to make, or to go on with: NAME.gradstore")
-    dtype: Literal["float16", "float32"] = Field("float16", description="dtype of directions")
+    dtype: Literal["float16", "float32", "int8"] = Field(
+        "float16",
+        description="dtype of directions as stored; int8: half the bytes of float16, and a "
+        "scale per row",
+    )
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
     memory: float = Field(
         4.0, gt=0, lt=1e6, description="GiB to take beside the model and the program itself"
@@ -73,3 +77,19 @@ class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, Datas
     )
     shard_samples: int | None = Field(None, ge=1, description="samples per shard")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+
+
+class AppendConfig(DatasetSpec):
+    """More samples for a store that stands."""
+
+    store: str = Field(description="the store to append to")
+    checkpoints: list[str] | None = Field(
+        None, description="the store's checkpoints, if they moved [default: where they were]"
+    )
+    batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
+    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
+    device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+
+    def dataset_spec(self) -> DatasetSpec:
+        """The new samples."""
+        return DatasetSpec.model_validate(self.model_dump(include=set(DatasetSpec.model_fields)))

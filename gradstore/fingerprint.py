@@ -6,9 +6,11 @@ import json
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
-from gradstore.errors import FingerprintError
+from gradstore.errors import FingerprintError, StoreError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pydantic import JsonValue
 
     from gradstore.spec import Identity
@@ -30,6 +32,27 @@ def fingerprint(identity: Identity) -> str:
     """SHA-256 (64 hex digits) of the identity as canonical JSON."""
     text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode()).hexdigest()
+
+
+def row_fingerprint(identity: Identity, checkpoint: int) -> str:
+    """Fingerprint of the rows at one checkpoint (its place in `identity`), whatever the others are.
+
+    It is what a seal holds, so that it stays true when a checkpoint is added or dropped.
+    """
+    return fingerprint(only_checkpoints(identity, [checkpoint]))
+
+
+def only_checkpoints(identity: Identity, places: Sequence[int]) -> Identity:
+    """The identity of a store of some of its checkpoints (places in `identity`) alone."""
+    checkpoints, events = identity.get("checkpoints"), identity.get("events")
+    if not isinstance(checkpoints, list) or not set(places) <= set(range(len(checkpoints))):
+        raise StoreError("identity.checkpoints does not list the checkpoints")
+    found = {**identity, "checkpoints": [checkpoints[place] for place in places]}
+    # Replayed events are of a checkpoint, too.
+    recorded = events.get("recorded") if isinstance(events, dict) else None
+    if isinstance(recorded, list) and len(recorded) == len(checkpoints):
+        found["events"] = {**events, "recorded": [recorded[place] for place in places]}  # type: ignore[dict-item]
+    return found
 
 
 def differences(

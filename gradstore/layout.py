@@ -12,9 +12,10 @@ from math import ceil
 
 from gradstore.errors import ConfigError
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 8 * 1024
 SHARD_BYTES = 64 * 1024 * 1024
 SHARD_SAMPLES = 512
+ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Layout:
         samples: number of samples, the first axis of every array.
         slots: events per sample and checkpoint, the second axis.
         dim: length of a direction, the third axis.
-        dtype: dtype of the directions, `float16` or `float32`.
+        dtype: dtype of the directions as stored, `float16`, `float32` or `int8`.
         chunk_samples: samples per chunk, the smallest piece of directions that is read.
         shard_samples: samples per shard, a multiple of `chunk_samples`.
     """
@@ -41,8 +42,8 @@ class Layout:
         for name in ("samples", "slots", "dim", "chunk_samples", "shard_samples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"layout: {name} is {getattr(self, name)}; it must be at least 1")
-        if self.dtype not in {"float16", "float32"}:
-            raise ConfigError(f"layout: dtype is {self.dtype!r}; use 'float16' or 'float32'")
+        if self.dtype not in ITEM_BYTES:
+            raise ConfigError(f"layout: dtype is {self.dtype!r}; use {', '.join(ITEM_BYTES)}")
         if self.shard_samples % self.chunk_samples:
             raise ConfigError(
                 f"layout: shard_samples {self.shard_samples} is not a multiple of "
@@ -55,8 +56,8 @@ class Layout:
     ) -> Layout:
         """Pick chunk and shard sizes.
 
-        Chunks of about 256 KiB keep a scattered read cheap and a sequential one fast; shards of
-        at most 64 MiB and 512 samples keep the work lost to a crash small.
+        Chunks of 8 KiB, one row of 4,096 float16, let a row be read and checked without its
+        neighbours; shards of at most 64 MiB and 512 samples keep the work lost to a crash small.
 
         Args:
             samples: number of samples.
@@ -65,14 +66,15 @@ class Layout:
             dtype: dtype of the directions.
             shard_samples: samples per shard, if the caller wants another number.
         """
-        itemsize = {"float16": 2, "float32": 4}.get(dtype, 4)
-        per_sample = max(1, slots * dim * itemsize)
-        wanted = shard_samples or max(1, min(SHARD_SAMPLES, SHARD_BYTES // per_sample))
+        per_sample = max(1, slots * dim * ITEM_BYTES.get(dtype, 4))
+        most = max(1, min(SHARD_SAMPLES, SHARD_BYTES // per_sample))
+        wanted = shard_samples or min(most, max(1, samples))
         chunk = max(1, min(CHUNK_BYTES // per_sample, wanted))
-        if shard_samples is not None:
-            while wanted % chunk:
-                chunk -= 1
-        return cls(samples, slots, dim, dtype, chunk, wanted // chunk * chunk)
+        if shard_samples is None:
+            wanted = wanted // chunk * chunk
+        while wanted % chunk:
+            chunk -= 1
+        return cls(samples, slots, dim, dtype, chunk, wanted)
 
     @property
     def shards(self) -> int:

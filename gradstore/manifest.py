@@ -10,17 +10,20 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from gradstore.errors import DatasetError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-FILE_NAME = "manifest.parquet"
+    import numpy as np
+    from numpy.typing import NDArray
+
 RESERVED = ("id", "digest")
 MAX_ID_LENGTH = 512
+_FREE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,8 @@ class Manifest:
                     f"{name!r} differs. {mend}"
                 )
 
-    def save(self, folder: Path) -> None:
-        """Write `manifest.parquet` into `folder`.
+    def content(self) -> bytes:
+        """The manifest as the bytes of a Parquet file.
 
         Raises:
             DatasetError: if a column holds values of several types.
@@ -107,27 +110,96 @@ class Manifest:
                     f"metadata column {name!r} cannot be stored as one type: {error}. Leave it "
                     "out, or give all its values one type."
                 ) from error
-        pq.write_table(pa.table(arrays), folder / FILE_NAME)
+        out = BytesIO()
+        pq.write_table(pa.table(arrays), out)
+        return out.getvalue()
 
     @classmethod
-    def load(cls, folder: Path) -> Manifest:
-        """Read `manifest.parquet` from `folder`.
+    def parse(cls, content: bytes, *, where: str, samples: int) -> Manifest:
+        """Read `manifest.parquet` again.
+
+        Args:
+            content: the bytes of the file.
+            where: what to call it in an error.
+            samples: how many samples it must list.
 
         Raises:
-            StoreError: if the file is missing or not such a table.
+            StoreError: if it is not such a table.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            columns = pq.read_table(folder / FILE_NAME).to_pydict()
-            ids, digests = columns.pop("id"), columns.pop("digest")
-        except (OSError, KeyError, pa.ArrowException) as error:
+            columns = _columns(content, samples)
+            return cls(columns.pop("id"), columns.pop("digest"), columns)
+        except (OSError, KeyError, ValueError, pa.ArrowException, DatasetError) as error:
             raise StoreError(
-                f"{folder / FILE_NAME} cannot be read as a manifest: {error}. Restore the file "
-                "from a copy of the store, or collect again."
+                f"{where} cannot be read as a manifest: {error}. Restore the file from a copy of "
+                "the store, or collect again."
             ) from error
-        return cls(ids, digests, columns)
+
+    def chosen(self, rows: NDArray[np.int64]) -> Manifest:
+        """The manifest of some of the samples, by row number."""
+        numbers = rows.tolist()
+
+        def of(column: Sequence[Any]) -> list[Any]:
+            return [column[row] for row in numbers]
+
+        return Manifest(
+            of(self.ids), of(self.digests), {name: of(c) for name, c in self.metadata.items()}
+        )
+
+    @classmethod
+    def joined(cls, manifests: Sequence[Manifest]) -> Manifest:
+        """One manifest after the other. A column that one lacks is None there."""
+        names = dict.fromkeys(name for manifest in manifests for name in manifest.metadata)
+        return cls(
+            [name for manifest in manifests for name in manifest.ids],
+            [one for manifest in manifests for one in manifest.digests],
+            {
+                name: [
+                    value
+                    for manifest in manifests
+                    for value in manifest.metadata.get(name, [None] * len(manifest))
+                ]
+                for name in names
+            },
+        )
+
+
+def _columns(content: bytes, samples: int) -> dict[str, list[Any]]:
+    """The columns of a Parquet file that is not trusted: what it claims to hold is bounded first.
+
+    A few bytes of Parquet can stand for billions of rows, or for a text repeated a million times.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(BytesIO(content))
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    expanded = sum(group.total_byte_size for group in groups)
+    if metadata.num_rows != samples:
+        raise ValueError(f"it lists {metadata.num_rows} samples, the layout says {samples}")
+    # Digests do not compress: a real manifest has some thirty bytes for each sample.
+    if samples > len(content) or expanded > _FREE_BYTES + 100 * len(content):
+        raise ValueError(f"{len(content)} bytes cannot hold {samples} samples, {expanded} bytes")
+    texts = [
+        metadata.schema.column(number).path
+        for number in range(metadata.num_columns)
+        if metadata.schema.column(number).physical_type == "BYTE_ARRAY"
+    ]
+    table = pq.ParquetFile(BytesIO(content), read_dictionary=texts).read()
+    found: dict[str, list[Any]] = {}
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        values: list[Any] = []
+        for chunk in column.chunks:
+            if isinstance(chunk, pa.DictionaryArray):  # a text that recurs is one text
+                texts_here = chunk.dictionary.to_pylist()
+                places = chunk.indices.to_pylist()
+                values += [None if place is None else texts_here[place] for place in places]
+            else:
+                values += chunk.to_pylist()
+        found[name] = values
+    return found
 
 
 def check_ids(ids: Sequence[str]) -> None:

@@ -1,53 +1,97 @@
-"""Reading a store. Only sealed shards are ever returned."""
+"""Reading a store: rows of its samples by number. Only sealed shards are ever returned."""
 
 from __future__ import annotations
 
+import json
+import logging
 from functools import cached_property
-from pathlib import Path
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import zarr
 from pydantic import ValidationError
 
+from gradstore.deletions import Deletions
 from gradstore.errors import NotAStoreError, StoreError, UnsealedError
+from gradstore.fingerprint import row_fingerprint
 from gradstore.manifest import Manifest
-from gradstore.rows import ARRAYS, Rows
+from gradstore.objects import LocalObjects, Objects, objects_at
+from gradstore.part import Part
+from gradstore.rows import Rows
 from gradstore.spec import FORMAT_VERSION, StoreSpec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import os
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from gradstore.layout import Layout
+    from gradstore.part import Arrays
+
+_log = logging.getLogger("gradstore")
+
+ROOT = "zarr.json"
+_MOST_ROOT_BYTES = 64 * 2**20
 
 
 class Store:
-    """A gradient store on disk: rows `[checkpoint, sample, slot]` of one sample set.
+    """A gradient store: rows `[checkpoint, sample, slot]` of one sample set.
 
-    Open one with `gradstore.open_store`. A store may be read while it is being collected: what is
-    sealed can be read, the rest raises.
+    Open one with `gradstore.open_store`. Samples are numbered 0 … `samples` − 1, in the order in
+    which they were collected and appended, without those that were deleted. The object shows the
+    store as it was when it was opened; `is_current` tells whether it still is so. A store may be
+    read while it is being collected: what is sealed can be read, the rest raises.
 
     Attributes:
-        path: where it is.
+        objects: where its bytes lie.
+        location: path or URL, as people write it.
         spec: its attributes.
-        layout: shapes and partition of its arrays.
-        root: its root Zarr group.
+        parts: its parts, in order.
+        samples: number of samples.
+        slots: rows per sample and checkpoint.
+        dim: length of a direction.
+        dtype: dtype of the directions as stored: float16, float32 or int8.
     """
 
-    def __init__(self, path: Path, spec: StoreSpec, root: zarr.Group) -> None:
-        self.path = path
+    def __init__(
+        self, objects: Objects, spec: StoreSpec, root: bytes, *, skip_unsealed: bool = False
+    ) -> None:
+        self.objects = objects
+        self.location = objects.location
         self.spec = spec
-        self.layout: Layout = spec.layout.layout()
         self.root = root
+        layout = spec.parts[0].layout
+        self.slots, self.dim, self.dtype = layout.slots, layout.dim, layout.dtype
+        fingerprints = {
+            checkpoint.number: row_fingerprint(spec.identity, place)
+            for place, checkpoint in enumerate(spec.checkpoints)
+        }
+        self.parts = [Part(objects, part, fingerprints) for part in spec.parts]
+        self._starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self.skip_unsealed = skip_unsealed
 
     def __repr__(self) -> str:
-        layout = self.layout
         return (
-            f"Store({str(self.path)!r}, checkpoints={self.checkpoints}, "
-            f"samples={layout.samples}, slots={layout.slots}, dim={layout.dim})"
+            f"Store({self.location!r}, checkpoints={self.checkpoints}, "
+            f"samples={self.samples}, slots={self.slots}, dim={self.dim})"
         )
+
+    @property
+    def name(self) -> str:
+        """The last part of its location, without `.gradstore`."""
+        return self.location.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gradstore")
+
+    @property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises:
+            StoreError: if it has none, because it lies under a URL.
+        """
+        if not isinstance(self.objects, LocalObjects):
+            raise StoreError(f"{self.location} is not a local folder. Name one to write to.")
+        return self.objects.root
 
     @property
     def checkpoints(self) -> int:
@@ -55,102 +99,161 @@ class Store:
         return len(self.spec.checkpoints)
 
     @property
+    def numbers(self) -> list[int]:
+        """The checkpoints' numbers, which name their arrays."""
+        return [checkpoint.number for checkpoint in self.spec.checkpoints]
+
+    @property
     def etas(self) -> list[float]:
         """Checkpoint weights η_k."""
         return [checkpoint.eta for checkpoint in self.spec.checkpoints]
 
     @cached_property
-    def manifest(self) -> Manifest:
-        """The samples, in row order."""
-        manifest = Manifest.load(self.path / "samples")
-        if len(manifest) != self.layout.samples:
-            raise StoreError(
-                f"{self.path}: the manifest lists {len(manifest)} samples, the layout says "
-                f"{self.layout.samples}. Restore samples/manifest.parquet from a copy."
-            )
-        return manifest
-
-    def sealed(self, checkpoint: int) -> set[int]:
-        """Numbers of the sealed shards of a checkpoint, as they are on disk now."""
-        # Listed, not opened: a store of a million samples has thousands of seals.
+    def deletions(self) -> Deletions:
+        """Which samples were deleted and are not vacuumed yet."""
+        if self.spec.deleted is None:
+            return Deletions({})
         try:
-            names = [
-                folder.name
-                for folder in (self.path / "seals" / str(checkpoint)).iterdir()
-                if (folder / "zarr.json").is_file()
-            ]
+            content = self.objects.read(self.spec.deleted)
         except OSError as error:
             raise StoreError(
-                f"{self.path}: the seals of checkpoint {checkpoint} cannot be listed: "
-                f"{error.strerror}. Restore the folder seals/{checkpoint} from a copy."
+                f"{self.location}/{self.spec.deleted}, which tells what was deleted, cannot be "
+                f"read: {error.strerror}. Restore it from a copy of the store."
             ) from error
-        return {int(name) for name in names if name.isdecimal()}
+        where = f"{self.location}/{self.spec.deleted}"
+        return Deletions.parse(content, where=where, parts=self.spec.parts)
 
-    def seal(self, checkpoint: int, shard: int) -> dict[str, Any]:
-        """The seal of a shard: its fingerprint, row count and checksums."""
-        if shard not in self.sealed(checkpoint):
-            raise self._unsealed(checkpoint, {shard})
-        try:
-            return self.root[f"seals/{checkpoint}/{shard}"].attrs.asdict()
-        except (OSError, KeyError, ValueError) as error:
+    @cached_property
+    def _kept(self) -> NDArray[np.int64] | None:
+        """Where the samples stand among all of all parts; None if none is left out."""
+        kept = np.ones(self._starts[-1], bool)
+        for part, start in zip(self.parts, self._starts, strict=False):
+            kept[start + self.deletions.rows(part.spec.path)] = False
+        if self.skip_unsealed:
+            left = int(kept.sum())
+            for part, start in zip(self.parts, self._starts, strict=False):
+                for shard in {s for number in self.numbers for s in part.missing(number)}:
+                    low, high = part.layout.span(shard)
+                    kept[start + low : start + high] = False
+            if kept.sum() < left:
+                _log.warning(
+                    "%s: %s of %s samples are skipped, for their shards are not sealed yet",
+                    self.location,
+                    f"{left - kept.sum():,}",
+                    f"{left:,}",
+                )
+        if not kept.any():
+            raise UnsealedError(
+                f"{self.location} has no sample to read. Run the `gradstore collect` that makes it."
+            )
+        return None if kept.all() else np.flatnonzero(kept)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return int(self._starts[-1]) if self._kept is None else len(self._kept)
+
+    def _pieces(self, start: int, stop: int) -> list[tuple[Part, NDArray[np.int64]]]:
+        """The parts that hold samples `start` to `stop`, and the samples' numbers in each."""
+        if not 0 <= start < stop <= self.samples:
             raise StoreError(
-                f"{self.path}: the seal of checkpoint {checkpoint}, shard {shard} cannot be read. "
-                f"Remove the folder seals/{checkpoint}/{shard} and run `gradstore collect` again."
-            ) from error
-
-    def missing(self) -> list[tuple[int, int]]:
-        """Every (checkpoint, shard) that is not sealed yet."""
+                f"{self.location} holds samples 0:{self.samples}; {start}:{stop} were asked for"
+            )
+        kept = self._kept
+        places = np.arange(start, stop) if kept is None else kept[start:stop]
+        cuts = np.searchsorted(places, self._starts)
         return [
-            (checkpoint, shard)
-            for checkpoint in range(self.checkpoints)
-            for shard in sorted(set(range(self.layout.shards)) - self.sealed(checkpoint))
+            (part, places[low:high] - first)
+            for part, first, (low, high) in zip(
+                self.parts, self._starts, pairwise(cuts), strict=False
+            )
+            if low < high
+        ]
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The samples, in order."""
+        pieces = self._pieces(0, self.samples)
+        if len(pieces) == 1 and len(pieces[0][1]) == len(pieces[0][0]):
+            return pieces[0][0].manifest
+        return Manifest.joined([part.manifest.chosen(rows) for part, rows in pieces])
+
+    def number(self, checkpoint: int) -> int:
+        """The number of the checkpoint at a place, which names its arrays."""
+        if not 0 <= checkpoint < self.checkpoints:
+            raise StoreError(
+                f"{self.location} has checkpoints 0 … {self.checkpoints - 1}, no {checkpoint}"
+            )
+        return self.spec.checkpoints[checkpoint].number
+
+    def missing(self) -> list[tuple[int, int, int]]:
+        """Every (place of the checkpoint, place of the part, shard) that is not sealed yet."""
+        return [
+            (checkpoint, place, shard)
+            for checkpoint, number in enumerate(self.numbers)
+            for place, part in enumerate(self.parts)
+            for shard in part.missing(number)
         ]
 
     def require_complete(self) -> None:
-        """Raise `UnsealedError` unless every shard of every checkpoint is sealed."""
-        missing = self.missing()
-        if missing:
-            checkpoint = missing[0][0]
-            raise self._unsealed(checkpoint, {s for k, s in missing if k == checkpoint})
+        """Raise `UnsealedError` unless every shard of every checkpoint is sealed.
 
-    def _unsealed(self, checkpoint: int, shards: set[int]) -> UnsealedError:
-        listed = ", ".join(map(str, sorted(shards)[:5])) + (", …" if len(shards) > 5 else "")
-        return UnsealedError(
-            f"{self.path}: checkpoint {checkpoint} lacks {len(shards)} of {self.layout.shards} "
-            f"shards ({listed}). Run the `gradstore collect` that makes it once more: it goes on "
-            "from what is sealed."
-        )
+        A store that was opened with `skip_unsealed` is complete by what it leaves out.
+        """
+        if self.skip_unsealed:
+            return
+        for number in self.numbers:
+            for part in self.parts:
+                lacking = part.missing(number)
+                if lacking:
+                    raise part.unsealed(number, lacking)
 
     def rows(self, checkpoint: int, start: int = 0, stop: int | None = None) -> Rows:
         """Rows of samples `start` to `stop` (one past the last) at a checkpoint.
 
         Raises:
             UnsealedError: if a shard that holds one of them is not sealed.
-            StoreError: if a chunk is damaged or missing.
+            StoreError: if data is damaged or missing.
         """
-        stop = self.layout.samples if stop is None else stop
-        needed = set(self.layout.shards_of(start, stop)) - self.sealed(checkpoint)
-        if needed:
-            raise self._unsealed(checkpoint, needed)
-        rows = self.read_unchecked(checkpoint, start, stop)
-        # A chunk that is missing reads as the fill value, silently. Chunks hold whole directions.
-        for array in (rows.direction[:, :, 0], rows.norm, rows.loss, rows.timestep):
-            self._require_written(array, checkpoint)
-        return rows
+        number = self.number(checkpoint)
+        found = []
+        for part, rows in self._pieces(start, self.samples if stop is None else stop):
+            first, last = int(rows[0]), int(rows[-1]) + 1
+            whole = last - first == len(rows)
+            found.append(part.read(number, first, last) if whole else part.take(number, rows))
+        return Rows.restored(_joined(found))
 
-    def read_unchecked(self, checkpoint: int, start: int, stop: int) -> Rows:
-        """Like `rows`, without asking whether the shards are sealed. NaN where nothing is."""
-        return Rows(**{name: self._read(checkpoint, name, start, stop) for name in ARRAYS})
+    def take(self, checkpoint: int, samples: Sequence[int] | NDArray[np.int64]) -> Rows:
+        """Rows of some samples at a checkpoint, in the order asked for.
 
-    def _read(self, checkpoint: int, name: str, start: int, stop: int) -> NDArray[Any]:
-        try:
-            array: Any = self.root[f"checkpoints/{checkpoint}/{name}"]
-            return np.asarray(array[start:stop])
-        except (OSError, KeyError, ValueError, RuntimeError) as error:
+        Reads no more than the chunks that hold them, of each shard at once.
+
+        Args:
+            checkpoint: place of the checkpoint.
+            samples: numbers of samples, in any order, also twice.
+
+        Raises:
+            UnsealedError: if a shard that holds one of them is not sealed.
+            StoreError: if data is damaged or missing.
+        """
+        wanted = np.asarray(samples, np.int64)
+        if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= self.samples:
             raise StoreError(
-                f"{self.path}: samples {start}:{stop} of checkpoint {checkpoint} cannot be read: "
-                f"{error}. Run `gradstore verify {self.path}` to see what is damaged."
-            ) from error
+                f"{self.location} holds samples 0 … {self.samples - 1}; others were asked for"
+            )
+        places = wanted if self._kept is None else self._kept[wanted]
+        if len(self.parts) == 1:
+            return Rows.restored(self.parts[0].take(self.number(checkpoint), places))
+        owner = np.searchsorted(self._starts, places, side="right") - 1
+        order = np.argsort(owner, kind="stable")
+        found = [
+            self.parts[place].take(
+                self.number(checkpoint), (places - self._starts[place])[owner == place]
+            )
+            for place in np.unique(owner).tolist()
+        ]
+        back = np.argsort(order)
+        return Rows.restored({name: array[back] for name, array in _joined(found).items()})
 
     def column(self, name: str, checkpoint: int) -> NDArray[Any]:
         """`norm`, `loss` or `timestep` of all samples at a checkpoint, `[samples, slots]`.
@@ -159,74 +262,114 @@ class Store:
 
         Raises:
             UnsealedError: if a shard is not sealed.
+            StoreError: if data is damaged or missing.
         """
-        needed = set(range(self.layout.shards)) - self.sealed(checkpoint)
-        if needed:
-            raise self._unsealed(checkpoint, needed)
-        array = self._read(checkpoint, name, 0, self.layout.samples)
-        self._require_written(array, checkpoint)
-        return array
+        number = self.number(checkpoint)
+        pieces = self._pieces(0, self.samples)
+        return np.concatenate([part.column(number, name, rows) for part, rows in pieces])
 
-    def _require_written(self, array: NDArray[Any], checkpoint: int) -> None:
-        missing = np.isnan(array) if array.dtype.kind == "f" else array < 0
-        if missing.any():
-            raise StoreError(
-                f"{self.path}: checkpoint {checkpoint} is sealed, but data is missing. Run "
-                f"`gradstore verify {self.path}` to see what is damaged."
-            )
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of samples that cover all of them, each within one shard."""
+        kept = np.arange(self._starts[-1]) if self._kept is None else self._kept
+        edges = [
+            start + edge
+            for part, start in zip(self.parts, self._starts, strict=False)
+            for edge in range(0, len(part), part.layout.shard_samples)
+        ]
+        cuts = np.searchsorted(kept, [*edges, self._starts[-1]])
+        for low, high in pairwise(cuts.tolist()):
+            if low < high:
+                yield low, high
 
     def iter_rows(self, checkpoint: int) -> Iterator[tuple[int, Rows]]:
         """All rows of a checkpoint, a shard at a time, as (first sample, rows)."""
-        for shard in range(self.layout.shards):
-            start, stop = self.layout.span(shard)
+        for start, stop in self.blocks():
             yield start, self.rows(checkpoint, start, stop)
+
+    def is_current(self) -> bool:
+        """Whether nothing was appended, deleted or dropped since the store was opened."""
+        try:
+            return self.objects.read(ROOT) == self.root
+        except OSError:
+            return False
 
     @property
     def nbytes(self) -> int:
         """Bytes on disk, all overhead included."""
-        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+        return sum(size for _, size in self.objects.sizes())
 
 
-def open_store(path: str | Path, *, writable: bool = False) -> Store:
-    """Open the store at `path`.
+def _joined(found: list[Arrays]) -> Arrays:
+    if len(found) == 1:
+        return found[0]
+    return {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}
+
+
+def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: bool = False) -> Store:
+    """Open a store.
 
     Args:
-        path: the store's folder.
-        writable: whether shards may be written through the object.
+        location: its folder or URL.
+        skip_unsealed: leave out samples whose shards are not all sealed yet, and log how many,
+            where reading them would raise.
 
     Raises:
-        StoreError: if there is no store, or one of a format that this version cannot read.
+        NotAStoreError: if there is no store.
+        StoreError: if it is of a format that this version cannot read, or its attributes are wrong.
     """
-    path = Path(path)
+    objects = objects_at(location)
+    where = objects.location
     try:
-        root = zarr.open_group(path, mode="r+" if writable else "r")
-        attributes: Any = root.attrs["gradstore"]
+        root = objects.read(ROOT)
+        if len(root) > _MOST_ROOT_BYTES:
+            raise ValueError("too large")
+        attributes: Any = json.loads(root)["attributes"]["gradstore"]
         version = attributes["format_version"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and not isinstance(
+            error, FileNotFoundError | NotADirectoryError
+        ):
+            raise StoreError(
+                f"{where} cannot be read: {error.strerror or error}. Check that the disk or the "
+                "network is there, and the right to read it."
+            ) from error
         raise NotAStoreError(
-            f"{path} is not a gradient store: it has no zarr.json with a 'gradstore' "
+            f"{where} is not a gradient store: it has no zarr.json with a 'gradstore' "
             "attribute. Give the folder that `gradstore collect` wrote (NAME.gradstore)."
         ) from error
     if version != FORMAT_VERSION:
         raise StoreError(
-            f"{path} has store format {version!r}; this gradstore reads format "
+            f"{where} has store format {repr(version)[:20]}; this gradstore reads format "
             f"{FORMAT_VERSION}. Install a gradstore that reads it (pip install -U gradstore)."
         )
     try:
         spec = StoreSpec.model_validate(attributes)
+        return Store(objects, spec, root, skip_unsealed=skip_unsealed)
     except ValidationError as error:
         first = error.errors()[0]
-        raise StoreError(
-            f"{path}/zarr.json: attribute {'.'.join(map(str, first['loc']))} is wrong: "
-            f"{first['msg']}. Restore zarr.json from a copy of the store."
-        ) from error
-    return Store(path, spec, root)
+        what, found = ".".join(map(str, first["loc"])) or "gradstore", first["msg"]
+    except (StoreError, RecursionError) as error:
+        what, found = "identity", str(error)
+    raise StoreError(
+        f"{where}/zarr.json: attribute {what} is wrong: {found}. Restore zarr.json from a copy of "
+        "the store."
+    )
 
 
-def looks_like_store(path: Path) -> bool:
-    """Whether a store stands at `path`, whatever its format or state."""
+def root_object(spec: StoreSpec) -> bytes:
+    """The root group's `zarr.json` of a store."""
+    content = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {"gradstore": spec.model_dump(mode="json", exclude_defaults=False)},
+    }
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def looks_like_store(location: str | os.PathLike[str] | Objects) -> bool:
+    """Whether a store stands somewhere, whatever its format or state."""
     try:
-        open_store(path)
+        open_store(location)
     except NotAStoreError:
         return False
     except StoreError:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of consecutive samples at one checkpoint.
+    """Rows of some samples at one checkpoint.
 
     Attributes:
         direction: projected unit gradients, float16 or float32 `[samples, slots, dim]`; zero where
@@ -32,18 +33,40 @@ class Rows:
     def __len__(self) -> int:
         return len(self.norm)
 
-    def checksums(self) -> dict[str, str]:
-        """BLAKE2b-128 of each array's little-endian bytes, by array name."""
-        return {
-            item.name: blake2b(
-                np.ascontiguousarray(_little_endian(getattr(self, item.name))).data, digest_size=16
-            ).hexdigest()
-            for item in fields(self)
-        }
+    def stored(self, dtype: str) -> dict[str, NDArray[Any]]:
+        """The arrays that a store of such directions holds, by name.
+
+        An int8 direction is the row's largest entry in size, divided by 127, as `scale`, and every
+        entry as a multiple of it, rounded: an error of at most half of `scale` in each.
+        """
+        arrays: dict[str, NDArray[Any]] = {item.name: getattr(self, item.name) for item in ROWS}
+        if dtype == "int8":
+            exact = self.direction.astype(np.float32, copy=False)
+            scale = np.abs(exact).max(axis=2) / np.float32(127)
+            divisor = np.where(scale > 0, scale, np.float32(1))
+            arrays["direction"] = np.rint(exact / divisor[:, :, None]).astype(np.int8)
+            arrays["scale"] = scale
+        return arrays
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Rows:
+        """Rows from the arrays that a store holds. Directions of int8 become float32."""
+        direction = arrays["direction"]
+        if "scale" in arrays:
+            direction = direction * arrays["scale"][:, :, None]
+        return cls(direction, arrays["norm"], arrays["loss"], arrays["timestep"])
 
 
-def _little_endian(array: NDArray[Any]) -> NDArray[Any]:
-    return array.astype(array.dtype.newbyteorder("<"), copy=False)
+ROWS = fields(Rows)
+ARRAYS = tuple(item.name for item in ROWS)
 
 
-ARRAYS = tuple(item.name for item in fields(Rows))
+def columns(dtype: str) -> dict[str, str]:
+    """Name and dtype of the arrays `[samples, slots]` of a store with directions of a dtype."""
+    plain = {"norm": "float32", "loss": "float32", "timestep": "int32"}
+    return {**plain, "scale": "float32"} if dtype == "int8" else plain
+
+
+def given_dtype(dtype: str) -> str:
+    """Dtype of `Rows.direction`, for directions that are stored in a dtype."""
+    return "float32" if dtype == "int8" else dtype

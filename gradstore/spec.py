@@ -9,13 +9,18 @@ from __future__ import annotations
 from math import ceil
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 from gradstore.layout import Layout
 
 FORMAT_VERSION: Final = 1
 
 Identity = dict[str, JsonValue]
+
+# What a store may remove of itself: nothing that a hostile file could lead elsewhere.
+_OWN_PREFIX: Final = (
+    "^(parts/[0-9a-f]{32}|samples|(parts/[0-9a-f]{32}/)?(checkpoints|seals)(/[0-9]{1,7})?)$"
+)
 
 
 class Spec(BaseModel):
@@ -110,11 +115,17 @@ class CheckpointSpec(Spec):
         path: where it was read from. Provenance: it may have moved since.
         eta: its weight η_k, learning rate × visits of each sample since the checkpoint before.
         epoch: the epoch after which it was saved, where the training run recorded one.
+        learning_rate_sum: learning rate × visits since training began, where the run recorded it:
+            what η is the difference of. None where weights were given by hand.
+        number: names its arrays in the store and seeds its projection. It stays the same when
+            another checkpoint is dropped.
     """
 
     path: str
     eta: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     epoch: int | None = None
+    learning_rate_sum: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    number: Annotated[int, Field(ge=0, lt=1 << 20)]
 
 
 class LayoutSpec(Spec):
@@ -123,7 +134,7 @@ class LayoutSpec(Spec):
     samples: Annotated[int, Field(ge=1, le=1 << 40)]
     slots: Annotated[int, Field(ge=1, le=1 << 20)]
     dim: Annotated[int, Field(ge=1, le=1 << 32)]
-    dtype: Literal["float16", "float32"]
+    dtype: Literal["float16", "float32", "int8"]
     chunk_samples: Annotated[int, Field(ge=1, le=1 << 32)]
     shard_samples: Annotated[int, Field(ge=1, le=1 << 32)]
 
@@ -137,21 +148,54 @@ class LayoutSpec(Spec):
         return Layout(**self.model_dump())
 
 
+class PartSpec(Spec):
+    """A part of a store: samples that were collected together.
+
+    Attributes:
+        path: where it lies below the store's root: nowhere else (the first part, as a rule), or in
+            `parts/` under the hash of its ids and digests.
+        layout: shapes and partition.
+        made_by: versions and resolved configuration. Provenance, never compared.
+    """
+
+    path: Annotated[str, Field(pattern="^(parts/[0-9a-f]{32})?$")] = ""
+    layout: LayoutSpec
+    made_by: dict[str, Any] = Field(default_factory=dict)
+
+
 class StoreSpec(Spec):
-    """The attributes of a store's root group.
+    """The attributes of a store's root group: one small object, replaced as a whole.
+
+    Whatever changes a store (append, delete, vacuum, a checkpoint more or less) first writes all
+    that is new beside what is there, and then replaces this object: that is the moment at which
+    the store is another.
 
     Attributes:
         format_version: version of the store format, apart from the library's.
         fingerprint: hash of `identity`.
         identity: all that identifies a row: model, checkpoints, objective, projector, events.
-        layout: shapes and partition.
         checkpoints: where the checkpoints were, and their weights η_k.
-        made_by: versions and resolved configuration. Provenance, never compared.
+        parts: the samples, in order.
+        deleted: the table of deleted rows, if there are any.
+        retired: what belongs to the store no more and is to be removed.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     identity: Identity
-    layout: LayoutSpec
     checkpoints: Annotated[list[CheckpointSpec], Field(min_length=1, max_length=10_000)]
-    made_by: dict[str, Any] = Field(default_factory=dict)
+    parts: Annotated[list[PartSpec], Field(min_length=1, max_length=100_000)]
+    deleted: Annotated[str, Field(pattern=r"^deleted/[0-9a-f]{32}\.parquet$")] | None = None
+    retired: list[Annotated[str, Field(pattern=_OWN_PREFIX)]] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StoreSpec:
+        numbers = [checkpoint.number for checkpoint in self.checkpoints]
+        if len(set(numbers)) < len(numbers):
+            raise ValueError("two checkpoints have one number")
+        if len({part.path for part in self.parts}) < len(self.parts):
+            raise ValueError("two parts have one path")
+        rows = {(p.layout.slots, p.layout.dim, p.layout.dtype) for p in self.parts}
+        if len(rows) > 1:
+            raise ValueError("its parts have rows of different shapes or dtypes")
+        return self

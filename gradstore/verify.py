@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from gradstore.errors import StoreError
-from gradstore.rows import ARRAYS
+from gradstore.writer import part_objects
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from gradstore.part import Part
     from gradstore.reader import Store
 
 
@@ -19,40 +21,90 @@ class ShardReport:
     """What was found of one shard.
 
     Attributes:
+        part: the part that it is of.
         checkpoint: number of the checkpoint.
         shard: number of the shard.
         problem: what is wrong with it, or None.
         sealed: whether it has a seal. One that has none is not damaged, but not finished.
     """
 
+    part: Part
     checkpoint: int
     shard: int
     problem: str | None
     sealed: bool
 
+    def __str__(self) -> str:
+        where = f"{self.part.spec.path}, " if self.part.spec.path else ""
+        return f"{where}checkpoint {self.checkpoint}, shard {self.shard}: {self.problem}"
+
 
 def verify(store: Store) -> Iterator[ShardReport]:
-    """Read every shard and compare it with its seal, reporting each as it is done."""
-    for checkpoint in range(store.checkpoints):
-        sealed = store.sealed(checkpoint)
-        for shard in range(store.layout.shards):
-            problem = _check(store, checkpoint, shard) if shard in sealed else "not sealed"
-            yield ShardReport(checkpoint, shard, problem, shard in sealed)
+    """Read every object of every shard and compare it with its seal, reporting each as it is done.
+
+    Raises:
+        StoreError: if what describes the arrays is damaged: there is nothing to compare then.
+    """
+    for part in store.parts:
+        _check_description(part, store.numbers)
+    for number in store.numbers:
+        for part in store.parts:
+            sealed = part.sealed(number)
+            for shard in range(part.layout.shards):
+                problem = _check(part, number, shard) if shard in sealed else "not sealed"
+                yield ShardReport(part, number, shard, problem, shard in sealed)
 
 
-def _check(store: Store, checkpoint: int, shard: int) -> str | None:
-    start, stop = store.layout.span(shard)
+def _check_description(part: Part, numbers: list[int]) -> None:
+    """Compare what Zarr is told of the arrays with what the layout says."""
+    expected = part_objects(part.spec, numbers, part.manifest)
+    for key, content in expected.items():
+        if not key.endswith("zarr.json") or key == "zarr.json":
+            continue
+        try:
+            found = part.objects.read(part.key(key))
+        except OSError as error:
+            raise StoreError(
+                f"{part.location}/{key} cannot be read: {error.strerror}. Restore it from a copy."
+            ) from error
+        if _json(found) != _json(content):
+            raise StoreError(
+                f"{part.location}/{key} does not describe the array that the layout says. Restore "
+                "it from a copy."
+            )
+
+
+def _json(content: bytes) -> object:
+    import json
+
     try:
-        seal = store.seal(checkpoint, shard)
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _check(part: Part, number: int, shard: int) -> str | None:
+    start, stop = part.layout.span(shard)
+    try:
+        seal = part.seal(number, shard)
     except StoreError as error:
         return str(error)
-    if seal.get("fingerprint") != store.spec.fingerprint:
+    if seal.fingerprint != part.fingerprints[number]:
         return "its seal has another fingerprint: it comes from another run"
-    if seal.get("rows") != stop - start:
-        return f"its seal counts {seal.get('rows')} rows, the layout {stop - start}"
-    try:
-        found = store.read_unchecked(checkpoint, start, stop).checksums()
-    except StoreError as error:
-        return str(error)
-    wrong = [name for name in ARRAYS if seal.get("checksums", {}).get(name) != found[name]]
-    return f"{', '.join(wrong)} differ from the seal's checksums" if wrong else None
+    if seal.rows != stop - start:
+        return f"its seal counts {seal.rows} rows, the layout {stop - start}"
+    names = ("direction", *part.columns)
+    if set(seal.objects) != set(names):
+        return f"its seal names {', '.join(seal.objects)}, not {', '.join(names)}"
+    wrong = []
+    for name in names:
+        try:
+            content = part.objects.read(part.array_key(number, name, shard))
+        except OSError as error:
+            wrong.append(f"{name} cannot be read ({error.strerror or error})")
+            continue
+        if len(content) != seal.objects[name].nbytes:
+            wrong.append(f"{name} has {len(content)} bytes, not {seal.objects[name].nbytes}")
+        elif sha256(content).hexdigest() != seal.objects[name].sha256:
+            wrong.append(f"{name} is not what was sealed")
+    return "; ".join(wrong) or None

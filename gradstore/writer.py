@@ -2,79 +2,105 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
-from uuid import uuid4
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec
+from zarr.storage import MemoryStore
 
-from gradstore.durable import flush
+from gradstore.encoding import encode_column
 from gradstore.errors import StoreError
-from gradstore.reader import Store, looks_like_store, open_store
-from gradstore.rows import ARRAYS, Rows
+from gradstore.objects import LocalObjects, Objects, objects_at
+from gradstore.part import MANIFEST, Part, Seal, SealedObject
+from gradstore.reader import ROOT, Store, looks_like_store, open_store, root_object
+from gradstore.rows import columns, given_dtype
 
 if TYPE_CHECKING:
+    import os
+    from collections.abc import Iterable, Mapping
+
+    from numpy.typing import NDArray
+
     from gradstore.layout import Layout
     from gradstore.manifest import Manifest
-    from gradstore.spec import StoreSpec
-
-# NaN marks what was never written: a missing chunk reads as the fill value, silently.
-_DTYPES = {"norm": "float32", "loss": "float32", "timestep": "int32"}
+    from gradstore.rows import Rows
+    from gradstore.spec import PartSpec, StoreSpec
 
 
-def create(path: str | Path, spec: StoreSpec, manifest: Manifest) -> Store:
+def create(
+    location: str | os.PathLike[str] | Objects, spec: StoreSpec, manifest: Manifest
+) -> Store:
     """Create an empty store.
 
-    It is built beside `path` and renamed into place, so that `path` either is a whole store or does
-    not exist.
+    There is either a whole store afterwards, or none.
 
     Args:
-        path: where; it must not exist.
-        spec: attributes of the store.
-        manifest: its samples, as many as the spec's layout says.
+        location: folder or URL; nothing may stand there.
+        spec: attributes of the store, with one part.
+        manifest: its samples, as many as the part's layout says.
 
     Raises:
-        StoreError: if `path` exists, or cannot be written.
+        StoreError: if something stands there, or it cannot be written.
     """
-    path = Path(path)
-    refuse_existing(path)
-    layout = spec.layout.layout()
-    if len(manifest) != layout.samples:
-        raise StoreError(f"{path}: {len(manifest)} samples for a layout of {layout.samples}")
-    building = path.with_name(f".{path.name}.building-{uuid4().hex}")
+    objects = objects_at(location)
+    refuse_existing(objects)
+    contents = {
+        **part_objects(spec.parts[0], [c.number for c in spec.checkpoints], manifest),
+        ROOT: root_object(spec),
+    }
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        root = zarr.create_group(
-            building, zarr_format=3, attributes={"gradstore": spec.model_dump(mode="json")}
-        )
-        root.create_group("samples")
-        root.create_group("seals")
-        manifest.save(building / "samples")
-        for checkpoint in range(len(spec.checkpoints)):
-            _create_arrays(root.create_group(f"checkpoints/{checkpoint}"), layout)
-            root.create_group(f"seals/{checkpoint}")
-        building.rename(path)
+        objects.create("", contents)
+    except FileExistsError:
+        refuse_existing(objects)
+        raise
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be created: {error.strerror or error}. Check that the disk has room "
-            "and that the folder is writable, or choose another --store."
+            f"{objects.location} cannot be created: {error.strerror or error}. Check that there is "
+            "room and the right to write, or choose another --store."
         ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return open_store(path, writable=True)
+    return open_store(objects)
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise `StoreError` if something stands at `path` already."""
-    if path.exists() or path.is_symlink():
-        what = "a store" if looks_like_store(path) else "something that is not a store"
+def refuse_existing(objects: Objects) -> None:
+    """Raise `StoreError` if something stands at a place already."""
+    store = looks_like_store(objects)
+    local = isinstance(objects, LocalObjects) and (
+        objects.root.exists() or objects.root.is_symlink()
+    )
+    if store or local:
+        what = "a store" if store else "something that is not a store"
         raise StoreError(
-            f"{path} exists and is {what}; nothing was changed. Choose another --store, or move "
-            "it away."
+            f"{objects.location} exists and is {what}; nothing was changed. Choose another "
+            "--store, or move it away."
         )
+
+
+def part_objects(spec: PartSpec, numbers: Iterable[int], manifest: Manifest) -> dict[str, bytes]:
+    """The objects of an empty part, by key below it: its manifest, and what Zarr says of arrays.
+
+    Args:
+        spec: the part.
+        numbers: the numbers of the checkpoints that it has arrays for.
+        manifest: its samples.
+
+    Raises:
+        StoreError: if there are not as many samples as the layout says.
+    """
+    layout = spec.layout.layout()
+    if len(manifest) != layout.samples:
+        raise StoreError(f"{len(manifest)} samples for a layout of {layout.samples}")
+    return {MANIFEST: manifest.content(), **array_objects(layout, numbers)}
+
+
+def array_objects(layout: Layout, numbers: Iterable[int]) -> dict[str, bytes]:
+    """What Zarr says of the arrays of some checkpoints, by key below the part."""
+    found: dict[str, Any] = {}
+    root = zarr.create_group(MemoryStore(found), zarr_format=3)
+    for number in numbers:
+        _create_arrays(root.create_group(f"checkpoints/{number}"), layout)
+    return {key: content.to_bytes() for key, content in found.items()}
 
 
 def _create_arrays(group: zarr.Group, layout: Layout) -> None:
@@ -84,24 +110,29 @@ def _create_arrays(group: zarr.Group, layout: Layout) -> None:
         chunks=(layout.chunk_samples, layout.slots, layout.dim),
         shards=(layout.shard_samples, layout.slots, layout.dim),
         dtype=layout.dtype,
-        fill_value=float("nan"),
+        # NaN marks what was never written: a missing chunk reads as the fill value, silently.
+        fill_value=0 if layout.dtype == "int8" else float("nan"),
         filters=None,
         # Sharding checks only its own index: the chunks bring their own checksum. No compression:
         # zstd saves 8% and makes a scattered read eight times slower.
         compressors=Crc32cCodec(),
         dimension_names=["sample", "slot", "dim"],
     )
-    for name, dtype in _DTYPES.items():
+    for name, dtype in columns(layout.dtype).items():
         group.create_array(
             name,
             shape=(layout.samples, layout.slots),
             chunks=(layout.shard_samples, layout.slots),
             dtype=dtype,
-            fill_value=-1 if dtype == "int32" else float("nan"),
+            fill_value=_fill(dtype),
             filters=None,
             compressors=Crc32cCodec(),
             dimension_names=["sample", "slot"],
         )
+
+
+def _fill(dtype: str) -> float:
+    return -1 if dtype == "int32" else float("nan")
 
 
 STEPS: Final = ("begun", "unsealed", "written", "flushed", "sealed", "seal flushed")
@@ -112,7 +143,7 @@ def reached(step: str) -> None:
     """Called at each of `STEPS`. Does nothing; tests put something in its place."""
 
 
-def write_shard(store: Store, checkpoint: int, shard: int, rows: Rows) -> None:
+def write_shard(part: Part, number: int, shard: int, rows: Rows) -> None:
     """Write one whole shard, then its seal.
 
     The seal is a single small object, written last and atomically: a shard without one does not
@@ -120,52 +151,57 @@ def write_shard(store: Store, checkpoint: int, shard: int, rows: Rows) -> None:
     seal vouches for is flushed to the disk before it, so that this holds after a loss of power.
 
     Args:
-        store: the store.
-        checkpoint: number of the checkpoint in the store.
+        part: the part of the store.
+        number: number of the checkpoint.
         shard: number of the shard.
         rows: exactly the shard's rows.
 
     Raises:
         StoreError: if the rows do not fit the shard, are not finite, or cannot be written.
     """
-    layout = store.layout
+    layout = part.layout
     start, stop = layout.span(shard)
-    where = f"{store.path}: checkpoint {checkpoint}, shard {shard}"
-    for name in ARRAYS:
+    where = f"{part.location}: checkpoint {number}, shard {shard}"
+    plain = columns("")
+    for name in ("direction", *plain):
         array = getattr(rows, name)
         shape = (stop - start, layout.slots) + ((layout.dim,) if name == "direction" else ())
-        dtype = layout.dtype if name == "direction" else _DTYPES[name]
+        dtype = given_dtype(layout.dtype) if name == "direction" else plain[name]
         if array.shape != shape or array.dtype != dtype:
             raise StoreError(f"{where}: {name} is {array.dtype} {array.shape}, not {dtype} {shape}")
         if not np.isfinite(array).all():
             raise StoreError(f"{where}: {name} is not finite")
+    write_arrays(part, number, shard, rows.stored(layout.dtype))
+
+
+def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """`write_shard` of arrays as a store holds them."""
+    where = f"{part.location}: checkpoint {number}, shard {shard}"
+    objects, layout = part.objects, part.layout
+    contents: dict[str, bytes | bytearray] = {"direction": part.codec.encode(arrays["direction"])}
+    for name, dtype in part.columns.items():
+        contents[name] = encode_column(arrays[name], _fill(dtype), layout.shard_samples)
+    keys = {name: part.array_key(number, name, shard) for name in contents}
     reached("begun")
     try:
-        # Where a shard is written again its old seal must go first, for it vouches for other bytes;
-        # and the bytes after it: of a damaged object nothing may be read.
-        unseal(store, checkpoint, shard)
+        unseal(part, number, shard)
         reached("unsealed")
-        files = _files(store, checkpoint, shard)
-        for file in files:
-            file.unlink(missing_ok=True)
-        group = store.root[f"checkpoints/{checkpoint}"]
-        for name in ARRAYS:
-            group[name][start:stop] = getattr(rows, name)  # type: ignore[index]
+        for name, content in contents.items():
+            objects.write(keys[name], content)
         reached("written")
-        flush(files)
+        objects.flush(keys.values())
         reached("flushed")
-        store.root.create_group(
-            f"seals/{checkpoint}/{shard}",
-            attributes={
-                "fingerprint": store.spec.fingerprint,
-                "rows": stop - start,
-                "checksums": rows.checksums(),
+        seal = Seal(
+            fingerprint=part.fingerprints[number],
+            rows=len(arrays["direction"]),
+            objects={
+                name: SealedObject(nbytes=len(content), sha256=sha256(content).hexdigest())
+                for name, content in contents.items()
             },
-            overwrite=True,
         )
+        objects.write(part.seal_key(number, shard), seal.model_dump_json(indent=1).encode())
         reached("sealed")
-        seal = store.path / f"seals/{checkpoint}/{shard}"
-        flush([seal / "zarr.json", seal])
+        objects.flush([part.seal_key(number, shard)])
         reached("seal flushed")
     except OSError as error:
         raise StoreError(
@@ -174,19 +210,10 @@ def write_shard(store: Store, checkpoint: int, shard: int, rows: Rows) -> None:
         ) from error
 
 
-def unseal(store: Store, checkpoint: int, shard: int) -> None:
+def unseal(part: Part, number: int, shard: int) -> None:
     """Remove a shard's seal, if it has one: its rows do not count any more, and can be made anew.
 
     Raises:
         OSError: if it cannot be removed.
     """
-    seal = store.path / f"seals/{checkpoint}/{shard}"
-    (seal / "zarr.json").unlink(missing_ok=True)  # at once; a folder takes several steps
-    shutil.rmtree(seal, ignore_errors=True)
-
-
-def _files(store: Store, checkpoint: int, shard: int) -> list[Path]:
-    """The files that hold a shard's rows: one for each array."""
-    group = store.path / f"checkpoints/{checkpoint}"
-    zeros = {name: "0/0" if name == "direction" else "0" for name in ARRAYS}
-    return [group / name / f"c/{shard}/{rest}" for name, rest in zeros.items()]
+    part.objects.remove(part.seal_key(number, shard))

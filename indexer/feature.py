@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def feature_dim(store: Store) -> int:
     """Length of a feature: checkpoints × dim."""
-    return store.checkpoints * store.layout.dim
+    return store.checkpoints * store.dim
 
 
 def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
@@ -28,8 +28,8 @@ def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
         return store.etas
     if len(etas) != store.checkpoints or not all(np.isfinite(eta) and eta >= 0 for eta in etas):
         raise ConfigError(
-            f"etas are {list(etas)}; {store.path} has {store.checkpoints} checkpoints and needs "
-            "one finite number ≥ 0 for each."
+            f"etas are {list(etas)}; {store.location} has {store.checkpoints} checkpoints and "
+            "needs one finite number ≥ 0 for each."
         )
     return list(etas)
 
@@ -61,14 +61,14 @@ def features(
         UnsealedError: if a shard that is needed is not sealed.
         ConfigError: if there is not one finite, non-negative eta per checkpoint.
     """
-    stop = store.layout.samples if stop is None else stop
+    stop = store.samples if stop is None else stop
     etas = checked_etas(store, etas)
-    dim = store.layout.dim
+    dim = store.dim
     out = np.empty((stop - start, feature_dim(store)), dtype=np.float32)
     for checkpoint, eta in enumerate(etas):
         rows = store.rows(checkpoint, start, stop)
         weights = measure.weights(rows, checkpoint).astype(np.float32)
-        weights *= np.float32(np.sqrt(eta) / store.layout.slots)
+        weights *= np.float32(np.sqrt(eta) / store.slots)
         out[:, checkpoint * dim : (checkpoint + 1) * dim] = np.einsum(
             "ns,nsd->nd", weights, rows.direction.astype(np.float32, copy=False), optimize=True
         )
@@ -79,6 +79,5 @@ def iter_features(
     store: Store, measure: Measure, *, etas: Sequence[float] | None = None
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Features of all samples, a shard at a time, as (first sample, features)."""
-    for shard in range(store.layout.shards):
-        start, stop = store.layout.span(shard)
+    for start, stop in store.blocks():
         yield start, features(store, measure, start, stop, etas=etas)

@@ -92,7 +92,7 @@ class SearchIndex:
         """Raise `QueryError` unless there are `k` samples to find."""
         if not 1 <= k <= self.spec.count:
             raise QueryError(
-                f"k is {k}, but {self.store.path} holds {self.spec.count} samples. Use --k "
+                f"k is {k}, but {self.store.location} holds {self.spec.count} samples. Use --k "
                 f"{self.spec.count} or fewer."
             )
 
@@ -123,15 +123,16 @@ class SearchIndex:
         if (rows < 0).any():  # what FAISS gives where a feature is not finite
             raise SearchIndexError(
                 f"index {self.path} or the queries hold values that are not finite. Run `gradstore "
-                f"verify {self.store.path}`, remove the index and build it again."
+                f"verify {self.store.location}`, remove the index and build it again."
             )
         return scores, rows
 
 
 def index_path(store: Store, measure: Measure | str) -> Path:
     """Where the index of a store under a measure stands unless told otherwise."""
-    name = store.path.name.removesuffix(".gradstore")
-    return store.path.with_name(f"{name}.{measure_of(measure).name}.index")
+    name = f"{store.name}.{measure_of(measure).name}.index"
+    # FAISS reads files: the index of a store under a URL stands in the current folder.
+    return Path(name) if store.objects.remote else store.path.with_name(name)
 
 
 def build_index(
@@ -198,12 +199,12 @@ def open_index(
     measure = measure_of(measure)
     expected = _spec(store, measure, etas)
     mend = (
-        f"Remove {path} and build it again: gradstore index --store {store.path} --measures "
+        f"Remove {path} and build it again: gradstore index --store {store.location} --measures "
         f"{measure.name}"
     )
     if not path.exists():
         raise SearchIndexError(
-            f"there is no index {path}. Build it: gradstore index --store {store.path} "
+            f"there is no index {path}. Build it: gradstore index --store {store.location} "
             f"--measures {measure.name}"
         )
     try:
@@ -217,7 +218,7 @@ def open_index(
         if found != wanted:
             raise SearchIndexError(
                 f"index {path} was built from something else: {name} is {found!r}, but "
-                f"{store.path} needs {wanted!r}. {mend}"
+                f"{store.location} needs {wanted!r}. {mend}"
             )
     faiss = _faiss()
     try:
@@ -241,7 +242,7 @@ def _spec(store: Store, measure: Measure, etas: Sequence[float] | None) -> Index
         samples=blake2b(content.encode(), digest_size=16).hexdigest(),
         measure=measure.identity(),
         etas=checked_etas(store, etas),
-        count=store.layout.samples,
+        count=store.samples,
         dim=feature_dim(store),
     )
 

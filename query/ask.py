@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from gradstore.config import DatasetSpec
-from gradstore.errors import ConfigError, DatasetError, GradstoreError
+from gradstore.errors import ConfigError
 from gradstore.reader import open_store
 from gradstore.spec import EventSpec, Spec
 from indexer import index_path, open_index
 from query.engine import Answer, collect_queries, search, to_table
+from query.pictures import pictures
 from query.report import Section, summary, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradstore.collect import Samples
     from gradstore.reader import Store
     from query.config import QueryConfig
-
-_log = logging.getLogger("gradstore")
+    from query.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -55,13 +53,14 @@ def ask(config: QueryConfig) -> Result:
     indexes = [open_index(index_path(store, name), store, name) for name in config.measures]
     for index in indexes:
         index.require_k(config.k)
-    train = _shown(store)
+    train = pictures(store)
     asked = open_store(config.queries) if config.queries else None
     images = Samples.from_spec(config) if config.dataset else None
+    shown: Pictures | None
     out = Path(config.out)
     claim(out, config, "query.yaml")
     if asked is not None:
-        queries, images = asked, _shown(asked)
+        queries, shown = asked, pictures(asked)
     else:
         spec: DatasetSpec = config
         if images is None:
@@ -83,9 +82,10 @@ def ask(config: QueryConfig) -> Result:
             device=config.device,
             config=spec.recorded(),
         )
+        shown = images
     answers = [search(index, queries, config.k) for index in indexes]
-    title = f"{queries.layout.samples} queries of {store.path.name}"
-    return write_answers(out, title, [Section("Queries", answers, images)], train)
+    title = f"{queries.samples} queries of {store.name}"
+    return write_answers(out, title, [Section("Queries", answers, shown)], train)
 
 
 def claim(out: Path, config: Spec, name: str) -> None:
@@ -116,7 +116,7 @@ def claim(out: Path, config: Spec, name: str) -> None:
 
 
 def write_answers(
-    out: Path, title: str, sections: Sequence[Section], train: Samples | None
+    out: Path, title: str, sections: Sequence[Section], train: Pictures | None
 ) -> Result:
     """Write `results.parquet` and `report.html` into `out`."""
     import pyarrow.parquet as pq
@@ -140,34 +140,6 @@ def summary_text(sections: Sequence[Section]) -> str:
     rows = [headings, *summary(sections)]
     widths = {name: max(len(row[name]) for row in rows) for name in headings}
     return "\n".join("  ".join(row[name].ljust(widths[name]) for name in headings) for row in rows)
-
-
-def _shown(store: Store) -> Samples | None:
-    """The samples that a store was made from, to show; None if they cannot be loaded again.
-
-    Raises:
-        DatasetError: if the dataset is there but not the one that the store was made from.
-    """
-    from gradstore.collect import Samples
-
-    config: dict[str, Any] = store.spec.made_by.get("config") or {}
-    if not config.get("dataset"):
-        _log.warning("%s was collected from Python: the report shows no image of it", store.path)
-        return None
-    spec = DatasetSpec.model_validate(
-        {name: config[name] for name in DatasetSpec.model_fields if name in config}
-    )
-    try:
-        samples = Samples.from_spec(spec)
-    except GradstoreError as error:
-        _log.warning("the report shows no image of %s: %s", store.path, error)
-        return None
-    if list(samples.ids) != list(store.manifest.ids):
-        raise DatasetError(
-            f"dataset {spec.dataset} is not what {store.path} was made from: its ids differ. "
-            "Restore the dataset, or collect it into a new store."
-        )
-    return samples
 
 
 def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:

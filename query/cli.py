@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradstore import __version__
-from gradstore.config import CollectConfig, TrainConfig
-from gradstore.errors import GradstoreError, StoreError
+from gradstore.config import AppendConfig, CollectConfig, TrainConfig
+from gradstore.errors import ConfigError, GradstoreError, StoreError
 from query.config import DemoConfig, QueryConfig
 from query.flags import flags, parse
 
@@ -23,6 +23,7 @@ except ImportError as error:
     )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from query.ask import Result
@@ -72,11 +73,11 @@ def collect(config: Path | None, **given: Any) -> None:
         click.echo("\nWhat is sealed is kept; the same command goes on from there.", err=True)
         raise
     left = len(store.missing())
-    rows = store.layout.samples * store.layout.slots * store.checkpoints
-    click.echo(f"{store.path}: {rows:,} rows, {store.nbytes / 1e6:,.1f} MB")
+    rows = store.samples * store.slots * store.checkpoints
+    click.echo(f"{store.location}: {rows:,} rows, {store.nbytes / 1e6:,.1f} MB")
     if left:
         click.echo(f"{left} shards are other processes' work and not sealed yet")
-    _next(f"gradstore index --store {store.path}")
+    _next(f"gradstore index --store {store.location}")
 
 
 @cli.command()
@@ -105,7 +106,7 @@ def index(config: Path | None, **given: Any) -> None:
             f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, exact, "
             f"{built.nbytes / 1e6:,.1f} MB"
         )
-    _next(f"gradstore query --store {store.path} --dataset FOLDER_OF_IMAGES --out answers")
+    _next(f"gradstore query --store {store.location} --dataset FOLDER_OF_IMAGES --out answers")
 
 
 @cli.command()
@@ -119,12 +120,126 @@ def query(config: Path | None, **given: Any) -> None:
 
 
 @cli.command()
-@click.argument("store")
-def info(store: str) -> None:
-    """Show what a store holds and what made it."""
-    from query.info import describe
+@flags(AppendConfig)
+def append(config: Path | None, **given: Any) -> None:
+    """Collect further samples into a store, by the configuration that made it."""
+    settings = parse(AppendConfig, config, given)
+    from gradstore import open_store
+    from gradstore.collect.grow import append_config
 
-    click.echo(describe(store))
+    before = open_store(settings.store)
+    after = append_config(
+        before,
+        settings.dataset_spec(),
+        batch_size=settings.batch_size,
+        memory=settings.memory,
+        device=settings.device,
+        checkpoints=settings.checkpoints,
+    )
+    click.echo(f"{after.location}: {before.samples:,} samples, now {after.samples:,}")
+    _next(f"gradstore index --store {after.location}")
+
+
+@cli.command()
+@click.argument("store")
+@click.option("--ids", metavar="A,B,…", help="ids of the samples")
+@click.option(
+    "--ids-file", type=click.Path(exists=True, dir_okay=False), help="a text file of an id a line"
+)
+def delete(store: str, ids: str | None, ids_file: str | None) -> None:
+    """Delete samples: hidden from every query at once, removed by vacuum."""
+    from pathlib import Path
+
+    from gradstore import delete as remove
+    from gradstore import open_store
+
+    wanted = ids.split(",") if ids else []
+    if ids_file:
+        lines = Path(ids_file).read_text(encoding="utf-8").splitlines()
+        wanted += [line for line in lines if line]
+    if not wanted:
+        raise ConfigError("which samples? Give --ids or --ids-file.")
+    after = remove(open_store(store), wanted)
+    click.echo(f"{store}: {len(set(wanted)):,} deleted, {after.samples:,} samples left")
+    _next(f"gradstore vacuum {store}")
+
+
+@cli.command()
+@click.argument("store")
+def vacuum(store: str) -> None:
+    """Remove for good what was deleted, dropped or cut off. Nothing else may write meanwhile."""
+    from gradstore import open_store
+    from gradstore import vacuum as clean
+
+    before = open_store(store)
+    freed = before.nbytes - clean(before).nbytes
+    click.echo(f"{store}: {freed / 1e6:,.1f} MB freed")
+    _next(f"gradstore index --store {store}")
+
+
+@cli.command()
+@click.argument("store")
+@click.argument("other")
+def merge(store: str, other: str) -> None:
+    """Take all samples of a store OTHER of the same fingerprint into STORE."""
+    from gradstore import merge as take
+    from gradstore import open_store
+
+    before = open_store(store)
+    after = take(before, open_store(other))
+    click.echo(f"{store}: {before.samples:,} samples, now {after.samples:,}")
+    _next(f"gradstore index --store {store}")
+
+
+@cli.command()
+@click.argument("store")
+@click.argument("checkpoint")
+@click.option("--eta", type=float, help="its weight η [default: as recorded, else 1]")
+@click.option("--memory", type=float, default=4.0, help="GiB to take beside the model")
+@click.option("--device", help="torch device [default: cuda if there is one]")
+def add_checkpoint(
+    store: str, checkpoint: str, eta: float | None, memory: float, device: str | None
+) -> None:
+    """Collect every sample of a store at one checkpoint more, the latest."""
+    from gradstore import open_store
+    from gradstore.collect import add_checkpoint as add
+
+    after = add(open_store(store), checkpoint, eta=eta, memory=memory, device=device)
+    click.echo(f"{store}: {after.checkpoints} checkpoints, weights {_listed(after.etas)}")
+    _next(f"gradstore index --store {store}")
+
+
+@cli.command()
+@click.argument("store")
+@click.argument("checkpoint", type=int)
+def drop_checkpoint(store: str, checkpoint: int) -> None:
+    """Leave a checkpoint, by its number in `info`, out of a store. Vacuum removes its bytes."""
+    from gradstore import drop_checkpoint as drop
+    from gradstore import open_store
+
+    before = open_store(store)
+    if checkpoint not in before.numbers:
+        raise StoreError(f"{store} has checkpoints {_listed(before.numbers)}, no {checkpoint}")
+    after = drop(before, before.numbers.index(checkpoint))
+    click.echo(f"{store}: {after.checkpoints} checkpoints, weights {_listed(after.etas)}")
+    _next(f"gradstore index --store {store}")
+
+
+def _listed(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
+
+@cli.command()
+@click.argument("store")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, for programs")
+def info(store: str, *, as_json: bool) -> None:
+    """Show what a store holds and what made it."""
+    import json
+
+    from gradstore import open_store
+    from query.info import describe, examine
+
+    click.echo(json.dumps(examine(open_store(store)), indent=2) if as_json else describe(store))
 
 
 @cli.command()
@@ -138,15 +253,15 @@ def verify(store: str, *, repair: bool) -> None:
     opened = open_store(store)
     problems = [report for report in check(opened) if report.problem]
     for report in problems:
-        click.echo(f"checkpoint {report.checkpoint}, shard {report.shard}: {report.problem}")
-    damaged = [(one.checkpoint, one.shard) for one in problems if one.sealed]
+        click.echo(str(report))
+    damaged = [report for report in problems if report.sealed]
     unsealed = len(problems) - len(damaged)
     if damaged and repair:
         from gradstore.collect import repair as collect_again
 
         collect_again(opened, damaged)
-        problems = [one for one in check(opened) if one.problem]
-        damaged = [(one.checkpoint, one.shard) for one in problems if one.sealed]
+        problems = [report for report in check(opened) if report.problem]
+        damaged = [report for report in problems if report.sealed]
     if damaged:
         raise StoreError(
             f"{store}: {len(damaged)} sealed shards are damaged. Collect them again with "

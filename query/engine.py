@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from gradstore.errors import ConfigError, QueryError, StoreError
+from gradstore.errors import QueryError
 from gradstore.fingerprint import COMPARED, require_same
-from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
+from gradstore.spec import EventSpec
 from indexer import features
 
 if TYPE_CHECKING:
@@ -120,10 +119,11 @@ def collect_queries(
         GradstoreError: if anything does not fit; a fingerprint that differs, before any work.
     """
     from gradstore.collect import InProcess, collect
+    from gradstore.collect.grow import gradient_spec, projector_spec
 
     # A question is asked and answered here, whatever RANK says of collecting.
     options.setdefault("executor", InProcess())
-    options.setdefault("gradients", _gradient_spec(store))
+    options.setdefault("gradients", gradient_spec(store))
     identity: dict[str, Any] = store.spec.identity
     loss = identity["objective"].get("loss") if objective is None else None
     return collect(
@@ -132,43 +132,10 @@ def collect_queries(
         path,
         objective=objective or loss,
         events=events or EventSpec(events="planned"),
-        projector=projector or _projector_spec(identity["projector"]),
+        projector=projector or projector_spec(identity["projector"]),
         etas=store.etas,
         like=store,
         **options,
-    )
-
-
-def _gradient_spec(store: Store) -> GradientSpec:
-    """Which parameters the store's gradients are of. The fingerprint tells if it is not so."""
-    try:
-        return GradientSpec.model_validate(store.spec.made_by.get("gradients", {}))
-    except ValidationError as error:
-        raise StoreError(
-            f"{store.path}: made_by.gradients is not what `gradstore collect` writes: "
-            f"{error.errors()[0]['msg']}. Pass gradients= to collect_queries."
-        ) from error
-
-
-def _projector_spec(identity: dict[str, Any]) -> ProjectorSpec:
-    if identity["name"] == "identity":
-        return ProjectorSpec(projector="identity")
-    if identity["name"] == "sjlt":
-        return ProjectorSpec(
-            projector="sjlt", proj_dim=identity["proj_dim"], proj_seed=identity["seed"]
-        )
-    if identity["name"] != "trak":
-        raise ConfigError(
-            f"the store was made with projector {identity['name']!r}, which is not gradstore's "
-            "own. Pass it: collect_queries(..., projector=...)."
-        )
-    return ProjectorSpec(
-        projector="trak",
-        proj_dim=identity["proj_dim"],
-        proj_type=identity["proj_type"],
-        proj_seed=identity["seed"],
-        block_size=identity["block_size"],
-        precision=identity["precision"],
     )
 
 
@@ -187,10 +154,10 @@ def search(index: SearchIndex, queries: Store, k: int = 10) -> Answer:
     require_same(
         index.store.spec.identity,
         queries.spec.identity,
-        expected_name=str(index.store.path),
-        found_name=str(queries.path),
+        expected_name=index.store.location,
+        found_name=queries.location,
         sections=COMPARED,
-        mend=f"collect the queries anew: gradstore query --store {index.store.path}",
+        mend=f"collect the queries anew: gradstore query --store {index.store.location}",
     )
     asked = features(queries, index.measure, etas=index.spec.etas)
     scores, rows = index.search(asked, k)

@@ -3,40 +3,115 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
-from gradstore.reader import open_store
+from gradstore.reader import Store, open_store
 
 
-def describe(path: str) -> str:
+def describe(location: str) -> str:
     """What a store holds, how far it is, and what made it, as text."""
-    store = open_store(path)
-    layout, spec = store.layout, store.spec
-    identity: dict[str, Any] = spec.identity
-    model, objective, projector = identity["model"], identity["objective"], identity["projector"]
-    columns = ", ".join(["id", *store.manifest.metadata])
+    found = examine(open_store(location))
     lines = [
-        str(store.path),
-        f"  format       {spec.format_version}",
-        f"  fingerprint  {spec.fingerprint}",
-        f"  samples      {layout.samples:,} (columns {columns})",
-        f"  rows         {layout.slots} per sample and checkpoint, {layout.dim:,} × {layout.dtype}",
-        f"  model        {model['class']}, {model['num_parameters']:,} parameters",
-        f"  objective    {_short(objective)}",
-        f"  projector    {_short(projector)}",
-        f"  events       {_short(identity['events'])}",
-        f"  size         {store.nbytes / 1e6:,.1f} MB",
-        f"  made by      {_short(spec.made_by.get('versions', {}))}",
+        found["location"],
+        f"  format       {found['format_version']}",
+        f"  fingerprint  {found['fingerprint']}",
+        f"  samples      {found['samples']:,} (columns {', '.join(found['columns'])})",
+        f"  deleted      {found['deleted']:,}, hidden from every reader"
+        + (f"; their bytes go with: gradstore vacuum {location}" if found["deleted"] else ""),
+        (
+            f"  rows         {found['slots']} per sample and checkpoint, {found['dim']:,} × "
+            f"{found['dtype']}"
+        ),
+        (
+            f"  model        {found['model']['class']}, {found['model']['num_parameters']:,} "
+            "parameters"
+        ),
+        f"  objective    {_short(found['objective'])}",
+        f"  projector    {_short(found['projector'])}",
+        f"  events       {_short(found['events'])}",
+        f"  size         {_size(found['nbytes'])}",
         "  checkpoints",
     ]
-    for number, checkpoint in enumerate(spec.checkpoints):
-        sealed = len(store.sealed(number))
-        state = "sealed" if sealed == layout.shards else f"{layout.shards - sealed} missing"
+    for one in found["checkpoints"]:
+        state = "sealed" if not one["missing"] else f"{one['missing']} missing"
         lines.append(
-            f"    {number}  eta {checkpoint.eta:g}  shards {sealed}/{layout.shards} {state}  "
-            f"{checkpoint.path}"
+            f"    {one['number']}  eta {one['eta']:g}  shards "
+            f"{one['sealed']}/{one['sealed'] + one['missing']} {state}  {_size(one['nbytes'])}  "
+            f"{one['path']}"
         )
+    lines.append("  parts")
+    lines += [
+        f"    {one['samples']:,} samples, {one['deleted']:,} deleted, "
+        f"{one['shard_samples']} per shard, {_size(one['nbytes'])}  {one['path'] or '.'}  "
+        f"made by {_short(one['versions'])}"
+        for one in found["parts"]
+    ]
     return "\n".join(lines)
+
+
+def examine(store: Store) -> dict[str, Any]:
+    """What `describe` says, as data."""
+    spec = store.spec
+    identity: dict[str, Any] = spec.identity
+    of_checkpoint, of_part, total = Counter[int](), Counter[str](), 0
+    for key, size in store.objects.sizes():
+        total += size
+        names = key.split("/")
+        path = "/".join(names[:2]) if names[0] == "parts" else ""
+        of_part[path] += size if key != "zarr.json" else 0
+        rest = names[2:] if path else names
+        if len(rest) > 2 and rest[0] in {"checkpoints", "seals"} and rest[1].isdecimal():
+            of_checkpoint[int(rest[1])] += size
+    sealed = {
+        number: sum(len(part.sealed(number)) for part in store.parts) for number in store.numbers
+    }
+    missing = {
+        number: sum(len(part.missing(number)) for part in store.parts) for number in store.numbers
+    }
+    return {
+        "location": store.location,
+        "format_version": spec.format_version,
+        "fingerprint": spec.fingerprint,
+        "samples": store.samples,
+        "columns": ["id", *store.manifest.metadata],
+        "deleted": len(store.deletions),
+        "slots": store.slots,
+        "dim": store.dim,
+        "dtype": store.dtype,
+        "model": {name: identity["model"][name] for name in ("class", "num_parameters")},
+        "objective": identity["objective"],
+        "projector": identity["projector"],
+        "events": identity["events"],
+        "nbytes": total,
+        "checkpoints": [
+            {
+                "number": one.number,
+                "path": one.path,
+                "eta": one.eta,
+                "epoch": one.epoch,
+                "sealed": sealed[one.number],
+                "missing": missing[one.number],
+                "nbytes": of_checkpoint[one.number],
+            }
+            for one in spec.checkpoints
+        ],
+        "parts": [
+            {
+                "path": part.spec.path,
+                "samples": len(part),
+                "deleted": len(store.deletions.rows(part.spec.path)),
+                "shard_samples": part.layout.shard_samples,
+                "nbytes": of_part[part.spec.path],
+                "versions": part.spec.made_by.get("versions", {}),
+            }
+            for part in store.parts
+        ],
+    }
+
+
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.1f} MB"
 
 
 def _short(value: dict[str, Any]) -> str:

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gradstore.collect import Samples
     from gradstore.reader import Store
     from query.engine import Answer
+    from query.pictures import Pictures
 
 NAMES = {"tracin": "TracIn", "retrac": "ReTrac"}
 _THUMBNAIL = 128
@@ -39,11 +39,11 @@ class Section:
 
     title: str
     answers: Sequence[Answer]
-    images: Samples | None
+    images: Pictures | None
 
 
 def write_report(
-    path: Path, title: str, sections: Sequence[Section], train: Samples | None
+    path: Path, title: str, sections: Sequence[Section], train: Pictures | None
 ) -> None:
     """Write the report of some answers.
 
@@ -64,9 +64,9 @@ def write_report(
     images: dict[str, str] = {}
     page = template.render(
         title=title,
-        subtitle=f"{store.layout.samples:,} training images, {store.checkpoints} checkpoints, "
+        subtitle=f"{store.samples:,} training images, {store.checkpoints} checkpoints, "
         f"{store.spec.identity['model']['num_parameters']:,} parameters projected to "  # type: ignore[index,call-overload]
-        f"{store.layout.dim:,} dimensions",
+        f"{store.dim:,} dimensions",
         summary=summary(sections),
         sections=[
             {"title": section.title, "queries": _queries(section, number, train, images)}
@@ -101,7 +101,7 @@ def summary(sections: Sequence[Section]) -> list[dict[str, str]]:
 
 
 def _queries(
-    section: Section, number: int, train: Samples | None, images: dict[str, str]
+    section: Section, number: int, train: Pictures | None, images: dict[str, str]
 ) -> list[dict[str, Any]]:
     first = section.answers[0]
     query_labels, train_labels = labels(first.queries), labels(first.store)
@@ -166,7 +166,7 @@ def _heading(side: str, scores: NDArray[np.float32]) -> str:
 
 
 def _image(
-    samples: Samples | None, store: Store, row: int, name: str, images: dict[str, str]
+    samples: Pictures | None, store: Store, row: int, name: str, images: dict[str, str]
 ) -> str:
     """The CSS class that shows a sample; each image stands once in the page."""
     if samples is None:
@@ -174,7 +174,7 @@ def _image(
     if name not in images:
         if samples[row].digest() != store.manifest.digests[row]:
             raise DatasetError(
-                f"sample {store.manifest.ids[row]!r} is not what it was when {store.path} was "
+                f"sample {store.manifest.ids[row]!r} is not what it was when {store.location} was "
                 "made. Restore the dataset, or collect it into a new store."
             )
         image = samples.image(row)

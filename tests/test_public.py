@@ -24,7 +24,8 @@ def test_the_exported_names() -> None:
     import query
 
     assert {name for name in gradstore.__all__ if not name.endswith("Error")} == {
-        "Manifest", "Rows", "Store", "__version__", "open_store",
+        "Manifest", "Rows", "Store", "__version__", "delete", "drop_checkpoint", "merge",
+        "open_store", "vacuum",
     }  # fmt: skip
     assert set(indexer.__all__) == {
         "MEASURES", "Measure", "ReTrac", "SearchIndex", "TracIn", "build_index", "feature_dim",

@@ -13,6 +13,7 @@ from gradstore.collect.engines import (
 from gradstore.collect.estimate import Estimate
 from gradstore.collect.events import EventPlan, Events, PlannedEvents, ReplayedEvents
 from gradstore.collect.executor import ByRank, Executor, InProcess, Task
+from gradstore.collect.grow import add_checkpoint, append, repair
 from gradstore.collect.job import CollectOptions
 from gradstore.collect.objective import Autocast, Batch, Compiled, DiffusionLoss, Objective
 from gradstore.collect.projectors import (
@@ -23,7 +24,7 @@ from gradstore.collect.projectors import (
     TrakProjector,
 )
 from gradstore.collect.recorder import Recorder
-from gradstore.collect.run import collect, collect_config, collect_each, plan, plan_config, repair
+from gradstore.collect.run import collect, collect_config, collect_each, plan, plan_config
 from gradstore.collect.samples import Samples
 from gradstore.collect.sampling import generate
 from gradstore.collect.training import train
@@ -65,6 +66,8 @@ __all__ = [
     "TrainingRecord",
     "TrakProjector",
     "VmapEngine",
+    "add_checkpoint",
+    "append",
     "collect",
     "collect_config",
     "collect_each",

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from gradstore.errors import ConfigError
+from gradstore.rows import given_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,7 +66,7 @@ class Budget:
             2
             * min(one.shard_samples, one.samples)
             * one.slots
-            * (3 * 4 + one.dim * np.dtype(one.dtype).itemsize)
+            * (4 * 4 + one.dim * np.dtype(given_dtype(one.dtype)).itemsize)
             for _, one in stores
         )
         device = torch.device("cpu")  # what a projection takes is the same everywhere

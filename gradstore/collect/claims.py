@@ -26,12 +26,12 @@ class Claims:
     machines on file systems that share them, as NFS does.
 
     Args:
-        store: path of the store.
+        file: the file that is locked; it is made, and removed when all is done.
         done: tells whether a task is done already; asked when its lock is held.
     """
 
-    def __init__(self, store: Path, done: Callable[[Task], bool]) -> None:
-        self._file = store.with_name(f".{store.name}.claims")
+    def __init__(self, file: Path, done: Callable[[Task], bool]) -> None:
+        self._file = file
         self._done = done
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:

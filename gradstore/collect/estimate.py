@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 import numpy as np
 import torch
@@ -15,18 +15,21 @@ from gradstore.collect.projectors import SjltProjector, TrakProjector
 from gradstore.collect.worker import trial
 from gradstore.layout import Layout
 from gradstore.manifest import Manifest
-from gradstore.rows import Rows
+from gradstore.objects import LocalObjects, objects_at
+from gradstore.rows import Rows, given_dtype
+from gradstore.rows import columns as row_columns
 from gradstore.spec import LayoutSpec
 from gradstore.writer import create, write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
     from gradstore.collect.executor import Task
     from gradstore.collect.job import Job, Target
     from gradstore.collect.projectors import Projector
+    from gradstore.objects import Objects
 
 # An alternative is worth a line if it saves a quarter of the time or of the bytes.
 _WORTH = 0.75
@@ -170,7 +173,8 @@ class _Work:
     def nbytes(self, dims: Sequence[int]) -> int:
         """Bytes of the rows of stores of these dimensions."""
         itemsize = np.dtype(self._job.targets[0].layout.dtype).itemsize
-        return sum(self._rows * (dim * itemsize + 3 * 4) for dim in dims)
+        columns = 4 * len(row_columns(self._job.targets[0].layout.dtype))
+        return sum(self._rows * (dim * itemsize + columns) for dim in dims)
 
     def memory(self) -> dict[str, int]:
         """Bytes held at once, by what for."""
@@ -226,7 +230,9 @@ class _Work:
         """Per event, with what the projections do as gradients come."""
         job = self._job
         rows = min(job.budget.events, held)
-        batch = trial(job.samples, job.plan, job.survey.model, job.device, rows)
+        batch = trial(
+            job.samples, job.plan, job.numbers[0], job.survey.model, job.device, rows=rows
+        )
         loaded = job.load(0)
         buffers = [
             torch.zeros(len(batch), one.width, dtype=one.dtype, device=job.device)
@@ -287,21 +293,37 @@ def _write_seconds(target: Target) -> float:
     one = Layout(
         samples, layout.slots, layout.dim, layout.dtype, layout.chunk_samples, layout.shard_samples
     )
-    spec = target.spec.model_copy(update={"layout": LayoutSpec.of(one)})
+    part = target.part.model_copy(update={"path": "", "layout": LayoutSpec.of(one)})
+    spec = target.spec.model_copy(update={"parts": [part], "deleted": None, "retired": []})
     names = [str(number) for number in range(samples)]
-    parent = next(folder for folder in target.path.resolve().parents if folder.is_dir())
     shape = (samples, layout.slots)
     rows = Rows(
-        direction=np.zeros((*shape, layout.dim), layout.dtype),
+        direction=np.zeros((*shape, layout.dim), given_dtype(layout.dtype)),
         norm=np.zeros(shape, np.float32),
         loss=np.zeros(shape, np.float32),
         timestep=np.zeros(shape, np.int32),
     )
-    with tempfile.TemporaryDirectory(prefix=".gradstore-plan-", dir=parent) as folder:
-        store = create(Path(folder) / "plan.gradstore", spec, Manifest(names, names, {}))
+    with _trial_place(target) as place:
+        store = create(place, spec, Manifest(names, names, {}))
         start = perf_counter()
-        write_shard(store, 0, 0, rows)
-        return (perf_counter() - start) / rows.direction.nbytes
+        write_shard(store.parts[0], store.numbers[0], 0, rows)
+        return (perf_counter() - start) / (rows.direction.size * np.dtype(layout.dtype).itemsize)
+
+
+@contextmanager
+def _trial_place(target: Target) -> Iterator[Objects]:
+    """Where a store can be tried and is gone afterwards: beside where the target is or will be."""
+    name = f".gradstore-plan-{uuid4().hex}"
+    if isinstance(target.objects, LocalObjects):
+        parents = target.objects.root.resolve().parents
+        beside = str(next(folder for folder in parents if folder.is_dir()) / name)
+    else:
+        beside = f"{target.location.rsplit('/', 1)[0]}/{name}"
+    place = objects_at(beside)
+    try:
+        yield place
+    finally:
+        place.remove_all("")
 
 
 def _bytes(count: float) -> str:

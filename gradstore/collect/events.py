@@ -66,7 +66,7 @@ class EventPlan(Protocol):
         """Raise `DatasetError` unless every sample has its events, before anything long starts."""
 
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
-        """The events of samples `ids` at a checkpoint."""
+        """The events of samples `ids` at the checkpoint of this number."""
 
 
 class PlannedEvents:
@@ -125,11 +125,25 @@ class PlannedEvents:
 
 
 class ReplayedEvents:
-    """The events that a training run recorded beside its checkpoints."""
+    """The events that a training run recorded beside its checkpoints.
+
+    Args:
+        checkpoints: the checkpoints' folders.
+        num_train_timesteps: the scheduler's T.
+        numbers: the number of each checkpoint in the store; by default 0, 1, 2, …
+    """
 
     slots = 1
 
-    def __init__(self, checkpoints: Sequence[Path], num_train_timesteps: int) -> None:
+    def __init__(
+        self,
+        checkpoints: Sequence[Path],
+        num_train_timesteps: int,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self._place = {
+            number: place for place, number in enumerate(numbers or range(len(checkpoints)))
+        }
         self._files = [folder / FILE_NAME for folder in checkpoints]
         self._recorded = [_read(file) for file in self._files]
         for file, recorded in zip(self._files, self._recorded, strict=True):
@@ -163,7 +177,7 @@ class ReplayedEvents:
 
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
         """Each sample's recorded timestep and noise key."""
-        recorded = self._recorded[checkpoint]
+        recorded = self._recorded[self._place[checkpoint]]
         pairs = [recorded[name] for name in ids]
         return Events(
             np.array([[timestep] for timestep, _ in pairs], dtype=np.int64),

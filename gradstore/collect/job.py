@@ -6,11 +6,11 @@ import logging
 import platform
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
 from gradstore import __version__
+from gradstore.changes import open_part, part_path, require_new
 from gradstore.collect import checkpoints as ckpt
 from gradstore.collect import devices, projectors
 from gradstore.collect.budget import Budget
@@ -23,14 +23,23 @@ from gradstore.collect.samples import Samples
 from gradstore.collect.survey import Survey, survey
 from gradstore.collect.worker import LoadedCheckpoint, Worker, check_sample, trial
 from gradstore.errors import ConfigError, EngineError, StoreError
-from gradstore.fingerprint import COMPARED, fingerprint, require_same
+from gradstore.fingerprint import (
+    COMPARED,
+    fingerprint,
+    only_checkpoints,
+    require_same,
+    row_fingerprint,
+)
 from gradstore.layout import Layout
+from gradstore.objects import objects_at
+from gradstore.part import Part
 from gradstore.reader import Store, looks_like_store, open_store
 from gradstore.spec import (
     EventSpec,
     GradientSpec,
     Identity,
     LayoutSpec,
+    PartSpec,
     ProjectorSpec,
     StoreSpec,
 )
@@ -38,6 +47,7 @@ from gradstore.writer import create, refuse_existing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import torch
 
@@ -45,6 +55,7 @@ if TYPE_CHECKING:
     from gradstore.collect.objective import Objective
     from gradstore.collect.projectors import Projector
     from gradstore.manifest import Manifest
+    from gradstore.objects import Objects
 
     Projected: TypeAlias = ProjectorSpec | Projector | None
 
@@ -66,7 +77,7 @@ class CollectOptions(TypedDict, total=False):
         gradients: which parameters are differentiated, and in what arithmetic.
         etas: weight η_k of each checkpoint; by default as recorded, else 1.
         scheduler: for checkpoints that hold none.
-        dtype: dtype of the stored directions, `float16` (the default) or `float32`.
+        dtype: dtype of the stored directions, `float16` (the default), `float32` or `int8`.
         batch_size: events (rows × draws) per gradient computation, at most; 32 by default.
         memory: GiB that collecting may take beside the model and the program itself; 4 by default.
         shard_samples: samples per shard.
@@ -111,23 +122,59 @@ _DEFAULTS: Final[CollectOptions] = {
 
 
 @dataclass(frozen=True)
-class Target:
-    """A store to fill.
+class Into:
+    """What of a store is to be filled, if not the part that a new store begins with.
 
     Attributes:
-        path: where it is or will be.
-        projector: makes its directions.
-        spec: what it is.
+        append: a new part.
+        part: this part.
+        number: number of the only checkpoint that is collected, where a store gets one more.
     """
 
-    path: Path
+    append: bool = False
+    part: PartSpec | None = None
+    number: int | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """A part of a store to fill.
+
+    Attributes:
+        objects: where the store is or will be.
+        projector: makes its directions.
+        spec: what the store is.
+        part: which part of it.
+        fingerprints: of the rows at each checkpoint, by its number.
+    """
+
+    objects: Objects
     projector: Projector
     spec: StoreSpec
+    part: PartSpec
+    fingerprints: Mapping[int, str]
+
+    @property
+    def location(self) -> str:
+        """Path or URL of the store."""
+        return self.objects.location
 
     @property
     def layout(self) -> Layout:
         """Shapes and partition."""
-        return self.spec.layout.layout()
+        return self.part.layout.layout()
+
+    def open(self, manifest: Manifest) -> Part:
+        """The part, made where it is not there yet, with its store."""
+        if not looks_like_store(self.objects):
+            try:
+                create(self.objects, self.spec, manifest)
+            except StoreError:
+                if not looks_like_store(self.objects):  # else another rank was faster
+                    raise
+            require_it(open_store(self.objects), self.spec)
+        part = open_part(open_store(self.objects), self.part, manifest)
+        return Part(self.objects, part.spec, self.fingerprints)
 
 
 @dataclass(frozen=True)
@@ -139,6 +186,7 @@ class Job:
         plan: their events.
         survey: the checkpoints.
         folders: where those are.
+        numbers: the numbers that they have in the stores.
         targets: the stores to fill, all with the same shards.
         choice: the engine.
         budget: how much memory goes where.
@@ -152,6 +200,7 @@ class Job:
     plan: EventPlan
     survey: Survey
     folders: Sequence[Path]
+    numbers: Sequence[int]
     targets: Sequence[Target]
     choice: Choice
     budget: Budget
@@ -184,17 +233,18 @@ class Job:
             self.folders[number], model, self.survey.objective, self.choice.make, self.device
         )
 
-    def open(self) -> list[Store]:
-        """The stores, made where they are not there yet."""
-        return [_open_or_create(target, self.samples.manifest) for target in self.targets]
+    def open(self) -> list[Part]:
+        """The parts to fill, made where they are not there yet, with their stores."""
+        return [target.open(self.samples.manifest) for target in self.targets]
 
-    def worker(self, stores: Sequence[Store]) -> Worker:
+    def worker(self, parts: Sequence[Part]) -> Worker:
         """Who does the tasks."""
         return Worker(
-            [(s, target.projector) for s, target in zip(stores, self.targets, strict=True)],
+            [(part, target.projector) for part, target in zip(parts, self.targets, strict=True)],
             self.samples,
             self.plan,
             self.load,
+            numbers=self.numbers,
             budget=self.budget,
             device=self.device,
         )
@@ -204,6 +254,8 @@ def prepare(
     dataset: Any,
     checkpoints: str | Path | Sequence[str | Path],
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
+    *,
+    into: Into | None = None,
     **options: Unpack[CollectOptions],
 ) -> Job:
     """Read and check everything; make nothing.
@@ -212,19 +264,23 @@ def prepare(
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
         checkpoints: diffusers folders in training order, or one folder that holds them.
         stores: where each store is or will be, and the projector of its directions.
+        into: what of the stores is to be filled, if not the part that a new store begins with.
         options: `CollectOptions`.
 
     Raises:
         GradstoreError: if anything does not fit.
     """
     given: CollectOptions = {**_DEFAULTS, **options}
-    paths = [Path(path) for path in stores]
-    for path in paths:
-        if path.exists() and not looks_like_store(path):
-            refuse_existing(path)
+    into = into or Into()
+    places = [objects_at(location) for location in stores]
+    standing = [open_store(place) if looks_like_store(place) else None for place in places]
+    for place, there in zip(places, standing, strict=True):
+        if there is None:
+            refuse_existing(place)
     samples = Samples.of(dataset)
     device = devices.choose(given["device"])
     folders = ckpt.find_checkpoints(checkpoints)
+    numbers = _numbers(len(folders), into, [*standing, given["like"]])
     gradients = given["gradients"] or GradientSpec()
     found = survey(
         folders,
@@ -238,27 +294,35 @@ def prepare(
     if gradients.compile:
         found = replace(found, objective=Compiled(found.objective))
     role: Literal["train", "query"] = "train" if given["like"] is None else "query"
-    plan = _event_plan(given["events"], folders, found.objective, role)
+    plan = _event_plan(given["events"], folders, numbers, found.objective, role)
     plan.require(samples.ids)
     first = samples[0]
     start = perf_counter()
     samples.scan(lambda sample: check_sample(sample, found.model, first))
     read_seconds = perf_counter() - start
-    projected = {
-        path: projectors.from_spec(one or ProjectorSpec())
+    projected = [
+        projectors.from_spec(one or ProjectorSpec())
         if one is None or isinstance(one, ProjectorSpec)
         else one
-        for path, one in zip(paths, stores.values(), strict=True)
-    }
-    targets = _targets(projected, samples, plan, found, given)
+        for one in stores.values()
+    ]
+    targets = _targets(
+        list(zip(places, standing, projected, strict=True)),
+        samples,
+        plan,
+        found,
+        numbers=numbers,
+        given=given,
+        into=into,
+    )
 
     memory = int(given["memory"] * 2**30)
     model = found.model.to(device)
-    draws = plan.at(0, samples.ids[:1]).key.shape[2]
+    draws = plan.at(numbers[0], samples.ids[:1]).key.shape[2]
     events = len(samples) * plan.slots * draws * len(folders)
     timed = events >= _TIMED_EVENTS
     most, wanted = given["batch_size"], given["engine"] or "auto"
-    begun = _begun(targets[0].spec)
+    begun = _begun(targets[0].part)
     if begun is not None and wanted == "auto":
         wanted, most = begun
     asked = begun is None and timed
@@ -267,7 +331,7 @@ def prepare(
             wanted,
             model,
             found.objective,
-            trial(samples, plan, model, device, most if asked else 2),
+            trial(samples, plan, numbers[0], model, device, rows=most if asked else 2),
             memory=memory // 2,
             timed=asked,
         )
@@ -291,23 +355,18 @@ def prepare(
                 "%s: the matrix of the projection does not fit in the %.2g GiB for it, so it is "
                 "drawn anew for every buffer of gradients, which is slow. Give more with --memory, "
                 "or use --projector sjlt or a smaller --proj-dim; `gradstore plan` tells the cost.",
-                target.path,
+                target.location,
                 share / 2**30,
             )
     if begun is None:
         made_by = {"engine": choice.name, "events": budget.events}
-        targets = [
-            replace(
-                one,
-                spec=one.spec.model_copy(update={"made_by": {**one.spec.made_by, **made_by}}),
-            )
-            for one in targets
-        ]
+        targets = [_noting(target, made_by) for target in targets]
     return Job(
         samples=samples,
         plan=plan,
         survey=found,
         folders=folders,
+        numbers=numbers,
         targets=targets,
         choice=choice,
         budget=budget,
@@ -331,6 +390,7 @@ def versions() -> dict[str, str]:
 def _event_plan(
     events: EventSpec | EventPlan | str,
     folders: Sequence[Path],
+    numbers: Sequence[int],
     objective: Objective,
     role: Literal["train", "query"],
 ) -> EventPlan:
@@ -341,29 +401,43 @@ def _event_plan(
     if not isinstance(events, EventSpec):
         return events
     if events.events == "replayed":
-        return ReplayedEvents(folders, objective.num_train_timesteps)
+        return ReplayedEvents(folders, objective.num_train_timesteps, numbers)
     return PlannedEvents(events, objective.num_train_timesteps, role)
 
 
+def _numbers(count: int, into: Into, stores: Sequence[Store | None]) -> list[int]:
+    """The checkpoints' numbers: as in a store that stands there or is asked, else 0, 1, 2, …."""
+    if into.number is not None:
+        return [into.number]
+    known = next((store.numbers for store in stores if store is not None), None)
+    return known if known is not None and len(known) == count else list(range(count))
+
+
 def _targets(
-    stores: Mapping[Path, Projector],
+    stores: Sequence[tuple[Objects, Store | None, Projector]],
     samples: Samples,
     plan: EventPlan,
     found: Survey,
+    *,
+    numbers: Sequence[int],
     given: CollectOptions,
+    into: Into,
 ) -> list[Target]:
     like = given["like"]
     length = num_parameters(found.model)
-    widest_dim = max(projector.dim(length) for projector in stores.values())
+    widest_dim = max(projector.dim(length) for _, _, projector in stores)
     # One partition for all, that of the longest rows: a task fills the same shard of each store.
     widest = Layout.choose(
         len(samples), plan.slots, widest_dim, given["dtype"], given["shard_samples"]
     )
     targets = []
-    for path, projector in stores.items():
+    for objects, standing, projector in stores:
         identity: Identity = {
             "model": found.architecture,
-            "checkpoints": [{"weights": digest} for digest in found.weights],
+            "checkpoints": [
+                {"weights": digest, "number": number}
+                for digest, number in zip(found.weights, numbers, strict=True)
+            ],
             "objective": found.objective.identity(),
             "projector": projector.identity(length),
             "events": plan.identity(),
@@ -373,18 +447,16 @@ def _targets(
             require_same(
                 like.spec.identity,
                 identity,
-                expected_name=str(like.path),
+                expected_name=like.location,
                 found_name="this query",
                 sections=COMPARED,
             )
         layout = Layout.choose(
             len(samples), plan.slots, projector.dim(length), given["dtype"], widest.shard_samples
         )
-        spec = StoreSpec(
-            fingerprint=fingerprint(identity),
-            identity=identity,
+        part = PartSpec(
+            path=part_path(samples.manifest) if into.append else "",
             layout=LayoutSpec.of(layout),
-            checkpoints=found.checkpoints,
             made_by={
                 "versions": versions(),
                 "device": devices.choose(given["device"]).type,
@@ -392,19 +464,32 @@ def _targets(
                 "config": given["config"] or {},
             },
         )
-        if path.exists():
-            store = _require_it(path, spec, samples.manifest)
-            if given["shard_samples"] not in {None, store.layout.shard_samples}:
+        spec = StoreSpec(
+            fingerprint=fingerprint(identity),
+            identity=identity,
+            checkpoints=[
+                one.model_copy(update={"number": number})
+                for one, number in zip(found.checkpoints, numbers, strict=True)
+            ],
+            parts=[part],
+        )
+        if standing is not None:
+            part = _standing_part(standing, spec, samples.manifest, into)
+            if given["shard_samples"] not in {None, part.layout.shard_samples}:
                 _log.warning(
                     "%s has %s samples per shard, and keeps them; shard_samples %s is not used",
-                    path,
-                    store.layout.shard_samples,
+                    objects.location,
+                    part.layout.shard_samples,
                     given["shard_samples"],
                 )
-            spec = store.spec
-        targets.append(Target(path, projector, spec))
+            if into.number is None:
+                spec = standing.spec
+        fingerprints = {
+            number: row_fingerprint(identity, place) for place, number in enumerate(numbers)
+        }
+        targets.append(Target(objects, projector, spec, part, fingerprints))
     if len({target.layout.shard_samples for target in targets}) > 1:
-        sizes = ", ".join(f"{one.path}: {one.layout.shard_samples}" for one in targets)
+        sizes = ", ".join(f"{one.location}: {one.layout.shard_samples}" for one in targets)
         raise ConfigError(
             f"these stores have shards of different sizes and cannot be filled together ({sizes} "
             "samples). Collect them one by one, or anew with the same --shard-samples."
@@ -412,44 +497,70 @@ def _targets(
     return targets
 
 
-def _begun(spec: StoreSpec) -> tuple[str, int] | None:
-    """Engine and events at once that a store was begun with, if it was.
+def _standing_part(store: Store, spec: StoreSpec, manifest: Manifest, into: Into) -> PartSpec:
+    """Which part of a store that stands there is to be filled.
 
-    It is finished with the same, so that its rows do not depend on when collecting was cut off.
+    Raises:
+        GradstoreError: if the store is of another configuration, or of other samples.
     """
-    engine, events = spec.made_by.get("engine"), spec.made_by.get("events")
-    known = isinstance(engine, str) and engine in ENGINES and isinstance(events, int)
-    return (engine, max(1, events)) if known else None  # type: ignore[return-value,type-var]
+    require_it(store, spec, checkpoint_more=into.number is not None)
+    if into.part is not None:
+        return into.part
+    if into.append:
+        known = [part.spec for part in store.parts if part.spec.path == spec.parts[0].path]
+        if not known:
+            require_new(store, manifest)
+        return known[0] if known else spec.parts[0]
+    for part in store.parts:
+        if (part.manifest.ids, part.manifest.digests) == (manifest.ids, manifest.digests):
+            return part.spec
+    store.parts[0].manifest.require_same(manifest, store=store.location)
+    return store.parts[0].spec
 
 
-def _open_or_create(target: Target, manifest: Manifest) -> Store:
-    """The store if it is this very one, else a new one."""
-    if not target.path.exists():
-        try:
-            return create(target.path, target.spec, manifest)
-        except StoreError:
-            if not looks_like_store(target.path):  # else another rank was faster: use what it made
-                raise
-    return _require_it(target.path, target.spec, manifest)
+def require_it(store: Store, spec: StoreSpec, *, checkpoint_more: bool = False) -> None:
+    """Raise unless a store is the one that a specification describes.
 
-
-def _require_it(path: Path, spec: StoreSpec, manifest: Manifest) -> Store:
-    """The store at `path`, which must be the one that `spec` describes."""
-    store = open_store(path, writable=True)
+    Args:
+        store: the store that stands there.
+        spec: what would be made.
+        checkpoint_more: whether it is of a checkpoint that the store does not have yet.
+    """
+    mine, theirs = store.spec.identity, spec.identity
+    if checkpoint_more:
+        mine = {**only_checkpoints(mine, [0]), "checkpoints": []}
+        theirs = {**theirs, "checkpoints": []}
+        if isinstance(mine.get("events"), dict) and "recorded" in mine["events"]:  # type: ignore[operator]
+            mine["events"] = theirs["events"]
     require_same(
-        store.spec.identity,
-        spec.identity,
-        expected_name=str(path),
+        mine,
+        theirs,
+        expected_name=store.location,
         found_name="this configuration",
         sections=tuple(spec.identity),
         mend="restore the configuration that made the store to go on with it, or collect into "
         "another --store; nothing was changed",
     )
-    store.manifest.require_same(manifest, store=str(path))
     etas = [checkpoint.eta for checkpoint in spec.checkpoints]
-    if store.etas != etas:
+    if store.etas != etas and not checkpoint_more:
         raise ConfigError(
-            f"{path} has checkpoint weights {store.etas}, not {etas}. Weigh anew when searching "
-            "(indexer.build_index(etas=...)), or collect into another --store."
+            f"{store.location} has checkpoint weights {store.etas}, not {etas}. Weigh anew when "
+            "searching (indexer.build_index(etas=...)), or collect into another --store."
         )
-    return store
+
+
+def _begun(part: PartSpec) -> tuple[str, int] | None:
+    """Engine and events at once that a part was begun with, if it was.
+
+    It is finished with the same, so that its rows do not depend on when collecting was cut off.
+    """
+    engine, events = part.made_by.get("engine"), part.made_by.get("events")
+    known = isinstance(engine, str) and engine in ENGINES and isinstance(events, int)
+    return (engine, max(1, events)) if known else None  # type: ignore[return-value,type-var]
+
+
+def _noting(target: Target, made_by: dict[str, Any]) -> Target:
+    """The target with more about its making in its part, and in its store if that is new."""
+    part = target.part.model_copy(update={"made_by": {**target.part.made_by, **made_by}})
+    parts = [part if one.path == part.path else one for one in target.spec.parts]
+    return replace(target, part=part, spec=target.spec.model_copy(update={"parts": parts}))

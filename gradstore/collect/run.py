@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
-
-from pydantic import ValidationError
 
 from gradstore.collect.claims import Claims
 from gradstore.collect.estimate import Estimate, estimate
 from gradstore.collect.executor import Executor, InProcess, Task, from_environment
-from gradstore.collect.job import CollectOptions, Job, prepare
+from gradstore.collect.job import CollectOptions, Into, Job, prepare
 from gradstore.collect.samples import Samples
-from gradstore.config import CollectConfig
-from gradstore.errors import ConfigError
+from gradstore.objects import LocalObjects
 from gradstore.progress import progress
 from gradstore.reader import Store, open_store
 from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
-from gradstore.writer import unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from gradstore.collect.job import Projected
     from gradstore.collect.projectors import Projector
+    from gradstore.config import CollectConfig
+    from gradstore.part import Part
 
 _log = logging.getLogger("gradstore")
 
@@ -45,7 +43,7 @@ def collect(
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
         checkpoints: diffusers folders in training order, or one folder that holds them.
-        store: the store to make, or to go on with.
+        store: the store to make, or to go on with: a folder, or a URL such as `s3://…`.
         projector: how gradients become directions; by default TRAK's, to 4,096 dimensions.
         executor: who does which task; by default what RANK and WORLD_SIZE say, else `Claims`: any
             number of processes may collect one store at once.
@@ -58,7 +56,7 @@ def collect(
         GradstoreError: if anything does not fit; what was sealed before stays.
     """
     return collect_each(
-        dataset, checkpoints, {Path(store): projector}, executor=executor, **options
+        dataset, checkpoints, {str(store): projector}, executor=executor, **options
     )[0]
 
 
@@ -82,7 +80,8 @@ def collect_each(
     Returns:
         The stores, in the order given.
     """
-    return _run(prepare(dataset, checkpoints, stores, **options), executor)
+    job = prepare(dataset, checkpoints, stores, **options)
+    return [open_store(part.objects) for part in run(job, executor)]
 
 
 def plan(
@@ -98,65 +97,30 @@ def plan(
     Raises:
         GradstoreError: what `collect` would raise before it makes anything.
     """
-    job = prepare(dataset, checkpoints, {Path(store): projector}, **options)
+    job = prepare(dataset, checkpoints, {str(store): projector}, **options)
     return estimate(job, alternatives=True)
 
 
 def collect_config(config: CollectConfig, *, executor: Executor | None = None) -> Store:
     """`collect` as a `CollectConfig` says; the configuration is recorded in the store."""
-    return _run(_prepare_config(config), executor)[0]
+    return open_store(run(prepare_config(config), executor)[0].objects)
 
 
 def plan_config(config: CollectConfig) -> Estimate:
     """`plan` as a `CollectConfig` says."""
-    return estimate(_prepare_config(config), alternatives=True)
+    return estimate(prepare_config(config), alternatives=True)
 
 
-def repair(store: Store, shards: Sequence[tuple[int, int]]) -> None:
-    """Collect shards of a store again, as the configuration that it records says.
+def prepare_config(
+    config: CollectConfig, *, samples: Samples | None = None, into: Into | None = None
+) -> Job:
+    """`prepare` as a `CollectConfig` says.
 
     Args:
-        store: the store.
-        shards: (checkpoint, shard) of each; their seals are removed first.
-
-    Raises:
-        ConfigError: if the store does not record a configuration, for Python made it.
-        GradstoreError: what `collect` raises; seals are removed only when it could begin.
+        config: the configuration.
+        samples: its dataset, if it was loaded already.
+        into: what of the store is to be filled, if not the part that a new store begins with.
     """
-    recorded = store.spec.made_by.get("config")
-    if not recorded:
-        raise ConfigError(
-            f"{store.path} was collected from Python and does not know its dataset. Remove the "
-            "damaged shards' seals with gradstore.writer.unseal(store, checkpoint, shard), and "
-            "call collect() again with the arguments that made it."
-        )
-    try:
-        folders = [checkpoint.path for checkpoint in store.spec.checkpoints]
-        config = CollectConfig.model_validate(
-            {**recorded, "store": str(store.path), "checkpoints": folders}
-        )
-    except ValidationError as error:
-        raise ConfigError(
-            f"{store.path}: made_by.config is not what `gradstore collect` takes: "
-            f"{error.errors()[0]['msg']}. Collect anew into another store."
-        ) from error
-    job = _prepare_config(config)
-    for checkpoint, shard in shards:
-        unseal(store, checkpoint, shard)
-    _run(job, _Only(shards))
-
-
-class _Only(InProcess):
-    """Some tasks, here."""
-
-    def __init__(self, tasks: Sequence[tuple[int, int]]) -> None:
-        self._tasks = set(tasks)
-
-    def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        return [task for task in tasks if task in self._tasks]
-
-
-def _prepare_config(config: CollectConfig) -> Job:
     unused = {"timesteps", "draws", "event_seed"} & config.model_fields_set
     if config.events == "replayed" and unused:
         _log.warning("replayed events are as recorded: %s not used", ", ".join(sorted(unused)))
@@ -165,9 +129,10 @@ def _prepare_config(config: CollectConfig) -> Job:
         return spec.model_validate(config.model_dump(include=set(spec.model_fields)))
 
     return prepare(
-        Samples.from_spec(config),
+        samples or Samples.from_spec(config),
         config.checkpoints,
-        {Path(config.store): part(ProjectorSpec)},
+        {config.store: part(ProjectorSpec)},
+        into=into,
         objective=config.loss,
         events=part(EventSpec),
         gradients=part(GradientSpec),
@@ -182,20 +147,36 @@ def _prepare_config(config: CollectConfig) -> Job:
     )
 
 
-def _run(job: Job, executor: Executor | None) -> list[Store]:
-    stores = job.open()
+def run(job: Job, executor: Executor | None = None) -> list[Part]:
+    """Do a job, and return the parts of stores that it fills; all sealed, unless others help."""
+    parts = job.open()
+    numbers = job.numbers
 
     def done(task: Task) -> bool:
-        return all(task.shard in store.sealed(task.checkpoint) for store in stores)
+        return all(task.shard in part.sealed(numbers[task.checkpoint]) for part in parts)
 
-    executor = executor or from_environment() or Claims(stores[0].path, done)
-    missing = {task for store in stores for task in store.missing()}
+    executor = executor or from_environment() or _claims(parts[0], done)
+    missing = {
+        Task(place, shard)
+        for part in parts
+        for place, number in enumerate(numbers)
+        for shard in part.missing(number)
+    }
     tasks = [task for task in executor.share(job.tasks()) if task in missing]
     if tasks:
         _log.info("%s", estimate(job, tasks=tasks).line())
-    spans = [job.targets[0].layout.span(task.shard) for task in tasks]
+    spans = [parts[0].layout.span(task.shard) for task in tasks]
     total = sum(stop - start for start, stop in spans) * job.plan.slots
-    worker = job.worker(stores)
-    with progress(total, f"collecting {stores[0].path.name}", "rows") as worker.bar:
+    worker = job.worker(parts)
+    with progress(total, f"collecting {job.targets[0].location}", "rows") as worker.bar:
         executor.run(tasks, worker)
-    return [open_store(store.path) for store in stores]
+    return parts
+
+
+def _claims(part: Part, done: Callable[[Task], bool]) -> Executor:
+    """Any number of processes, where the store is a folder; else this one."""
+    objects = part.objects
+    if not isinstance(objects, LocalObjects):
+        return InProcess()
+    name = f".{objects.root.name}{part.spec.path.replace('/', '-')}.claims"
+    return Claims(objects.root.with_name(name), done)

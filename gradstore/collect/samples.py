@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
@@ -140,6 +141,7 @@ class Samples:
         else:
             self.ids = [str(row) for row in range(length)]
         check_ids(self.ids)
+        self._rows: Sequence[int] = range(length)
 
     @classmethod
     def of(cls, dataset: Any) -> Samples:
@@ -169,6 +171,25 @@ class Samples:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def only(self, ids: Sequence[str]) -> Samples:
+        """The samples of these ids, in this order.
+
+        Raises:
+            DatasetError: if there is no sample of one of them.
+        """
+        place = {name: row for row, name in enumerate(self.ids)}
+        lacking = [name for name in ids if name not in place]
+        if lacking:
+            raise DatasetError(
+                f"the dataset has no sample {lacking[0]!r} (and lacks {len(lacking) - 1} more). "
+                "Restore the dataset that the store was made from."
+            )
+        chosen = copy(self)
+        chosen.ids = list(ids)
+        chosen._rows = [self._rows[place[name]] for name in ids]
+        chosen._manifest = None
+        return chosen
+
     def __getitem__(self, row: int) -> Sample:
         """Read a sample.
 
@@ -176,7 +197,7 @@ class Samples:
             DatasetError: if it cannot be read, or is neither an image nor an array.
         """
         name = self.ids[row]
-        item = self._item(row, name)
+        item = self._item(self._rows[row], name)
         value = item[self._image_column]
         picture = self._converted(value) if isinstance(value, Image.Image) else None
         given = item.get("conditions")

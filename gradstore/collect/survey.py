@@ -97,7 +97,11 @@ def survey(
         found.weights.append(checkpoint.weights_digest())
         found.checkpoints.append(
             CheckpointSpec(
-                path=str(folder.resolve()), eta=eta, epoch=record.epoch if record else None
+                path=str(folder.resolve()),
+                eta=eta,
+                epoch=record.epoch if record else None,
+                learning_rate_sum=record.learning_rate_sum if record and etas is None else None,
+                number=number,
             )
         )
     if found is None:

@@ -11,7 +11,7 @@ from gradstore.collect.events import noise
 from gradstore.collect.objective import Batch, check_fits, class_count
 from gradstore.collect.parameters import num_parameters
 from gradstore.errors import DatasetError, GradientError
-from gradstore.rows import Rows
+from gradstore.rows import Rows, given_dtype
 from gradstore.writer import write_shard
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from gradstore.collect.objective import Objective
     from gradstore.collect.projectors import Projection, Projector
     from gradstore.collect.samples import Sample, Samples
-    from gradstore.reader import Store
+    from gradstore.part import Part
 
 
 class LoadedCheckpoint:
@@ -155,32 +155,35 @@ class Worker:
     """Does tasks: computes a shard's rows, writes and seals them wherever they are missing.
 
     Args:
-        stores: stores to fill, each with the projector that makes its directions. They have the
-            same samples, checkpoints, events and shards.
+        parts: parts of stores to fill, each with the projector that makes its directions. They
+            have the same samples, checkpoints, events and shards.
         samples: the samples.
         plan: their events.
-        load: gives a checkpoint by its number.
+        load: gives a checkpoint by its place.
+        numbers: the number of each checkpoint in the stores.
         budget: how much memory goes where.
         device: where gradients are computed.
     """
 
     def __init__(
         self,
-        stores: Sequence[tuple[Store, Projector]],
+        parts: Sequence[tuple[Part, Projector]],
         samples: Samples,
         plan: EventPlan,
         load: Callable[[int], LoadedCheckpoint],
         *,
+        numbers: Sequence[int],
         budget: Budget,
         device: torch.device,
     ) -> None:
-        self._stores = stores
+        self._parts = parts
+        self._numbers = numbers
         self._samples = samples
         self._plan = plan
         self._load = load
         self._budget = budget
         self._device = device
-        self._number: int | None = None
+        self._prepared: int | None = None
         self.bar: Any = None
 
     def __call__(self, task: Task) -> None:
@@ -188,48 +191,46 @@ class Worker:
         # As it is now: another process may have done it since.
         wanted = [
             place
-            for place, (store, _) in enumerate(self._stores)
-            if task.shard not in store.sealed(task.checkpoint)
+            for place, (part, _) in enumerate(self._parts)
+            if task.shard not in part.sealed(self._numbers[task.checkpoint])
         ]
         if not wanted:
             return
-        if task.checkpoint != self._number:
+        if task.checkpoint != self._prepared:
             self._prepare(task.checkpoint)
-        layout = self._stores[0][0].layout
-        start, stop = layout.span(task.shard)
+        start, stop = self._parts[0][0].layout.span(task.shard)
         made = self._rows(task, start, stop, wanted)
         for place, rows in zip(wanted, made, strict=True):
-            write_shard(self._stores[place][0], task.checkpoint, task.shard, rows)
+            number = self._numbers[task.checkpoint]
+            write_shard(self._parts[place][0], number, task.shard, rows)
 
-    def _prepare(self, number: int) -> None:
+    def _prepare(self, place: int) -> None:
         self._projections: list[Projection] = []  # the old checkpoint's go before the new come
         self._buffers: list[Tensor] = []
-        self._loaded = self._load(number)
+        self._loaded = self._load(place)
         self._projections = [
             projector.at(
-                number,
+                self._numbers[place],
                 self._loaded.num_parameters,
                 self._device,
-                self._budget.projection // len(self._stores),
+                self._budget.projection // len(self._parts),
             )
-            for _, projector in self._stores
+            for _, projector in self._parts
         ]
-        layout = self._stores[0][0].layout
+        layout = self._parts[0][0].layout
         most = min(self._budget.rows(self._projections), layout.shard_samples * layout.slots)
         self._buffers = [
             torch.empty(most, one.width, dtype=one.dtype, device=self._device)
             for one in self._projections
         ]
-        self._number = number
+        self._prepared = place
 
     def _rows(self, task: Task, start: int, stop: int, wanted: Sequence[int]) -> list[Rows]:
-        slots, held = self._stores[0][0].layout.slots, len(self._buffers[0])
+        slots, held = self._parts[0][0].layout.slots, len(self._buffers[0])
         count = (stop - start) * slots
         directions = [
-            np.empty(
-                (count, self._stores[place][0].layout.dim), self._stores[place][0].layout.dtype
-            )
-            for place in wanted
+            np.empty((count, layout.dim), given_dtype(layout.dtype))
+            for layout in (self._parts[place][0].layout for place in wanted)
         ]
         norm, loss = np.empty(count, np.float32), np.empty(count, np.float32)
         timestep = np.empty(count, np.int32)
@@ -261,13 +262,13 @@ class Worker:
             for direction in directions
         ]
 
-    def _part(self, checkpoint: int, first: int, last: int) -> _Part:
+    def _part(self, checkpoint: int, first: int, last: int) -> _Events:
         ids = self._samples.ids[first:last]
         inputs = read(self._samples, first, last, self._loaded.model, self._device)
-        return _Part(ids, *inputs, self._plan.at(checkpoint, ids))
+        return _Events(ids, *inputs, self._plan.at(self._numbers[checkpoint], ids))
 
     def _differentiate(
-        self, part: _Part, low: int, high: int, wanted: Sequence[int]
+        self, part: _Events, low: int, high: int, wanted: Sequence[int]
     ) -> tuple[Tensor, Any]:
         """Fill the buffers with rows `low` to `high`; their norms (float64) and losses."""
         loaded, events = self._loaded, self._budget.events
@@ -305,7 +306,7 @@ def _cuts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + size, stop)
 
 
-class _Part:
+class _Events:
     """Some samples' rows, flattened over samples and slots."""
 
     def __init__(
@@ -342,17 +343,23 @@ class _Part:
 
 
 def trial(
-    samples: Samples, plan: EventPlan, model: nn.Module, device: torch.device, rows: int
+    samples: Samples,
+    plan: EventPlan,
+    number: int,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    rows: int,
 ) -> Batch:
     """Some rows of one noise each, of as many samples as there are, to try an engine on."""
     count = min(rows, len(samples))
     ids = samples.ids[:count]
-    events = plan.at(0, ids)
+    events = plan.at(number, ids)
     draws = events.key.shape[2]
     single = type(events)(
         np.repeat(events.timestep, draws, axis=1), events.key.reshape(count, -1, 1)
     )
-    part = _Part(ids, *read(samples, 0, count, model, device), single)
+    part = _Events(ids, *read(samples, 0, count, model, device), single)
     # Each sample's first event, each one's second, and so on.
     order = np.arange(len(part)).reshape(count, -1).T.ravel()
     return part.batch(order[:rows])

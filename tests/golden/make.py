@@ -14,14 +14,14 @@ from gradstore.fingerprint import fingerprint
 from gradstore.layout import Layout
 from gradstore.manifest import Manifest
 from gradstore.rows import Rows
-from gradstore.spec import FORMAT_VERSION, CheckpointSpec, Identity, LayoutSpec, StoreSpec
+from gradstore.spec import FORMAT_VERSION, CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
 from gradstore.writer import create, write_shard
 
 HERE = Path(__file__).parent
 LAYOUT = Layout(samples=7, slots=2, dim=6, dtype="float16", chunk_samples=2, shard_samples=4)
 IDENTITY: Identity = {
     "model": {"class": "UNet2DModel", "num_parameters": 6},
-    "checkpoints": [{"weights": "00"}, {"weights": "11"}],
+    "checkpoints": [{"weights": "00", "number": 0}, {"weights": "11", "number": 1}],
     "objective": {"name": "diffusion", "loss": "l1"},
     "projector": {"name": "identity"},
     "events": {"kind": "planned", "timesteps": [250, 750]},
@@ -53,9 +53,12 @@ def make(path: Path) -> None:
     spec = StoreSpec(
         fingerprint=fingerprint(IDENTITY),
         identity=IDENTITY,
-        layout=LayoutSpec.of(LAYOUT),
-        checkpoints=[CheckpointSpec(path=f"run/{k}", eta=eta) for k, eta in enumerate(ETAS)],
-        made_by={"versions": {"gradstore": "0.1.0"}},
+        parts=[
+            PartSpec(layout=LayoutSpec.of(LAYOUT), made_by={"versions": {"gradstore": "0.1.0"}})
+        ],
+        checkpoints=[
+            CheckpointSpec(path=f"run/{k}", eta=eta, number=k) for k, eta in enumerate(ETAS)
+        ],
     )
     store = create(path, spec, manifest())
     for checkpoint in range(len(ETAS)):
@@ -65,7 +68,7 @@ def make(path: Path) -> None:
             part = Rows(
                 whole.direction[here], whole.norm[here], whole.loss[here], whole.timestep[here]
             )
-            write_shard(store, checkpoint, shard, part)
+            write_shard(store.parts[0], checkpoint, shard, part)
 
 
 if __name__ == "__main__":

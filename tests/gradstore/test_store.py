@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,16 @@ from gradstore.layout import Layout
 from gradstore.manifest import Manifest
 from gradstore.reader import Store, open_store
 from gradstore.rows import ARRAYS, Rows
-from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, StoreSpec
+from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
 from gradstore.verify import verify
-from gradstore.writer import create, write_shard
+from gradstore.writer import create, unseal, write_shard
 
 LAYOUT = Layout(samples=10, slots=2, dim=6, dtype="float16", chunk_samples=2, shard_samples=4)
-IDENTITY: Identity = {"model": {"class": "M"}, "projector": {"name": "identity"}}
+IDENTITY: Identity = {
+    "model": {"class": "M"},
+    "projector": {"name": "identity"},
+    "checkpoints": [{"weights": "a", "number": 0}, {"weights": "b", "number": 1}],
+}
 
 
 def spec(**changes: Any) -> StoreSpec:
@@ -30,8 +35,11 @@ def spec(**changes: Any) -> StoreSpec:
             {
                 "fingerprint": fingerprint(IDENTITY),
                 "identity": IDENTITY,
-                "layout": LayoutSpec.of(LAYOUT),
-                "checkpoints": [CheckpointSpec(path="a", eta=0.5), CheckpointSpec(path="b", eta=1)],
+                "parts": [PartSpec(layout=LayoutSpec.of(LAYOUT))],
+                "checkpoints": [
+                    CheckpointSpec(path="a", eta=0.5, number=0),
+                    CheckpointSpec(path="b", eta=1, number=1),
+                ],
             }
             | changes
         )
@@ -57,7 +65,7 @@ def filled(path: Path, samples: Manifest | None = None) -> Store:
     made = create(path, spec(), samples or manifest())
     for checkpoint in range(2):
         for shard in range(3):
-            write_shard(made, checkpoint, shard, rows(shard, checkpoint))
+            write_shard(made.parts[0], checkpoint, shard, rows(shard, checkpoint))
     return made
 
 
@@ -91,15 +99,15 @@ def test_bare_zarr_reads_it(store: Store) -> None:
 
 def test_only_sealed_shards_are_read(tmp_path: Path) -> None:
     made = create(tmp_path / "s.gradstore", spec(), manifest())
-    write_shard(made, 0, 1, rows(1))
+    write_shard(made.parts[0], 0, 1, rows(1))
     assert len(made.rows(0, 4, 8)) == 4
-    assert made.missing() == [(0, 0), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert made.missing() == [(0, 0, 0), (0, 0, 2), (1, 0, 0), (1, 0, 1), (1, 0, 2)]
     for read in (
         lambda: made.rows(0, 3, 5),
         lambda: made.rows(1, 4, 8),
         lambda: made.column("norm", 0),
         made.require_complete,
-        lambda: made.seal(0, 0),
+        lambda: made.parts[0].seal(0, 0),
     ):
         with pytest.raises(UnsealedError, match=r"lacks \d of 3 shards .*gradstore collect"):
             read()
@@ -141,7 +149,7 @@ def test_wrong_rows_are_refused(store: Store, change: dict[str, Any], message: s
     good = rows(0)
     arrays = {name: getattr(good, name) for name in ARRAYS} | change
     with pytest.raises(StoreError, match=message):
-        write_shard(store, 0, 0, Rows(**arrays))
+        write_shard(store.parts[0], 0, 0, Rows(**arrays))
 
 
 def test_verify_finds_nothing_wrong(store: Store) -> None:
@@ -161,18 +169,38 @@ def test_verify_names_damage(store: Store) -> None:
     (arrays / "0/loss/c/2/0").unlink()
     # A whole chunk of another shard passes every checksum inside Zarr, not the seal's.
     shutil.copy(arrays / "1/direction/c/0/0/0", arrays / "1/direction/c/1/0/0")
-    seal = store.path / "seals/1/2/zarr.json"
+    seal = store.path / "seals/1/2.json"
     written = json.loads(seal.read_text())
-    written["attributes"]["fingerprint"] = "0" * 64
+    written["fingerprint"] = "0" * 64
     seal.write_text(json.dumps(written))
-    shutil.rmtree(store.path / "seals/1/0")
+    (store.path / "seals/1/0.json").unlink()
     found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
-    assert "cannot be read" in str(found[0, 0])
-    assert "cannot be read" in str(found[0, 1])
-    assert found[0, 2] == "loss differ from the seal's checksums"
+    assert found[0, 0] == "direction is not what was sealed"
+    assert found[0, 1] == "norm is not what was sealed"
+    assert found[0, 2] == "loss cannot be read (No such file or directory)"
     assert found[1, 0] == "not sealed"
-    assert found[1, 1] == "direction differ from the seal's checksums"
+    assert found[1, 1] == "direction is not what was sealed"
     assert "another run" in str(found[1, 2])
+
+
+def test_verify_names_what_was_cut_short_or_miscounted(store: Store) -> None:
+    file = store.path / "checkpoints/0/direction/c/2/0/0"
+    file.write_bytes(file.read_bytes()[:-7])
+    for shard, change in ((0, {"rows": 3}), (1, {"objects": {}})):
+        seal = store.path / f"seals/1/{shard}.json"
+        seal.write_text(json.dumps(json.loads(seal.read_text()) | change))
+    found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
+    assert re.fullmatch(r"direction has \d+ bytes, not \d+", str(found[0, 2]))
+    assert found[1, 0] == "its seal counts 3 rows, the layout 4"
+    assert "its seal names , not direction" in str(found[1, 1])
+
+
+def test_verify_finds_a_false_description(store: Store) -> None:
+    file = store.path / "checkpoints/1/norm/zarr.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps(described | {"shape": [10, 3]}))
+    with pytest.raises(StoreError, match="norm/zarr.json does not describe the array"):
+        list(verify(store))
 
 
 def test_a_damaged_chunk_raises_when_read(store: Store) -> None:
@@ -187,23 +215,61 @@ def test_missing_data_is_never_returned(store: Store) -> None:
     (store.path / "checkpoints/1/loss/c/1/0").unlink()
     (store.path / "checkpoints/1/timestep/c/0/0").unlink()
     for checkpoint, start, stop in ((0, 4, 8), (1, 8, 10), (1, 4, 8), (1, 0, 4)):
-        with pytest.raises(StoreError, match="is sealed, but data is missing"):
+        with pytest.raises(StoreError, match="cannot be read: No such file"):
             store.rows(checkpoint, start, stop)
+        with pytest.raises(StoreError, match="cannot be read: No such file"):
+            store.take(checkpoint, range(start, stop))
     for name in ("norm", "loss", "timestep"):
-        with pytest.raises(StoreError, match="is sealed, but data is missing"):
+        with pytest.raises(StoreError, match="cannot be read: No such file"):
             store.column(name, 1)
 
 
 def test_damaged_seals(store: Store) -> None:
-    (store.path / "seals/0/1/zarr.json").write_text("{")
+    (store.path / "seals/0/1.json").write_text("{")
     found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
-    assert "the seal of checkpoint 0, shard 1 cannot be read" in str(found[0, 1])
+    assert "the seal of checkpoint 0, shard 1 is damaged" in str(found[0, 1])
     assert sum(problem is not None for problem in found.values()) == 1
-    (store.path / "seals/0/2/zarr.json").unlink()  # as a kill between two writes leaves it
-    assert store.missing() == [(0, 2)]
-    shutil.rmtree(store.path / "seals/1")
+    (store.path / "seals/0/2.json").unlink()
+    assert store.missing() == [(0, 0, 2)]
+    shutil.rmtree(store.path)  # a lost mount
     with pytest.raises(StoreError, match="seals of checkpoint 1 cannot be listed"):
-        store.sealed(1)
+        store.rows(1)
+
+
+def test_scattered_rows(store: Store) -> None:
+    wanted = np.array([9, 0, 5, 5, 3, 8])
+    found = store.take(1, wanted)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(store.rows(1), name)[wanted])
+    with pytest.raises(StoreError, match=r"holds samples 0 … 9; others were asked for"):
+        store.take(1, [10])
+    with pytest.raises(StoreError, match="no 2"):
+        store.take(2, [1])
+    with pytest.raises(StoreError, match="3:11 were asked for"):
+        store.rows(0, 3, 11)
+
+
+def test_unsealed_samples_are_skipped_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = filled(tmp_path / "s.gradstore")
+    unseal(made.parts[0], 1, 1)
+    with pytest.raises(UnsealedError):
+        open_store(made.path).rows(1)
+    opened = open_store(made.path, skip_unsealed=True)
+    opened.require_complete()
+    assert list(opened.manifest.ids) == [f"s{n}" for n in (0, 1, 2, 3, 8, 9)]
+    assert "4 of 10 samples are skipped" in caplog.text
+    expected = np.concatenate([rows(0, 1).norm, rows(2, 1).norm])
+    np.testing.assert_array_equal(opened.rows(1).norm, expected)
+    np.testing.assert_array_equal(opened.column("norm", 1), expected)
+    np.testing.assert_array_equal(opened.take(1, [4, 0]).norm, expected[[4, 0]])
+    assert list(opened.blocks()) == [(0, 4), (4, 6)]
+    for checkpoint in (0, 1):
+        for shard in range(3):
+            unseal(made.parts[0], checkpoint, shard)
+    with pytest.raises(UnsealedError, match="has no sample to read"):
+        _ = open_store(made.path, skip_unsealed=True).samples
 
 
 @pytest.mark.parametrize(
@@ -211,7 +277,12 @@ def test_damaged_seals(store: Store) -> None:
     [
         ("format_version", 2, "store format 2; this gradstore reads format 1"),
         ("fingerprint", "xyz", "attribute fingerprint is wrong"),
-        ("layout", {"samples": 10**15}, "attribute layout"),
+        ("parts", [{"layout": {"samples": 10**15}}], "attribute parts.0.layout"),
+        ("parts", [{"path": "../x"}], "attribute parts.0.path is wrong"),
+        ("retired", [""], "attribute retired.0 is wrong"),
+        ("retired", ["samples/.."], "attribute retired.0 is wrong"),
+        ("deleted", "deleted/../zarr.json", "attribute deleted is wrong"),
+        ("identity", {"checkpoints": 1}, "does not list the checkpoints"),
         ("checkpoints", [], "attribute checkpoints is wrong"),
         ("surprise", 1, "attribute surprise is wrong"),
     ],
@@ -238,6 +309,6 @@ def test_not_a_store(tmp_path: Path, content: str | None) -> None:
 
 
 def test_the_manifest_must_fit_the_layout(store: Store) -> None:
-    manifest(9).save(store.path / "samples")
+    (store.path / "samples/manifest.parquet").write_bytes(manifest(9).content())
     with pytest.raises(StoreError, match="lists 9 samples, the layout says 10"):
         _ = open_store(store.path).manifest

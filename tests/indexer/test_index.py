@@ -96,7 +96,7 @@ def test_what_stands_in_the_way_is_not_overwritten(store: Store, tmp_path: Path)
 
 def test_an_incomplete_store_is_not_indexed(tmp_path: Path) -> None:
     made = create(tmp_path / "s.gradstore", spec(), manifest())
-    write_shard(made, 0, 0, rows(0))
+    write_shard(made.parts[0], 0, 0, rows(0))
     with pytest.raises(UnsealedError, match="lacks 2 of 3 shards"):
         build_index(made, "retrac")
     assert not index_path(made, "retrac").exists()

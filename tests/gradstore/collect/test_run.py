@@ -63,11 +63,11 @@ def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_a_store_says_what_it_is(world: World, reference: Store) -> None:
     assert list(verify(reference))
     assert [report.problem for report in verify(reference)] == [None] * 8
-    assert reference.layout.shards == 4
+    assert reference.parts[0].layout.shards == 4
     assert reference.etas == pytest.approx([0.1, 0.3])
     assert reference.manifest.ids == NAMES
     assert reference.spec.identity["objective"]["loss"] == "l1"  # type: ignore[index,call-overload]
-    assert reference.spec.made_by["versions"]["torch"] == torch.__version__
+    assert reference.spec.parts[0].made_by["versions"]["torch"] == torch.__version__
     rows = reference.rows(0)
     assert rows.direction.dtype == np.float16
     lengths = np.linalg.norm(rows.direction.astype(np.float64), axis=2)
@@ -210,8 +210,8 @@ def test_a_store_is_finished_as_it_was_begun(world: World, tmp_path: Path) -> No
             executor=_Dies(3),
             **options,
         )
-    assert open_store(path).spec.made_by["engine"] == "vmap"
-    assert open_store(path).spec.made_by["events"] == 2
+    assert open_store(path).spec.parts[0].made_by["engine"] == "vmap"
+    assert open_store(path).spec.parts[0].made_by["events"] == 2
     resumed = collect(world.train, world.checkpoints, path, **options)
     for name, expected in contents(whole).items():
         np.testing.assert_array_equal(contents(resumed)[name], expected)
@@ -349,7 +349,7 @@ def test_a_gradient_that_is_not_finite_is_named(world: World, tmp_path: Path) ->
         collect(
             world.train, world.checkpoints, path, objective=Breaks(DDIMScheduler(), "l1"), **SMALL
         )
-    assert open_store(path).sealed(0) == {0}
+    assert open_store(path).parts[0].sealed(0) == {0}
 
 
 def test_a_changed_dataset_is_refused_and_nothing_lost(

@@ -1,0 +1,248 @@
+"""Where a store's bytes lie: named objects in a local folder, or under the URL of an object store.
+
+A store needs little of its place: to write an object whole or not at all, to read parts of one, to
+list names, to remove, and to replace its root object only if nobody else has meanwhile. What reads
+or writes rows knows nothing else of disks and networks.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+from uuid import uuid4
+
+import numpy as np
+
+from gradstore.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+_URL = re.compile(r"^[a-z][a-z0-9+.-]+://")
+
+
+class ChangedError(StoreError):
+    """An object is not what it was when it was read."""
+
+
+class Objects(Protocol):
+    """Named objects: keys are relative paths with `/`. All methods raise `OSError` when they fail.
+
+    Attributes:
+        location: path or URL, as people write it.
+        remote: whether a request takes milliseconds, so that several had better be under way.
+    """
+
+    location: str
+    remote: bool
+
+    def read(self, key: str) -> bytes:
+        """A whole object."""
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+        """Parts of an object, each (first byte, length), one after the other.
+
+        Raises:
+            OSError: also where the object ends before a part does.
+        """
+
+    def write(self, key: str, content: bytes | bytearray) -> None:
+        """Write an object, whole or not at all. It replaces one of that name."""
+
+    def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
+        """Write several objects below a prefix, of which the one named `zarr.json` comes last.
+
+        Raises:
+            FileExistsError: if `zarr.json` is there already; nothing is changed.
+        """
+
+    def replace(self, key: str, content: bytes, *, seen: bytes) -> None:
+        """Write an object that was `seen` when it was read.
+
+        Raises:
+            ChangedError: if it is something else by now.
+        """
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """Wait until objects that were written, and their names, outlast a loss of power."""
+
+    def remove(self, key: str) -> None:
+        """Remove an object, if it is there."""
+
+    def remove_all(self, prefix: str) -> None:
+        """Remove every object whose key begins with `prefix/`."""
+
+    def names(self, prefix: str) -> set[str]:
+        """Names of the objects, but not of the folders, right below a prefix."""
+
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """Key and bytes of every object below a prefix."""
+
+
+def objects_at(location: str | os.PathLike[str] | Objects) -> Objects:
+    """The objects at a path or URL: `s3://`, `gs://`, `az://`, `http(s)://`, `file://`.
+
+    Raises:
+        StoreError: if a URL is of no such kind.
+    """
+    if not isinstance(location, str | os.PathLike):
+        return location
+    text = os.fspath(location)
+    if text.startswith("file://"):
+        return LocalObjects(Path(text.removeprefix("file://")))
+    if _URL.match(text):
+        from gradstore.remote import RemoteObjects
+
+        return RemoteObjects(text)
+    return LocalObjects(Path(text))
+
+
+class LocalObjects:
+    """Files in a folder.
+
+    A rename is atomic to whoever looks, but the system writes to the disk in any order it likes:
+    after a power failure a seal could be there, and the data that it vouches for not. So content is
+    flushed before the rename, and `flush` does the same for the folders that hold the names.
+
+    Args:
+        root: the folder.
+    """
+
+    remote = False
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.location = str(root)
+
+    def read(self, key: str) -> bytes:
+        """See `Objects`."""
+        return (self.root / key).read_bytes()
+
+    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+        """See `Objects`."""
+        # Not a memory map: where a file is cut short or its disk goes away, a map kills the
+        # process by a signal and a read raises.
+        opened = os.open(self.root / key, os.O_RDONLY)
+        try:
+            size = os.fstat(opened).st_size
+            if any(start + length > size for start, length in ranges):
+                raise OSError(errno.EIO, f"it has only {size} bytes")
+            out = np.empty(sum(length for _, length in ranges), np.uint8)
+            view, place = memoryview(out.data), 0
+            for start, length in ranges:
+                while length:
+                    count = os.preadv(opened, [view[place : place + length]], start)
+                    if not count:
+                        raise OSError(errno.EIO, "it was cut short while it was read")
+                    place, start, length = place + count, start + count, length - count  # noqa: PLW2901
+            return out
+        finally:
+            os.close(opened)
+
+    def write(self, key: str, content: bytes | bytearray) -> None:
+        """See `Objects`."""
+        file = self.root / key
+        file.parent.mkdir(parents=True, exist_ok=True)
+        writing = file.with_name(f".{file.name}.{uuid4().hex}")
+        try:
+            with writing.open("wb") as out:
+                out.write(content)
+                out.flush()
+                os.fsync(out.fileno())
+            writing.replace(file)
+        finally:
+            writing.unlink(missing_ok=True)
+
+    def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
+        """See `Objects`. Built beside and renamed, so that half of it is never seen."""
+        folder = self.root / prefix
+        building = folder.with_name(f".{folder.name}.building-{uuid4().hex}")
+        try:
+            for key, content in contents.items():
+                LocalObjects(building).write(key, content)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            building.rename(folder)
+            _sync(folder.parent)
+        except OSError as error:
+            if folder.exists():
+                raise FileExistsError(f"{folder} exists") from error
+            raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def replace(self, key: str, content: bytes, *, seen: bytes) -> None:
+        """See `Objects`."""
+        with self._locked():
+            if self.read(key) != seen:
+                raise ChangedError(f"{self.location}/{key} was changed by another process")
+            self.write(key, content)
+            self.flush([key])
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        opened = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(opened)
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """See `Objects`."""
+        folders: set[Path] = set()
+        for key in keys:
+            folder = (self.root / key).parent
+            # A new folder's own name stands in the one above it.
+            while folder not in folders and folder != self.root.parent:
+                folders.add(folder)
+                folder = folder.parent
+        for folder in folders:
+            _sync(folder)
+
+    def remove(self, key: str) -> None:
+        """See `Objects`."""
+        (self.root / key).unlink(missing_ok=True)
+
+    def remove_all(self, prefix: str) -> None:
+        """See `Objects`."""
+        if (self.root / prefix).exists():
+            shutil.rmtree(self.root / prefix)
+
+    def names(self, prefix: str) -> set[str]:
+        """See `Objects`."""
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                return {entry.name for entry in entries if not entry.is_dir()}
+        except FileNotFoundError:
+            if not self.root.is_dir():  # not an empty store, but none: a lost mount, say
+                raise
+            return set()
+
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """See `Objects`."""
+        for folder, _, files in os.walk(self.root / prefix):
+            for name in files:
+                file = Path(folder, name)
+                yield file.relative_to(self.root).as_posix(), file.stat().st_size
+
+
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def digest(content: bytes) -> str:
+    """BLAKE2b-128 of some bytes, 32 hex digits: a name for what they say."""
+    return blake2b(content, digest_size=16).hexdigest()

@@ -1,0 +1,285 @@
+"""A part of a store: samples that were collected together, their arrays and seals.
+
+Within a part a row is found by arithmetic. Which parts belong to a store, and which of their
+samples were deleted, is the store's affair (`gradstore.reader`).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from gradstore.encoding import ShardCodec, decode_column
+from gradstore.errors import StoreError, UnsealedError
+from gradstore.manifest import Manifest
+from gradstore.rows import columns
+from gradstore.spec import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gradstore.layout import Layout
+    from gradstore.objects import Objects
+    from gradstore.spec import PartSpec
+
+T = TypeVar("T")
+R = TypeVar("R")
+Arrays = dict[str, "NDArray[Any]"]
+
+MANIFEST = "samples/manifest.parquet"
+_MOST_REQUESTS = 16
+_MOST_SEAL_BYTES = 65_536
+
+
+class SealedObject(Spec):
+    """What a seal says of one object: its size, and the SHA-256 that `sha256sum` shows."""
+
+    nbytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Seal(Spec):
+    """The seal of a shard.
+
+    Attributes:
+        fingerprint: of the rows at this checkpoint (`gradstore.fingerprint.row_fingerprint`).
+        rows: how many samples the shard holds.
+        objects: the object of each array.
+    """
+
+    fingerprint: str
+    rows: int
+    objects: dict[str, SealedObject]
+
+
+class Part:
+    """A part of a store.
+
+    Attributes:
+        objects: the whole store's objects.
+        spec: its path, layout and origin.
+        layout: shapes and partition.
+        location: where it is, as people write it.
+        fingerprints: fingerprint of the rows at each checkpoint, by the checkpoint's number.
+    """
+
+    def __init__(self, objects: Objects, spec: PartSpec, fingerprints: Mapping[int, str]) -> None:
+        self.objects = objects
+        self.spec = spec
+        self.layout: Layout = spec.layout.layout()
+        self.location = f"{objects.location}/{spec.path}".rstrip("/")
+        self.fingerprints = fingerprints
+        self.codec = ShardCodec(self.layout)
+        self.columns = columns(self.layout.dtype)
+
+    def __len__(self) -> int:
+        return self.layout.samples
+
+    def key(self, name: str) -> str:
+        """Key of an object of this part."""
+        return f"{self.spec.path}/{name}" if self.spec.path else name
+
+    def array_key(self, number: int, name: str, shard: int) -> str:
+        """Key of the object that holds a shard of an array."""
+        rest = "0/0" if name == "direction" else "0"
+        return self.key(f"checkpoints/{number}/{name}/c/{shard}/{rest}")
+
+    def seal_key(self, number: int, shard: int) -> str:
+        """Key of a shard's seal."""
+        return self.key(f"seals/{number}/{shard}.json")
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """All the part's samples, those that were deleted as well."""
+        where = f"{self.location}/{MANIFEST}"
+        try:
+            content = self.objects.read(self.key(MANIFEST))
+        except OSError as error:
+            raise StoreError(
+                f"{where} cannot be read: {_reason(error)}. Restore the file from a copy of the "
+                "store, or collect again."
+            ) from error
+        return Manifest.parse(content, where=where, samples=self.layout.samples)
+
+    def sealed(self, number: int) -> set[int]:
+        """The sealed shards of a checkpoint, as they are now."""
+        try:
+            names = self.objects.names(self.key(f"seals/{number}"))
+        except OSError as error:
+            raise StoreError(
+                f"{self.location}: the seals of checkpoint {number} cannot be listed: "
+                f"{_reason(error)}. Check that the disk or the network is there."
+            ) from error
+        stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+        return {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 20}
+
+    def seal(self, number: int, shard: int) -> Seal:
+        """The seal of a shard."""
+        where = f"{self.location}: the seal of checkpoint {number}, shard {shard}"
+        try:
+            content = self.objects.read(self.seal_key(number, shard))
+        except FileNotFoundError:
+            raise self.unsealed(number, {shard}) from None
+        except OSError as error:
+            raise StoreError(
+                f"{where} cannot be read: {_reason(error)}. Check that the disk or the network "
+                "is there."
+            ) from error
+        try:
+            return Seal.model_validate_json(content[:_MOST_SEAL_BYTES])
+        except ValidationError as error:
+            raise StoreError(
+                f"{where} is damaged. Make it and its shard anew: gradstore verify "
+                f"{self.objects.location} --repair"
+            ) from error
+
+    def missing(self, number: int) -> list[int]:
+        """The shards of a checkpoint that are not sealed."""
+        return sorted(set(range(self.layout.shards)) - self.sealed(number))
+
+    def unsealed(self, number: int, shards: Iterable[int]) -> UnsealedError:
+        """What to raise where shards are not sealed."""
+        listed = sorted(shards)
+        shown = ", ".join(map(str, listed[:5])) + (", …" if len(listed) > 5 else "")
+        return UnsealedError(
+            f"{self.location}: checkpoint {number} lacks {len(listed)} of {self.layout.shards} "
+            f"shards ({shown}). Run the `gradstore collect` that makes it once more: it goes on "
+            "from what is sealed."
+        )
+
+    def require_sealed(self, number: int, shards: Iterable[int]) -> None:
+        """Raise `UnsealedError` unless these shards of a checkpoint are sealed."""
+        lacking = set(shards) - self.sealed(number)
+        if lacking:
+            raise self.unsealed(number, lacking)
+
+    def read(self, number: int, start: int, stop: int) -> Arrays:
+        """The stored arrays of samples `start` to `stop` at a checkpoint, which must be sealed.
+
+        Raises:
+            UnsealedError: if a shard is not.
+            StoreError: if an object is missing or damaged.
+        """
+        shards = self.layout.shards_of(start, stop)
+        self.require_sealed(number, shards)
+
+        def one(shard: int) -> Arrays:
+            low, high = self.layout.span(shard)
+            return self._shard(number, shard, max(start, low) - low, min(stop, high) - low)
+
+        parts = self.in_parallel(one, shards)
+        if len(parts) == 1:
+            return parts[0]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def take(self, number: int, rows: NDArray[np.int64]) -> Arrays:
+        """The stored arrays of some samples at a checkpoint, in the order asked for.
+
+        Reads no more than the chunks that hold them.
+
+        Args:
+            number: the checkpoint.
+            rows: numbers of samples, in any order, also twice.
+
+        Raises:
+            UnsealedError: if a shard is not sealed.
+            StoreError: if an object is missing or damaged.
+        """
+        layout = self.layout
+        order = np.argsort(rows, kind="stable")
+        shards, firsts = np.unique(rows[order] // layout.shard_samples, return_index=True)
+        self.require_sealed(number, shards.tolist())
+        groups = list(zip(shards.tolist(), np.split(order, firsts[1:]), strict=True))
+        out: Arrays = {
+            name: np.empty((len(rows), layout.slots), dtype) for name, dtype in self.columns.items()
+        }
+        out["direction"] = np.empty((len(rows), layout.slots, layout.dim), layout.dtype)
+
+        def one(group: tuple[int, NDArray[np.int64]]) -> None:
+            shard, places = group
+            for name, values in self._some(number, shard, rows[places] % layout.shard_samples):
+                out[name][places] = values
+
+        self.in_parallel(one, groups)
+        return out
+
+    def _some(
+        self, number: int, shard: int, rows: NDArray[np.int64]
+    ) -> Iterable[tuple[str, NDArray[Any]]]:
+        """Arrays of some samples of a shard, whose numbers within it rise."""
+        step = self.layout.chunk_samples
+        chunks, place = np.unique(rows // step, return_inverse=True)
+        runs = np.split(chunks, np.flatnonzero(np.diff(chunks) > 1) + 1)
+        spans = [self.codec.span(int(run[0]) * step, int(run[-1]) * step + 1) for run in runs]
+        with self._reading(number, "direction", shard) as key:
+            found = self.codec.decode(self.objects.read_ranges(key, spans), 0, len(chunks) * step)
+        yield "direction", found[place * step + rows % step]
+        for name in self.columns:
+            yield name, self._column(number, name, shard)[rows]
+
+    def _shard(self, number: int, shard: int, start: int, stop: int) -> Arrays:
+        with self._reading(number, "direction", shard) as key:
+            content = self.objects.read_ranges(key, [self.codec.span(start, stop)])
+            direction = self.codec.decode(content, start, stop)
+        columns = {name: self._column(number, name, shard)[start:stop] for name in self.columns}
+        return {"direction": direction, **columns}
+
+    def column(self, number: int, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """One array `[rows, slots]` of some samples at a checkpoint, whose numbers rise.
+
+        Raises:
+            UnsealedError: if a shard is not sealed.
+            StoreError: if an object is missing or damaged.
+        """
+        size = self.layout.shard_samples
+        shards, firsts = np.unique(rows // size, return_index=True)
+        self.require_sealed(number, shards.tolist())
+        groups = list(zip(shards.tolist(), np.split(rows % size, firsts[1:]), strict=True))
+        return np.concatenate(
+            self.in_parallel(lambda group: self._column(number, name, group[0])[group[1]], groups)
+        )
+
+    def _column(self, number: int, name: str, shard: int) -> NDArray[Any]:
+        layout = self.layout
+        with self._reading(number, name, shard) as key:
+            content = self.objects.read(key)
+            return decode_column(content, layout.shard_samples, layout.slots, self.columns[name])
+
+    def _reading(self, number: int, name: str, shard: int) -> _Reading:
+        return _Reading(self, number, name, shard)
+
+    def in_parallel(self, do: Callable[[T], R], items: Sequence[T]) -> list[R]:
+        """`do` for each item: where a request takes milliseconds, several at once."""
+        if not self.objects.remote or len(items) < 2:
+            return [do(item) for item in items]
+        with ThreadPoolExecutor(_MOST_REQUESTS) as pool:
+            return list(pool.map(do, items))
+
+
+class _Reading:
+    """Says of an object that cannot be read which it is, and what to do."""
+
+    def __init__(self, part: Part, number: int, name: str, shard: int) -> None:
+        self._part, self._number, self._name, self._shard = part, number, name, shard
+
+    def __enter__(self) -> str:
+        return self._part.array_key(self._number, self._name, self._shard)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | StoreError):
+            reason = _reason(error) if isinstance(error, OSError) else str(error)
+            raise StoreError(
+                f"{self._part.location}: {self._name} of checkpoint {self._number}, shard "
+                f"{self._shard} cannot be read: {reason}. Run `gradstore verify "
+                f"{self._part.objects.location}` to see what is damaged."
+            ) from error
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)

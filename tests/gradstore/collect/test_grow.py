@@ -1,0 +1,206 @@
+"""More samples, another checkpoint: a store that grew is the store that would have been made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradstore import delete, drop_checkpoint, open_store, vacuum
+from gradstore.changes import add_checkpoint_arrays
+from gradstore.collect import (
+    EventSpec,
+    InProcess,
+    ProjectorSpec,
+    Samples,
+    add_checkpoint,
+    append,
+    collect,
+    repair,
+)
+from gradstore.collect.grow import append_config
+from gradstore.collect.run import collect_config
+from gradstore.config import CollectConfig, DatasetSpec
+from gradstore.errors import ConfigError, DatasetError, StoreError
+from gradstore.reader import Store
+from gradstore.rows import ARRAYS
+from gradstore.verify import verify
+from query import collect_queries
+from tests.conftest import NAMES, World, images, save_checkpoint
+
+SMALL: dict[str, Any] = {
+    "projector": ProjectorSpec(proj_dim=64, proj_seed=3),
+    "shard_samples": 2,
+    "engine": "streaming",
+}
+PLANNED = EventSpec(events="planned", timesteps=2, event_seed=5)
+
+
+def require_equal(found: Store, expected: Store) -> None:
+    assert list(found.manifest.ids) == list(expected.manifest.ids)
+    assert found.etas == pytest.approx(expected.etas)
+    assert found.spec.fingerprint == expected.spec.fingerprint
+    for checkpoint in range(expected.checkpoints):
+        for name in ARRAYS:
+            np.testing.assert_allclose(
+                getattr(found.rows(checkpoint), name).astype(np.float64),
+                getattr(expected.rows(checkpoint), name).astype(np.float64),
+                rtol=1e-5,
+                atol=2e-3 if name == "direction" else 1e-6,
+            )
+
+
+def part_of(world: World, rows: range) -> Samples:
+    return world.train.only([NAMES[row] for row in rows])
+
+
+@pytest.mark.parametrize("events", ["replayed", PLANNED])
+def test_an_appended_store_is_the_store_of_all(world: World, tmp_path: Path, events: Any) -> None:
+    options = {**SMALL, "events": events}
+    whole = collect(world.train, world.checkpoints, tmp_path / "whole.gradstore", **options)
+    store = collect(
+        part_of(world, range(4)), world.checkpoints, tmp_path / "grown.gradstore", **options
+    )
+    after = append(part_of(world, range(4, 7)), store, shard_samples=2)
+    require_equal(after, whole)
+    assert after.spec.parts[1].made_by["engine"] == "streaming"
+    again = append(part_of(world, range(4, 7)), after)
+    assert again.root == after.root
+    assert append(part_of(world, range(4, 7)), after).samples == 7
+    with pytest.raises(StoreError, match=f"holds sample '{NAMES[3]}' already"):
+        append(part_of(world, range(3, 5)), store)
+
+
+class _Killed(BaseException):
+    pass
+
+
+class _Dies(InProcess):
+    def run(self, tasks: Any, work: Any) -> None:
+        for task in tasks[:2]:
+            work(task)
+        raise _Killed
+
+
+def test_an_append_that_was_killed_goes_on(world: World, tmp_path: Path) -> None:
+    store = collect(part_of(world, range(3)), world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    more = part_of(world, range(3, 7))
+    with pytest.raises(_Killed):
+        append(more, store, executor=_Dies(), shard_samples=2)
+    assert open_store(store.path).samples == 3  # searched meanwhile as it was
+    open_store(store.path).require_complete()
+    (pending,) = (store.path / "parts").iterdir()
+    sealed = {file: file.stat().st_mtime_ns for file in pending.glob("seals/*/*")}
+    assert len(sealed) == 2
+    after = append(more, store, shard_samples=2)
+    assert after.samples == 7
+    assert {file: file.stat().st_mtime_ns for file in sealed} == sealed
+
+
+def test_replayed_events_of_strangers_do_not_exist(world: World, tmp_path: Path) -> None:
+    store = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    strangers = Samples(images(2, seed=9), ids=["x", "y"])
+    with pytest.raises(DatasetError, match="sample 'x' has no event"):
+        append(strangers, store)
+
+
+def test_a_deleted_sample_stays_deleted(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "a.gradstore"
+    store = collect(world.train, world.checkpoints, path, **SMALL)
+    hidden = delete(store, [NAMES[2]])
+    again = collect(world.train, world.checkpoints, path, **SMALL)
+    assert again.root == hidden.root
+    vacuum(hidden)
+    with pytest.raises(DatasetError, match="had 6 samples and now has 7"):
+        collect(world.train, world.checkpoints, path, **SMALL)
+
+
+@pytest.mark.parametrize("events", ["replayed", PLANNED])
+def test_a_checkpoint_more_or_less(world: World, tmp_path: Path, events: Any) -> None:
+    options = {**SMALL, "events": events}
+    third = save_checkpoint(tmp_path / "epoch-03", epoch=3, learning_rate_sum=0.9)
+    all_three = [*world.checkpoints, third]
+    whole = collect(world.train, all_three, tmp_path / "whole.gradstore", **options)
+    path = tmp_path / "grown.gradstore"
+    store = collect(part_of(world, range(4)), world.checkpoints, path, **options)
+    store = append(part_of(world, range(4, 7)), store)
+    datasets = [part_of(world, range(4)), part_of(world, range(4, 7))]
+    after = add_checkpoint(store, third, datasets=datasets)
+    require_equal(after, whole)
+    assert {report.problem for report in verify(after)} == {None}
+    with pytest.raises(StoreError, match="already"):
+        add_checkpoint(after, third, datasets=datasets)
+    add_checkpoint_arrays(after, 3)  # as one that was cut off leaves them
+    vacuum(after)
+    assert sorted(p.name for p in path.glob("**/checkpoints/*")) == ["0", "0", "1", "1", "2", "2"]
+
+    # Without the middle one: its weight goes to the one after it, its number to nobody.
+    less = drop_checkpoint(after, 1)
+    assert less.numbers == [0, 2]
+    assert less.etas == pytest.approx([0.1, 0.8])
+    for checkpoint, place in ((0, 0), (1, 2)):
+        np.testing.assert_array_equal(less.rows(checkpoint).direction, after.rows(place).direction)
+    # Queries are projected as the checkpoints' numbers say.
+    asked = collect_queries(less, world.train, tmp_path / "q.gradstore", events=PLANNED)
+    of_all = collect_queries(after, world.train, tmp_path / "qa.gradstore", events=PLANNED)
+    assert asked.numbers == [0, 2]
+    np.testing.assert_array_equal(asked.rows(1).direction, of_all.rows(2).direction)
+
+
+def test_a_checkpoint_that_is_not_later_is_refused(world: World, tmp_path: Path) -> None:
+    store = collect(world.train, world.checkpoints[1:], tmp_path / "a.gradstore", **SMALL)
+    with pytest.raises(ConfigError, match="not trained further"):
+        add_checkpoint(store, world.checkpoints[0], datasets=[world.train])
+    weighed = add_checkpoint(store, world.checkpoints[0], datasets=[world.train], eta=0.2)
+    assert weighed.etas == pytest.approx([0.4, 0.2])
+
+
+@pytest.fixture
+def folder_store(world: World, image_folder: Path, tmp_path: Path) -> Store:
+    config = CollectConfig(
+        dataset=str(image_folder),
+        checkpoints=[str(folder) for folder in world.checkpoints],
+        store=str(tmp_path / "f.gradstore"),
+        proj_dim=32,
+        events="planned",
+        timesteps=2,
+        loss="l1",
+        shard_samples=2,
+    )
+    return collect_config(config)
+
+
+def test_growing_by_what_a_store_records(folder_store: Store, world: World, tmp_path: Path) -> None:
+    more = tmp_path / "more" / "bird"
+    more.mkdir(parents=True)
+    for number, image in enumerate(images(3, seed=4)):
+        image.save(more / f"{number}.png")
+    before = [folder_store.rows(k).direction for k in range(2)]
+    after = append_config(folder_store, DatasetSpec(dataset=str(more.parent)))
+    assert after.samples == 9
+    assert list(after.manifest.metadata["label"])[6:] == ["bird"] * 3
+    for checkpoint in range(2):
+        np.testing.assert_array_equal(after.rows(checkpoint, 0, 6).direction, before[checkpoint])
+    third = save_checkpoint(tmp_path / "epoch-03", epoch=3, learning_rate_sum=0.9)
+    assert add_checkpoint(after, third).etas == pytest.approx([0.1, 0.3, 0.5])
+
+
+def test_every_part_is_repaired_from_its_own_dataset(folder_store: Store, tmp_path: Path) -> None:
+    more = tmp_path / "more"
+    more.mkdir()
+    for number, image in enumerate(images(3, seed=4)):
+        image.save(more / f"{number}.png")
+    store = append_config(folder_store, DatasetSpec(dataset=str(more)))
+    store = vacuum(delete(store, [store.manifest.ids[1]]))  # a part of fewer than its dataset
+    whole = [store.rows(k) for k in range(2)]
+    for part in store.parts:
+        file = store.path / part.array_key(1, "direction", 0)
+        file.write_bytes(file.read_bytes()[:-1])
+    reports = [report for report in verify(store) if report.problem]
+    assert len(reports) == 2
+    repair(store, reports)
+    assert {report.problem for report in verify(store)} == {None}
+    for checkpoint, rows in enumerate(whole):
+        np.testing.assert_array_equal(store.rows(checkpoint).direction, rows.direction)

@@ -1,0 +1,358 @@
+"""Changes of a store that stands: each has happened or has not, and nothing else is touched."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradstore import delete, drop_checkpoint, merge, open_store, vacuum
+from gradstore.changes import add_part, open_part, part_path
+from gradstore.deletions import Deletions
+from gradstore.errors import FingerprintError, StoreError, UnsealedError
+from gradstore.fingerprint import fingerprint
+from gradstore.layout import Layout
+from gradstore.manifest import Manifest
+from gradstore.objects import ChangedError, LocalObjects
+from gradstore.reader import Store
+from gradstore.rows import ARRAYS, Rows
+from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec
+from gradstore.verify import verify
+from gradstore.writer import create, unseal, write_shard
+from tests.gradstore.test_store import IDENTITY, filled, manifest, spec
+
+
+def some_rows(count: int, seed: int) -> Rows:
+    generator = np.random.default_rng(seed)
+    return Rows(
+        direction=generator.standard_normal((count, 2, 6)).astype(np.float16),
+        norm=generator.random((count, 2), dtype=np.float32),
+        loss=generator.random((count, 2), dtype=np.float32),
+        timestep=generator.integers(0, 1000, (count, 2), dtype=np.int32),
+    )
+
+
+def grown(store: Store, ids: list[str], seed: int = 7) -> Store:
+    """The store with another part, as append makes one."""
+    names = Manifest(ids, ["1"] * len(ids), {"label": ["new"] * len(ids)})
+    layout = Layout(len(ids), 2, 6, "float16", 1, 2)
+    part = open_part(store, PartSpec(path=part_path(names), layout=LayoutSpec.of(layout)), names)
+    for number in store.numbers:
+        whole = some_rows(len(ids), seed + number)
+        for shard in range(layout.shards):
+            low, high = layout.span(shard)
+            rows = Rows(**{name: getattr(whole, name)[low:high] for name in ARRAYS})
+            write_shard(part, number, shard, rows)
+    return add_part(store, part)
+
+
+def everything(store: Store, rows: Any = slice(None)) -> dict[str, Any]:
+    return {
+        f"{checkpoint}/{name}": getattr(store.rows(checkpoint), name)[rows]
+        for checkpoint in range(store.checkpoints)
+        for name in ARRAYS
+    }
+
+
+def require_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return filled(tmp_path / "s.gradstore")
+
+
+def test_a_part_belongs_to_the_store_when_it_is_added(store: Store) -> None:
+    before = everything(store)
+    after = grown(store, ["a", "b", "c"])
+    assert list(after.manifest.ids) == [*manifest().ids, "a", "b", "c"]
+    assert after.manifest.metadata["label"] == [None] * 10 + ["new"] * 3
+    assert (store.samples, after.samples) == (10, 13)  # one object is one state of the store
+    assert not store.is_current()
+    assert after.is_current()
+    require_equal(everything(after, slice(0, 10)), before)
+    for checkpoint in range(2):
+        expected = some_rows(3, 7 + checkpoint)
+        found = after.take(checkpoint, [12, 3, 10, 11])
+        np.testing.assert_array_equal(found.direction[[2, 3, 0]], expected.direction)
+        np.testing.assert_array_equal(found.norm[1], before[f"{checkpoint}/norm"][3])
+        np.testing.assert_array_equal(after.rows(checkpoint, 11, 13).loss, expected.loss[1:])
+    assert list(after.blocks()) == [(0, 4), (4, 8), (8, 10), (10, 12), (12, 13)]
+    assert {report.problem for report in verify(after)} == {None}
+    assert grown(after, ["a", "b", "c"]).samples == 13  # added once
+
+
+def test_an_unfinished_part_or_a_known_id_is_not_added(store: Store) -> None:
+    names = Manifest(["a"], ["1"])
+    part_spec = PartSpec(
+        path=part_path(names), layout=LayoutSpec.of(Layout(1, 2, 6, "float16", 1, 1))
+    )
+    part = open_part(store, part_spec, names)
+    with pytest.raises(UnsealedError):
+        add_part(store, part)
+    with pytest.raises(StoreError, match="holds sample 's3' already"):
+        grown(store, ["x", "s3"])
+    assert open_store(store.path).samples == 10
+
+
+def test_deleted_samples_are_hidden_at_once(store: Store) -> None:
+    store = grown(store, ["a", "b", "c"])
+    before = everything(store)
+    after = delete(store, ["s1", "s4", "b"])
+    kept = [0, 2, 3, 5, 6, 7, 8, 9, 10, 12]
+    assert list(after.manifest.ids) == [store.manifest.ids[row] for row in kept]
+    require_equal(everything(after), {name: array[kept] for name, array in before.items()})
+    for name in ("norm", "loss", "timestep"):
+        np.testing.assert_array_equal(after.column(name, 1), before[f"1/{name}"][kept])
+    np.testing.assert_array_equal(after.take(0, [9, 1]).norm, before["0/norm"][[12, 2]])
+    assert list(after.blocks()) == [(0, 3), (3, 6), (6, 8), (8, 9), (9, 10)]
+    assert len(after.deletions) == 3
+    again = delete(after, ["s2"])
+    assert len(again.deletions) == 4
+    assert len(list((store.path / "deleted").iterdir())) == 1  # the older table is gone
+    assert {report.problem for report in verify(again)} == {None}
+
+
+def test_wrong_deletions_change_nothing(store: Store) -> None:
+    after = delete(store, ["s1"])
+    for ids, message in (
+        (["s1"], "holds no sample 's1'"),
+        (["s2", "zz"], "holds no sample 'zz'"),
+        ([f"s{n}" for n in range(10) if n != 1], "these are all 9 samples"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            delete(after, ids)
+    assert delete(after, []).is_current()
+    assert open_store(store.path).samples == 9
+
+
+def test_a_deleted_id_may_come_back(store: Store) -> None:
+    after = grown(delete(store, ["s1"]), ["s1"])
+    assert list(after.manifest.ids) == [f"s{n}" for n in (0, *range(2, 10), 1)]
+    np.testing.assert_array_equal(after.rows(0, 9, 10).norm, some_rows(1, 7).norm)
+    gone = delete(after, ["s1"])
+    assert "s1" not in gone.manifest.ids
+    assert gone.samples == 9
+
+
+def contains(folder: Path, content: bytes) -> list[str]:
+    return [str(p) for p in folder.rglob("*") if p.is_file() and content in p.read_bytes()]
+
+
+def test_vacuum_leaves_nothing_of_what_was_deleted(store: Store) -> None:
+    person = "person-3141592653589793"  # long enough to stand in a file as it is
+    store = grown(store, [person, "b", "c"])
+    secret = store.rows(0, 4, 5).direction.tobytes()
+    assert contains(store.path, secret)
+    assert contains(store.path, person.encode())
+    hidden = delete(store, ["s4", person, "b", "c"])
+    assert contains(store.path, secret)
+    expected, names = everything(hidden), hidden.manifest
+    clean = vacuum(hidden)
+    require_equal(everything(clean), expected)
+    assert clean.manifest == names
+    assert not contains(store.path, secret)
+    assert not contains(store.path, person.encode())
+    assert len(clean.parts) == 1  # nothing is left of the other
+    assert len(clean.deletions) == 0
+    assert clean.spec.retired == []
+    assert {report.problem for report in verify(clean)} == {None}
+    assert vacuum(clean).root == clean.root
+    require_equal(everything(grown(clean, ["s4"]), slice(0, 9)), expected)
+
+
+def test_vacuum_needs_a_whole_store(store: Store) -> None:
+    after = delete(store, ["s4"])
+    unseal(after.parts[0], 1, 2)
+    with pytest.raises(UnsealedError):
+        vacuum(after)
+
+
+class KilledError(BaseException):
+    """The process died."""
+
+
+class Dying(LocalObjects):
+    """Objects of a process that dies at its n-th change of the disk."""
+
+    left = 0
+
+    def _step(self) -> None:
+        Dying.left -= 1
+        if Dying.left < 0:
+            raise KilledError
+
+    def write(self, key: str, content: bytes | bytearray) -> None:
+        self._step()
+        super().write(key, content)
+
+    def create(self, prefix: str, contents: Any) -> None:
+        self._step()
+        super().create(prefix, contents)
+
+    def remove(self, key: str) -> None:
+        self._step()
+        super().remove(key)
+
+    def remove_all(self, prefix: str) -> None:
+        self._step()
+        super().remove_all(prefix)
+
+
+CHANGES: dict[str, Any] = {
+    "delete": lambda store: delete(store, ["s3", "a"]),
+    "append": lambda store: grown(store, ["x", "y", "z"]),
+    "vacuum": vacuum,
+    "drop": lambda store: drop_checkpoint(store, 0),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_killed_anywhere_a_change_has_happened_or_has_not(name: str, tmp_path: Path) -> None:
+    change = CHANGES[name]
+
+    def begin(path: Path) -> Store:
+        return delete(grown(filled(path), ["a", "b"]), ["s5", "b"])
+
+    start = begin(tmp_path / "before.gradstore")
+    before = everything(start)
+    after = everything(change(begin(tmp_path / "after.gradstore")))
+    for steps in range(100):
+        path = tmp_path / f"{steps}.gradstore"
+        shutil.copytree(start.path, path)
+        Dying.left = steps
+        try:
+            change(open_store(Dying(path)))
+        except KilledError:
+            found = everything(open_store(path))
+            as_before = all(
+                found.get(key) is not None and np.array_equal(found[key], before[key])
+                for key in before
+            )
+            require_equal(found, before if as_before else after)
+            if not as_before and name in {"delete", "drop"}:
+                continue  # it has happened, and what is left over waits for vacuum
+            require_equal(everything(change(open_store(path))), after)
+            continue
+        require_equal(everything(open_store(path)), after)
+        break
+    else:
+        pytest.fail("it never came to an end")
+    assert steps > 0
+
+
+def test_two_who_change_at_once_both_succeed(store: Store, monkeypatch: Any) -> None:
+    first = iter([True])
+    real = LocalObjects.replace
+
+    def replace(self: LocalObjects, key: str, content: bytes, *, seen: bytes) -> None:
+        if next(first, False):
+            delete(open_store(store.path), ["s1"])  # somebody else, just before
+        real(self, key, content, seen=seen)
+
+    monkeypatch.setattr(LocalObjects, "replace", replace)
+    after = delete(store, ["s2"])
+    assert {"s1", "s2"}.isdisjoint(after.manifest.ids)
+    assert after.samples == 8
+
+
+def test_a_store_that_changes_all_the_time_is_given_up(store: Store, monkeypatch: Any) -> None:
+    def replace(*_: Any, **__: Any) -> None:
+        raise ChangedError
+
+    monkeypatch.setattr(LocalObjects, "replace", replace)
+    with pytest.raises(StoreError, match="changed by others 5 times"):
+        delete(store, ["s2"])
+
+
+def other_store(path: Path, ids: list[str], **changes: Any) -> Store:
+    layout = Layout(len(ids), 2, 6, "float16", 1, 3)
+    made = create(
+        path,
+        spec(parts=[PartSpec(layout=LayoutSpec.of(layout))], **changes),
+        Manifest(ids, ["2"] * len(ids)),
+    )
+    for number in made.numbers:
+        whole = some_rows(len(ids), 50 + number)
+        for shard in range(layout.shards):
+            low, high = layout.span(shard)
+            rows = Rows(**{name: getattr(whole, name)[low:high] for name in ARRAYS})
+            write_shard(made.parts[0], number, shard, rows)
+    return made
+
+
+def test_stores_of_one_fingerprint_merge(store: Store, tmp_path: Path) -> None:
+    other = delete(other_store(tmp_path / "o.gradstore", ["p", "q", "r", "t"]), ["q"])
+    taken = everything(other)
+    before = everything(store)
+    after = merge(store, other)
+    assert list(after.manifest.ids) == [*manifest().ids, "p", "r", "t"]
+    require_equal(everything(after, slice(0, 10)), before)
+    require_equal(everything(after, slice(10, 13)), taken)
+    assert not contains(store.path, b'"q"')
+    assert {report.problem for report in verify(after)} == {None}
+    assert other.is_current()
+    with pytest.raises(StoreError, match="holds sample 'p' already"):
+        merge(after, other)
+
+
+def test_what_does_not_fit_is_not_merged(store: Store, tmp_path: Path) -> None:
+    identity: Identity = {**IDENTITY, "projector": {"name": "sjlt"}}
+    strange = other_store(
+        tmp_path / "a.gradstore", ["p"], identity=identity, fingerprint=fingerprint(identity)
+    )
+    with pytest.raises(FingerprintError, match=r"projector\.name"):
+        merge(store, strange)
+    checkpoints = [CheckpointSpec(path="a", eta=9, number=k) for k in range(2)]
+    with pytest.raises(FingerprintError, match="checkpoint weights"):
+        merge(store, other_store(tmp_path / "b.gradstore", ["p"], checkpoints=checkpoints))
+    assert store.is_current()
+
+
+def test_a_dropped_checkpoint(store: Store) -> None:
+    before = everything(store)
+    after = drop_checkpoint(store, 0)
+    assert after.numbers == [1]
+    assert after.etas == [1]
+    assert after.spec.fingerprint != store.spec.fingerprint
+    require_equal(everything(after), {f"0/{name}": before[f"1/{name}"] for name in ARRAYS})
+    assert {report.problem for report in verify(after)} == {None}
+    assert (store.path / "checkpoints/0").exists()
+    vacuum(after)
+    assert not (store.path / "checkpoints/0").exists()
+    assert not (store.path / "seals/0").exists()
+    require_equal(
+        everything(open_store(store.path)), {f"0/{name}": before[f"1/{name}"] for name in ARRAYS}
+    )
+    with pytest.raises(StoreError, match="this checkpoint only"):
+        drop_checkpoint(after, 0)
+    with pytest.raises(StoreError, match="no 7"):
+        drop_checkpoint(after, 7)
+
+
+def test_the_weights_of_those_that_stay(tmp_path: Path) -> None:
+    """As if the dropped one had never been used: η is the difference of learning rate sums."""
+    checkpoints = [
+        CheckpointSpec(path=str(k), eta=eta, learning_rate_sum=total, number=k)
+        for k, (eta, total) in enumerate([(0.5, 0.5), (0.25, 0.75)])
+    ]
+    made = other_store(tmp_path / "a.gradstore", ["p"], checkpoints=checkpoints)
+    assert drop_checkpoint(made, 0).etas == [0.75]
+
+
+def test_a_damaged_table_of_deletions(store: Store) -> None:
+    after = delete(store, ["s4"])
+    file = store.path / str(after.spec.deleted)
+    for content in (b"nonsense", Deletions({"": np.array([10])}).content()):
+        file.write_bytes(content)
+        with pytest.raises(StoreError, match="cannot be read as a table of deleted rows"):
+            _ = open_store(store.path).samples
+    file.unlink()
+    with pytest.raises(StoreError, match="which tells what was deleted, cannot be read"):
+        open_store(store.path).rows(0)
