@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
 from gradstore.collect import Recorder, Samples
+from tests import s3
 
 # Several test processes share the cores; one thread each keeps them out of each other's way.
 torch.set_num_threads(1)
@@ -96,3 +99,17 @@ def image_folder(tmp_path: Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         image.save(target / f"{number}.png")
     return root
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s3.Server]:
+    with s3.serve(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def bucket(s3_server: s3.Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of an empty place on a real S3 server."""
+    for name, value in {**s3.ENVIRONMENT, "AWS_ENDPOINT_URL": s3_server.url}.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://bucket/{uuid4().hex}"

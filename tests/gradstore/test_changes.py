@@ -271,7 +271,7 @@ def test_a_store_that_changes_all_the_time_is_given_up(store: Store, monkeypatch
         delete(store, ["s2"])
 
 
-def other_store(path: Path, ids: list[str], **changes: Any) -> Store:
+def other_store(path: Path | str, ids: list[str], **changes: Any) -> Store:
     layout = Layout(len(ids), 2, 6, "float16", 1, 3)
     made = create(
         path,

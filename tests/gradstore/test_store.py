@@ -61,7 +61,7 @@ def rows(shard: int, seed: int = 0) -> Rows:
     )
 
 
-def filled(path: Path, samples: Manifest | None = None) -> Store:
+def filled(path: Path | str, samples: Manifest | None = None) -> Store:
     made = create(path, spec(), samples or manifest())
     for checkpoint in range(2):
         for shard in range(3):
