@@ -55,13 +55,16 @@ class ShardCodec:
 
     Args:
         layout: shapes and partition.
+
+    Attributes:
+        stride: bytes of a chunk with its checksum.
     """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._dtype = np.dtype(layout.dtype).newbyteorder("<")
         self._sample_bytes = layout.slots * layout.dim * self._dtype.itemsize
-        self._stride = layout.chunk_samples * self._sample_bytes + _CRC_BYTES
+        self.stride = layout.chunk_samples * self._sample_bytes + _CRC_BYTES
 
     def _chunks(self, samples: int) -> int:
         return -(-samples // self._layout.chunk_samples)
@@ -69,15 +72,15 @@ class ShardCodec:
     def nbytes(self, samples: int) -> int:
         """Bytes of the object of a shard of so many samples."""
         index = self._layout.shard_samples // self._layout.chunk_samples * 16 + _CRC_BYTES
-        return self._chunks(samples) * self._stride + index
+        return self._chunks(samples) * self.stride + index
 
     def encode(self, direction: NDArray[Any]) -> bytearray:
         """The object of a shard that holds `direction`."""
         layout = self._layout
         chunks = self._chunks(len(direction))
         content = bytearray(self.nbytes(len(direction)))
-        end = chunks * self._stride
-        body = np.frombuffer(content, np.uint8, end).reshape(chunks, self._stride)
+        end = chunks * self.stride
+        body = np.frombuffer(content, np.uint8, end).reshape(chunks, self.stride)
         samples = chunks * layout.chunk_samples
         whole = np.ascontiguousarray(direction, self._dtype)
         if samples > len(whole):
@@ -89,8 +92,8 @@ class ShardCodec:
         sums = np.fromiter((google_crc32c.value(chunk) for chunk in source), "<u4", chunks)
         body[:, -_CRC_BYTES:] = sums[:, None].view(np.uint8)
         index = np.full((layout.shard_samples // layout.chunk_samples, 2), _EMPTY, "<u8")
-        index[:chunks, 0] = np.arange(chunks) * self._stride
-        index[:chunks, 1] = self._stride
+        index[:chunks, 0] = np.arange(chunks) * self.stride
+        index[:chunks, 1] = self.stride
         content[end:-_CRC_BYTES] = index.tobytes()
         content[-_CRC_BYTES:] = _crc(bytes(content[end:-_CRC_BYTES]))
         return content
@@ -98,28 +101,29 @@ class ShardCodec:
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """Where the chunks of samples `start` to `stop` of a shard lie: first byte, bytes."""
         first, last = start // self._layout.chunk_samples, self._chunks(stop)
-        return first * self._stride, (last - first) * self._stride
+        return first * self.stride, (last - first) * self.stride
 
-    def decode(self, content: bytes | NDArray[np.uint8], start: int, stop: int) -> NDArray[Any]:
-        """Directions of samples `start` to `stop` of a shard from the bytes of their `span`.
-
-        Returns:
-            `[stop - start, slots, dim]`, a view of the content where a chunk is one sample.
+    def checked(self, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The bytes of whole chunks as uint8 `[chunks, stride]`, if their checksums are right.
 
         Raises:
             StoreError: if the bytes are too few or too many, or a checksum differs.
         """
-        layout = self._layout
-        _require_size(len(content), self.span(start, stop)[1])
-        body = np.frombuffer(content, np.uint8).reshape(-1, self._stride)
-        sums = body[:, -_CRC_BYTES:].copy().view("<u4")[:, 0]
-        found = np.fromiter((google_crc32c.value(c[:-_CRC_BYTES]) for c in body), "<u4", len(body))
-        if not np.array_equal(sums, found):
+        if len(content) % self.stride:
+            raise StoreError(f"{len(content)} bytes are not whole chunks of {self.stride}")
+        chunks = content.reshape(-1, self.stride)
+        sums = chunks[:, -_CRC_BYTES:].copy().view("<u4")[:, 0]
+        found = (google_crc32c.value(chunk[:-_CRC_BYTES]) for chunk in chunks)
+        if not np.array_equal(sums, np.fromiter(found, "<u4", len(chunks))):
             raise StoreError("a checksum differs")
-        rows = body[:, :-_CRC_BYTES].view(self._dtype)
-        rows = rows.reshape(len(body) * layout.chunk_samples, layout.slots, layout.dim)
-        skip = start % layout.chunk_samples
-        return rows[skip : skip + stop - start].astype(layout.dtype, copy=False)
+        return chunks
+
+    def rows(self, chunks: NDArray[np.uint8]) -> NDArray[Any]:
+        """Directions `[samples, slots, dim]` of checked chunks; a view if a chunk is a sample."""
+        layout = self._layout
+        rows = chunks[:, :-_CRC_BYTES].view(self._dtype)
+        rows = rows.reshape(len(chunks) * layout.chunk_samples, layout.slots, layout.dim)
+        return rows.astype(layout.dtype, copy=False)
 
 
 def _crc(content: bytes) -> bytes:

@@ -48,8 +48,16 @@ class Objects(Protocol):
     def read(self, key: str) -> bytes:
         """A whole object."""
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+    def read_ranges(
+        self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """Parts of an object, each (first byte, length), one after the other.
+
+        Args:
+            key: the object.
+            ranges: the parts.
+            out: where they go, of just the right size; by default a new array, which is made
+                when the object is known to be large enough.
 
         Raises:
             OSError: also where the object ends before a part does.
@@ -122,12 +130,15 @@ class LocalObjects:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.location = str(root)
+        self._unflushed: set[Path] = set()
 
     def read(self, key: str) -> bytes:
         """See `Objects`."""
         return (self.root / key).read_bytes()
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+    def read_ranges(
+        self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """See `Objects`."""
         # Not a memory map: where a file is cut short or its disk goes away, a map kills the
         # process by a signal and a read raises.
@@ -136,7 +147,8 @@ class LocalObjects:
             size = os.fstat(opened).st_size
             if any(start + length > size for start, length in ranges):
                 raise OSError(errno.EIO, f"it has only {size} bytes")
-            out = np.empty(sum(length for _, length in ranges), np.uint8)
+            if out is None:
+                out = np.empty(sum(length for _, length in ranges), np.uint8)
             view, place = memoryview(out.data), 0
             for start, length in ranges:
                 while length:
@@ -151,7 +163,7 @@ class LocalObjects:
     def write(self, key: str, content: bytes | bytearray) -> None:
         """See `Objects`."""
         file = self.root / key
-        file.parent.mkdir(parents=True, exist_ok=True)
+        self._make(file.parent)
         writing = file.with_name(f".{file.name}.{uuid4().hex}")
         try:
             with writing.open("wb") as out:
@@ -159,8 +171,16 @@ class LocalObjects:
                 out.flush()
                 os.fsync(out.fileno())
             writing.replace(file)
-        finally:
+            self._unflushed.add(file.parent)
+        except BaseException:
             writing.unlink(missing_ok=True)
+            raise
+
+    def _make(self, folder: Path) -> None:
+        if not folder.is_dir():
+            self._make(folder.parent)
+            folder.mkdir(exist_ok=True)
+            self._unflushed.add(folder.parent)
 
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
         """See `Objects`. Built beside and renamed, so that half of it is never seen."""
@@ -198,15 +218,11 @@ class LocalObjects:
 
     def flush(self, keys: Iterable[str]) -> None:
         """See `Objects`."""
-        folders: set[Path] = set()
-        for key in keys:
-            folder = (self.root / key).parent
-            # A new folder's own name stands in the one above it.
-            while folder not in folders and folder != self.root.parent:
-                folders.add(folder)
-                folder = folder.parent
+        wanted = {folder for key in keys for folder in (self.root / key).parents}
+        folders = wanted & self._unflushed
         for folder in folders:
             _sync(folder)
+        self._unflushed -= folders
 
     def remove(self, key: str) -> None:
         """See `Objects`."""

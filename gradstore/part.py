@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
@@ -87,8 +88,8 @@ class Part:
 
     def array_key(self, number: int, name: str, shard: int) -> str:
         """Key of the object that holds a shard of an array."""
-        rest = "0/0" if name == "direction" else "0"
-        return self.key(f"checkpoints/{number}/{name}/c/{shard}/{rest}")
+        rest = "0.0" if name == "direction" else "0"
+        return self.key(f"checkpoints/{number}/{name}/c.{shard}.{rest}")
 
     def seal_key(self, number: int, shard: int) -> str:
         """Key of a shard's seal."""
@@ -191,42 +192,61 @@ class Part:
             UnsealedError: if a shard is not sealed.
             StoreError: if an object is missing or damaged.
         """
-        layout = self.layout
-        order = np.argsort(rows, kind="stable")
-        shards, firsts = np.unique(rows[order] // layout.shard_samples, return_index=True)
+        layout, step = self.layout, self.layout.chunk_samples
+        wanted, back = np.unique(rows, return_inverse=True)
+        shards = np.unique(wanted // layout.shard_samples)
         self.require_sealed(number, shards.tolist())
-        groups = list(zip(shards.tolist(), np.split(order, firsts[1:]), strict=True))
-        out: Arrays = {
-            name: np.empty((len(rows), layout.slots), dtype) for name, dtype in self.columns.items()
-        }
-        out["direction"] = np.empty((len(rows), layout.slots, layout.dim), layout.dtype)
+        # Every chunk that is needed, once, side by side in one buffer.
+        chunks = np.unique(wanted // step)
+        ends = np.searchsorted(chunks, (shards + 1) * (layout.shard_samples // step))
+        pieces = list(zip(shards.tolist(), pairwise([0, *ends.tolist()]), strict=True))
+        buffer = self._chunks(number, pieces[0][0], chunks[: ends[0]])
+        if len(pieces) > 1:  # made when the first shard has shown that chunks are of this size
+            first, buffer = buffer, np.empty((len(chunks), self.codec.stride), np.uint8)
+            buffer[: ends[0]] = first
 
-        def one(group: tuple[int, NDArray[np.int64]]) -> None:
-            shard, places = group
-            for name, values in self._some(number, shard, rows[places] % layout.shard_samples):
-                out[name][places] = values
+            def read(piece: tuple[int, tuple[int, int]]) -> None:
+                shard, (low, high) = piece
+                self._chunks(number, shard, chunks[low:high], out=buffer[low:high])
 
-        self.in_parallel(one, groups)
-        return out
+            self.in_parallel(read, pieces[1:])
+        place = np.searchsorted(chunks, wanted // step) * step + wanted % step
+        direction = self.codec.rows(buffer)
+        if len(place) != len(direction) or len(rows) != len(wanted) or (back[1:] < back[:-1]).any():
+            direction = direction[place[back]]
+        columns = {name: self._picked(number, name, wanted)[back] for name in self.columns}
+        return {"direction": direction, **columns}
 
-    def _some(
-        self, number: int, shard: int, rows: NDArray[np.int64]
-    ) -> Iterable[tuple[str, NDArray[Any]]]:
-        """Arrays of some samples of a shard, whose numbers within it rise."""
-        step = self.layout.chunk_samples
-        chunks, place = np.unique(rows // step, return_inverse=True)
-        runs = np.split(chunks, np.flatnonzero(np.diff(chunks) > 1) + 1)
-        spans = [self.codec.span(int(run[0]) * step, int(run[-1]) * step + 1) for run in runs]
+    def _chunks(
+        self,
+        number: int,
+        shard: int,
+        chunks: NDArray[np.int64],
+        out: NDArray[np.uint8] | None = None,
+    ) -> NDArray[np.uint8]:
+        """Some chunks of a shard, checked, with their checksums: uint8 `[chunks, bytes]`.
+
+        Args:
+            number: the checkpoint.
+            shard: the shard.
+            chunks: numbers of chunks within the part, rising.
+            out: where they go; by default into a new array.
+        """
+        own = chunks - shard * (self.layout.shard_samples // self.layout.chunk_samples)
+        gaps = np.flatnonzero(np.diff(own) > 1)
+        firsts = own[np.concatenate([[0], gaps + 1])]  # of runs of neighbours: one read for each
+        lengths = own[np.concatenate([gaps, [len(own) - 1]])] - firsts + 1
+        stride = self.codec.stride
+        spans = zip((firsts * stride).tolist(), (lengths * stride).tolist(), strict=True)
         with self._reading(number, "direction", shard) as key:
-            found = self.codec.decode(self.objects.read_ranges(key, spans), 0, len(chunks) * step)
-        yield "direction", found[place * step + rows % step]
-        for name in self.columns:
-            yield name, self._column(number, name, shard)[rows]
+            flat = None if out is None else out.reshape(-1)
+            return self.codec.checked(self.objects.read_ranges(key, list(spans), out=flat))
 
     def _shard(self, number: int, shard: int, start: int, stop: int) -> Arrays:
         with self._reading(number, "direction", shard) as key:
             content = self.objects.read_ranges(key, [self.codec.span(start, stop)])
-            direction = self.codec.decode(content, start, stop)
+            skip = start % self.layout.chunk_samples
+            direction = self.codec.rows(self.codec.checked(content))[skip : skip + stop - start]
         columns = {name: self._column(number, name, shard)[start:stop] for name in self.columns}
         return {"direction": direction, **columns}
 
@@ -237,9 +257,12 @@ class Part:
             UnsealedError: if a shard is not sealed.
             StoreError: if an object is missing or damaged.
         """
+        self.require_sealed(number, np.unique(rows // self.layout.shard_samples).tolist())
+        return self._picked(number, name, rows)
+
+    def _picked(self, number: int, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         size = self.layout.shard_samples
         shards, firsts = np.unique(rows // size, return_index=True)
-        self.require_sealed(number, shards.tolist())
         groups = list(zip(shards.tolist(), np.split(rows % size, firsts[1:]), strict=True))
         return np.concatenate(
             self.in_parallel(lambda group: self._column(number, name, group[0])[group[1]], groups)

@@ -72,7 +72,9 @@ class RemoteObjects:
         with self._errors(key):
             return bytes(self._obstore.get(self._store, key).bytes())
 
-    def read_ranges(self, key: str, ranges: Sequence[tuple[int, int]]) -> NDArray[np.uint8]:
+    def read_ranges(
+        self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
         """See `Objects`."""
         starts, lengths = [start for start, _ in ranges], [length for _, length in ranges]
         with self._errors(key):
@@ -81,7 +83,10 @@ class RemoteObjects:
         whole = np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
         if len(whole) != sum(lengths):
             raise OSError(errno.EIO, "it ends early", key)
-        return whole
+        if out is None:
+            return whole
+        out[:] = whole
+        return out
 
     def write(self, key: str, content: bytes | bytearray) -> None:
         """See `Objects`."""

@@ -118,6 +118,8 @@ class Estimate:
         return "\n".join(lines)
 
 
+@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.enable_grad()
 def estimate(
     job: Job, *, tasks: Sequence[Task] | None = None, alternatives: bool = False
 ) -> Estimate:

@@ -9,6 +9,8 @@ from importlib.metadata import version
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack
 
+import torch
+
 from gradstore import __version__
 from gradstore.changes import open_part, part_path, require_new
 from gradstore.collect import checkpoints as ckpt
@@ -48,8 +50,6 @@ from gradstore.writer import create, refuse_existing
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    import torch
 
     from gradstore.collect.engines import EngineMaker
     from gradstore.collect.objective import Objective
@@ -250,6 +250,8 @@ class Job:
         )
 
 
+@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.enable_grad()
 def prepare(
     dataset: Any,
     checkpoints: str | Path | Sequence[str | Path],

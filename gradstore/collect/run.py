@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any, Unpack
 
+import torch
+
 from gradstore.collect.claims import Claims
 from gradstore.collect.estimate import Estimate, estimate
 from gradstore.collect.executor import Executor, InProcess, Task, from_environment
@@ -147,6 +149,8 @@ def prepare_config(
     )
 
 
+@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.enable_grad()
 def run(job: Job, executor: Executor | None = None) -> list[Part]:
     """Do a job, and return the parts of stores that it fills; all sealed, unless others help."""
     parts = job.open()

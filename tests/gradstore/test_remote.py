@@ -88,8 +88,8 @@ def test_the_command_line_takes_a_url(bucket: str) -> None:
 def test_damage_and_gaps_are_told(bucket: str) -> None:
     store = filled(f"{bucket}/s.gradstore")
     objects = store.objects
-    objects.write("checkpoints/0/direction/c/0/0/0", b"short")
-    objects.remove("checkpoints/1/norm/c/1/0")
+    objects.write("checkpoints/0/direction/c.0.0.0", b"short")
+    objects.remove("checkpoints/1/norm/c.1.0")
     unseal(store.parts[0], 1, 2)
     problems = [str(report) for report in verify(store) if report.problem]
     assert len(problems) == 3

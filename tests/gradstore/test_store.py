@@ -164,11 +164,11 @@ def _flip(file: Path, position: int) -> None:
 
 def test_verify_names_damage(store: Store) -> None:
     arrays = store.path / "checkpoints"
-    _flip(arrays / "0/direction/c/0/0/0", 5)
-    _flip(arrays / "0/norm/c/1/0", 3)
-    (arrays / "0/loss/c/2/0").unlink()
+    _flip(arrays / "0/direction/c.0.0.0", 5)
+    _flip(arrays / "0/norm/c.1.0", 3)
+    (arrays / "0/loss/c.2.0").unlink()
     # A whole chunk of another shard passes every checksum inside Zarr, not the seal's.
-    shutil.copy(arrays / "1/direction/c/0/0/0", arrays / "1/direction/c/1/0/0")
+    shutil.copy(arrays / "1/direction/c.0.0.0", arrays / "1/direction/c.1.0.0")
     seal = store.path / "seals/1/2.json"
     written = json.loads(seal.read_text())
     written["fingerprint"] = "0" * 64
@@ -184,7 +184,7 @@ def test_verify_names_damage(store: Store) -> None:
 
 
 def test_verify_names_what_was_cut_short_or_miscounted(store: Store) -> None:
-    file = store.path / "checkpoints/0/direction/c/2/0/0"
+    file = store.path / "checkpoints/0/direction/c.2.0.0"
     file.write_bytes(file.read_bytes()[:-7])
     for shard, change in ((0, {"rows": 3}), (1, {"objects": {}})):
         seal = store.path / f"seals/1/{shard}.json"
@@ -204,16 +204,16 @@ def test_verify_finds_a_false_description(store: Store) -> None:
 
 
 def test_a_damaged_chunk_raises_when_read(store: Store) -> None:
-    _flip(store.path / "checkpoints/0/direction/c/0/0/0", 5)
+    _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
     with pytest.raises(StoreError, match="gradstore verify"):
         open_store(store.path).rows(0, 0, 2)
 
 
 def test_missing_data_is_never_returned(store: Store) -> None:
-    (store.path / "checkpoints/0/direction/c/1/0/0").unlink()
-    (store.path / "checkpoints/1/norm/c/2/0").unlink()
-    (store.path / "checkpoints/1/loss/c/1/0").unlink()
-    (store.path / "checkpoints/1/timestep/c/0/0").unlink()
+    (store.path / "checkpoints/0/direction/c.1.0.0").unlink()
+    (store.path / "checkpoints/1/norm/c.2.0").unlink()
+    (store.path / "checkpoints/1/loss/c.1.0").unlink()
+    (store.path / "checkpoints/1/timestep/c.0.0").unlink()
     for checkpoint, start, stop in ((0, 4, 8), (1, 8, 10), (1, 4, 8), (1, 0, 4)):
         with pytest.raises(StoreError, match="cannot be read: No such file"):
             store.rows(checkpoint, start, stop)

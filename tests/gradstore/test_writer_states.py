@@ -86,8 +86,8 @@ class StoreStates(RuleBasedStateMachine):
     )
     def damage(self, data: Any, name: str, how: str) -> None:
         checkpoint, shard = data.draw(st.sampled_from(sorted(self.sealed)))
-        rest = "0/0" if name == "direction" else "0"
-        file = self.store.path / f"checkpoints/{checkpoint}/{name}/c/{shard}/{rest}"
+        rest = "0.0" if name == "direction" else "0"
+        file = self.store.path / f"checkpoints/{checkpoint}/{name}/c.{shard}.{rest}"
         content = bytearray(file.read_bytes()) if file.exists() else bytearray()
         if how == "gone" or not content:
             file.unlink(missing_ok=True)

@@ -141,7 +141,7 @@ def test_info_and_verify(road: Path, run: Run) -> None:
 
 def test_verify_fails_on_damage(road: Path, run: Run, tmp_path: Path) -> None:
     store = Path(shutil.copytree(road / "run" / "train.gradstore", tmp_path / "s.gradstore"))
-    (store / "checkpoints/1/loss/c/0/0").unlink()
+    (store / "checkpoints/1/loss/c.0.0").unlink()
     assert "1 sealed shards are damaged" in run("verify", store, status=1)
     (store / "seals/1/0.json").unlink()
     assert "1 shards are not collected yet" in run("verify", store, status=1)
@@ -150,12 +150,12 @@ def test_verify_fails_on_damage(road: Path, run: Run, tmp_path: Path) -> None:
 def test_verify_repairs_what_is_damaged(road: Path, run: Run, tmp_path: Path) -> None:
     store = Path(shutil.copytree(road / "run" / "train.gradstore", tmp_path / "s.gradstore"))
     whole = {k: open_store(store).rows(k) for k in range(2)}
-    files = [store / f"checkpoints/{k}/direction/c/0/0/0" for k in range(2)]
+    files = [store / f"checkpoints/{k}/direction/c.0.0.0" for k in range(2)]
     for file in files:
         damaged = bytearray(file.read_bytes())
         damaged[len(damaged) // 2] ^= 1
         file.write_bytes(damaged)
-    (store / "checkpoints/1/norm/c/0/0").write_bytes(b"")
+    (store / "checkpoints/1/norm/c.0.0").write_bytes(b"")
     told = run("verify", store, "--repair")
     assert told.count("checkpoint 0, shard 0") == 1
     assert "every shard is as it was sealed" in told
@@ -169,7 +169,7 @@ def test_verify_repairs_what_is_damaged(road: Path, run: Run, tmp_path: Path) ->
 def test_a_store_from_python_says_how_to_repair_it(world: World, run: Run, tmp_path: Path) -> None:
     path = tmp_path / "s.gradstore"
     collect(world.train, world.checkpoints, path, projector=ProjectorSpec(proj_dim=16))
-    (path / "checkpoints/0/loss/c/0/0").unlink()
+    (path / "checkpoints/0/loss/c.0.0").unlink()
     told = run("verify", path, "--repair", status=1)
     assert "collected from Python" in told
     assert "gradstore.writer.unseal" in told

@@ -47,7 +47,9 @@ class LoopEngine:
 
     def __call__(self, batch: Batch, receive: Receive) -> Tensor:
         """See `GradientEngine`."""
-        losses, rows = [], []
+        losses = []
+        length = sum(parameter.numel() for parameter in self._parameters.values())
+        rows = torch.empty(len(batch), length, device=batch.inputs.device)
         for row in range(len(batch)):
             draws = batch.noise.shape[1]
             loss = self._objective.losses(
@@ -61,6 +63,9 @@ class LoopEngine:
                 },
             ).mean()
             losses.append(loss.detach())
-            rows.append(torch.cat([gradient.flatten() for gradient in self._gradients(loss)]))
-        receive(0, torch.stack(rows))
+            start = 0
+            for gradient in self._gradients(loss):
+                rows[row, start : start + gradient.numel()] = gradient.flatten()
+                start += gradient.numel()
+        receive(0, rows)
         return torch.stack(losses)

@@ -23,6 +23,7 @@ from gradstore.collect import (
     Task,
     collect,
     collect_each,
+    worker,
 )
 from gradstore.errors import (
     CheckpointError,
@@ -541,3 +542,20 @@ def test_nonsense_is_refused(
     with pytest.raises(ConfigError, match=message):
         collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **{**SMALL, **change})
     assert not (tmp_path / "a.gradstore").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_do_not_depend_on_the_callers_mode(
+    world: World, tmp_path: Path, reference: Store, mode: Any
+) -> None:
+    with mode():
+        made = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    for name, expected in contents(reference).items():
+        np.testing.assert_array_equal(contents(made)[name], expected)
+
+
+def test_norms_of_long_gradients_are_exact() -> None:
+    """A float32 sum over as many squares is short by 2e-4."""
+    piece = torch.randn(2, 1 << 23, generator=torch.Generator().manual_seed(0))
+    exact = torch.linalg.vector_norm(piece.double(), dim=1)
+    torch.testing.assert_close(worker._norms(piece), exact, rtol=1e-6, atol=0)
