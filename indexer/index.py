@@ -1,7 +1,8 @@
 """Search indexes: features of a store under one measure, in FAISS.
 
-An index is a folder `NAME.MEASURE.index` with `vectors.faiss` and `index.json`, which says what it
-was built from. It is refused for any other store.
+An index is a folder `NAME.MEASURE.index` with `vectors.faiss`, `index.json`, which says what it
+was built from, and `samples.parquet`, whose vectors they are. It is refused for any other store,
+and for the same store after samples were added or deleted; then it can be brought up to date.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from uuid import uuid4
 import numpy as np
 from pydantic import Field, ValidationError
 
-from gradstore.errors import DependencyError, QueryError, SearchIndexError
+from gradstore.errors import DependencyError, QueryError, SearchIndexError, StoreError
+from gradstore.manifest import Manifest
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
-from indexer.feature import checked_etas, feature_dim, iter_features
+from indexer.feature import checked_etas, feature_dim, features
 from indexer.measures import Measure, measure_of
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 FORMAT_VERSION: Final = 1
 SPEC_NAME = "index.json"
 VECTORS_NAME = "vectors.faiss"
+SAMPLES_NAME = "samples.parquet"
 
 
 class IndexSpec(Spec):
@@ -114,6 +117,11 @@ class SearchIndex:
             QueryError: if `k` is larger than the store, or the features have another length.
         """
         self.require_k(k)
+        if not self.store.is_current():
+            raise SearchIndexError(
+                f"{self.store.location} changed since index {self.path} was opened: samples may "
+                f"have been deleted. Bring it up to date: {_update(self.store, self.measure)}"
+            )
         if queries.ndim != 2 or queries.shape[1] != self.spec.dim:
             raise QueryError(
                 f"the queries have shape {queries.shape}, but {self.path} holds vectors of length "
@@ -144,6 +152,9 @@ def build_index(
 ) -> SearchIndex:
     """Build the index of a store under a measure, or open the one that stands there already.
 
+    One that was built before samples were added to the store or deleted from it is brought up to
+    date: vectors of what is gone are removed, and only what is new is read.
+
     Args:
         store: a complete store.
         measure: a measure, or its name.
@@ -158,20 +169,31 @@ def build_index(
     path = Path(path) if path is not None else index_path(store, measure)
     store.require_complete()
     spec = _spec(store, measure, etas)
-    if path.exists():
-        return open_index(path, store, measure, etas=etas)
     faiss = _faiss()
-    vectors = faiss.index_factory(spec.dim, spec.factory, faiss.METRIC_INNER_PRODUCT)
-    with progress(spec.count, f"indexing {measure.name}", "samples") as bar:
-        for _, block in iter_features(store, measure, etas=etas):
-            vectors.add(block)
-            bar.update(len(block))
+    if path.exists():
+        vectors, start = _outdated(path, spec, store, measure)
+        if vectors is None:
+            return open_index(path, store, measure, etas=etas)
+    else:
+        vectors = faiss.index_factory(spec.dim, spec.factory, faiss.METRIC_INNER_PRODUCT)
+        start = 0
+    with progress(spec.count - start, f"indexing {measure.name}", "samples") as bar:
+        for low, high in store.blocks():
+            if high > start:
+                block = features(store, measure, max(low, start), high, etas=etas)
+                vectors.add(block)
+                bar.update(len(block))
     # Built beside and renamed: a half-written index never has an index's name.
     building = path.with_name(f".{path.name}.building-{uuid4().hex}")
+    old = path.with_name(f".{path.name}.old-{uuid4().hex}")
     try:
         building.mkdir(parents=True)
         faiss.write_index(vectors, str(building / VECTORS_NAME))
+        samples = Manifest(store.manifest.ids, store.manifest.digests)
+        (building / SAMPLES_NAME).write_bytes(samples.content())
         (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
+        if path.exists():
+            path.rename(old)
         building.rename(path)
     except (OSError, RuntimeError) as error:
         raise SearchIndexError(
@@ -180,7 +202,39 @@ def build_index(
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return SearchIndex(path, spec, store, measure, vectors)
+
+
+def _outdated(path: Path, spec: IndexSpec, store: Store, measure: Measure) -> tuple[Any, int]:
+    """An index of the store as it was, without the vectors of what is gone, and how many are left.
+
+    Samples keep their order whatever is done to a store, and new ones come last: so the vectors
+    that are left are those of the store's first samples.
+
+    Returns:
+        None if the index is up to date or of something else, which `open_index` tells.
+    """
+    try:
+        found = IndexSpec.model_validate_json((path / SPEC_NAME).read_text())
+        alike = found.model_copy(update={"samples": spec.samples, "count": spec.count}) == spec
+        if not alike or found.samples == spec.samples:
+            return None, 0
+        content = (path / SAMPLES_NAME).read_bytes()
+        was = Manifest.parse(content, where=str(path / SAMPLES_NAME), samples=found.count)
+    except (OSError, ValueError, StoreError):
+        return None, 0
+    now = list(zip(store.manifest.ids, store.manifest.digests, strict=True))
+    kept, gone = 0, []
+    for row, sample in enumerate(zip(was.ids, was.digests, strict=True)):
+        if kept < len(now) and now[kept] == sample:
+            kept += 1
+        else:
+            gone.append(row)
+    vectors = _vectors(path, found, store, measure)
+    if gone:
+        vectors.remove_ids(np.array(gone, np.int64))
+    return vectors, kept
 
 
 def open_index(
@@ -198,15 +252,9 @@ def open_index(
     path = Path(path)
     measure = measure_of(measure)
     expected = _spec(store, measure, etas)
-    mend = (
-        f"Remove {path} and build it again: gradstore index --store {store.location} --measures "
-        f"{measure.name}"
-    )
+    mend = f"Remove {path} and build it again: {_update(store, measure)}"
     if not path.exists():
-        raise SearchIndexError(
-            f"there is no index {path}. Build it: gradstore index --store {store.location} "
-            f"--measures {measure.name}"
-        )
+        raise SearchIndexError(f"there is no index {path}. Build it: {_update(store, measure)}")
     try:
         spec = IndexSpec.model_validate_json((path / SPEC_NAME).read_text())
     except (OSError, ValidationError, UnicodeDecodeError) as error:
@@ -215,14 +263,24 @@ def open_index(
         ) from error
     for name in IndexSpec.model_fields:
         found, wanted = getattr(spec, name), getattr(expected, name)
+        if found != wanted and name in {"samples", "count"}:
+            raise SearchIndexError(
+                f"index {path} was built from {spec.count:,} samples; {store.location} has "
+                f"{expected.count:,} now, and not the same. Bring it up to date: "
+                f"{_update(store, measure)}"
+            )
         if found != wanted:
             raise SearchIndexError(
                 f"index {path} was built from something else: {name} is {found!r}, but "
                 f"{store.location} needs {wanted!r}. {mend}"
             )
-    faiss = _faiss()
+    return SearchIndex(path, spec, store, measure, _vectors(path, spec, store, measure))
+
+
+def _vectors(path: Path, spec: IndexSpec, store: Store, measure: Measure) -> Any:
+    mend = f"Remove {path} and build it again: {_update(store, measure)}"
     try:
-        vectors = faiss.read_index(str(path / VECTORS_NAME))
+        vectors = _faiss().read_index(str(path / VECTORS_NAME))
     except RuntimeError as error:
         raise SearchIndexError(
             f"index {path} is damaged: {VECTORS_NAME} cannot be read. {mend}"
@@ -232,7 +290,11 @@ def open_index(
             f"index {path} is damaged: it holds {vectors.ntotal} vectors of length {vectors.d}, "
             f"not {spec.count} of {spec.dim}. {mend}"
         )
-    return SearchIndex(path, spec, store, measure, vectors)
+    return vectors
+
+
+def _update(store: Store, measure: Measure) -> str:
+    return f"gradstore index --store {store.location} --measures {measure.name}"
 
 
 def _spec(store: Store, measure: Measure, etas: Sequence[float] | None) -> IndexSpec:

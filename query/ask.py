@@ -48,7 +48,7 @@ def ask(config: QueryConfig) -> Result:
     """
     from gradstore.collect import Samples
 
-    store = open_store(config.store)
+    store = open_store(config.store, skip_unsealed=config.skip_unsealed)
     # What is cheap and can be wrong comes before what takes long.
     indexes = [open_index(index_path(store, name), store, name) for name in config.measures]
     for index in indexes:

@@ -99,7 +99,7 @@ def index(config: Path | None, **given: Any) -> None:
     from gradstore import open_store
     from indexer import build_index
 
-    store = open_store(settings.store)
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     for measure in settings.measures:
         built = build_index(store, measure)
         click.echo(

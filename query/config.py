@@ -23,6 +23,9 @@ class QueryConfig(DatasetSpec):
     generate: int = Field(0, ge=0, description="ask about so many images of the last checkpoint")
     generate_seed: int = Field(0, ge=0, description="seed of the generated images")
     measures: list[str] = Field(["tracin", "retrac"], min_length=1, description="what to rank by")
+    skip_unsealed: bool = Field(
+        False, description="leave out training samples that are not collected yet"
+    )
     k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
     timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
     draws: int = Field(4, ge=1, le=10_000, description="noises averaged into each timestep")

@@ -21,6 +21,7 @@ from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents
 from gradstore.collect.executor import Task
 from gradstore.collect.objective import Autocast, Compiled
 from gradstore.collect.parameters import num_parameters
+from gradstore.collect.projectors.trak import TrakProjection
 from gradstore.collect.samples import Samples
 from gradstore.collect.survey import Survey, survey
 from gradstore.collect.worker import LoadedCheckpoint, Worker, check_sample, trial
@@ -352,7 +353,11 @@ def prepare(
     for target in targets:
         share = budget.projection // len(targets)
         projection = target.projector.at(0, num_parameters(model), device, share)
-        if not getattr(projection, "kept", True):
+        if (
+            isinstance(projection, TrakProjection)
+            and projection.matrix_nbytes
+            and not projection.kept
+        ):
             _log.warning(
                 "%s: the matrix of the projection does not fit in the %.2g GiB for it, so it is "
                 "drawn anew for every buffer of gradients, which is slow. Give more with --memory, "

@@ -69,8 +69,11 @@ class Sample:
         """Hash of all that the model may see of it."""
         digest = blake2b(repr(self.label).encode(), digest_size=16)
         for name, tensor in {"": self.tensor, **self.conditions}.items():
-            array = np.ascontiguousarray(tensor.numpy())
-            digest.update(f"{name}{array.dtype.str}{array.shape}".encode())
+            # numpy has no bfloat16: its bits are hashed, under its own name.
+            kind = "bfloat16" if tensor.dtype == torch.bfloat16 else tensor.numpy().dtype.str
+            bits = tensor.view(torch.int16) if kind == "bfloat16" else tensor
+            array = np.ascontiguousarray(bits.numpy())
+            digest.update(f"{name}{kind}{array.shape}".encode())
             digest.update(array.data)
         return digest.hexdigest()
 

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gradstore.collect.engines import LoopEngine
+from gradstore.collect.engines.choice import require_agreement, tolerance_of
 from gradstore.collect.events import noise
 from gradstore.collect.objective import Batch, check_fits, class_count
 from gradstore.collect.parameters import num_parameters
-from gradstore.errors import DatasetError, GradientError
+from gradstore.errors import DatasetError, EngineError, GradientError
 from gradstore.rows import Rows, given_dtype
 from gradstore.writer import write_shard
 
@@ -55,7 +57,29 @@ class LoadedCheckpoint:
         self.model = model.to(device)
         self.num_parameters = num_parameters(model)
         self._device = device
+        self._objective = objective
         self._engine: GradientEngine = engine(self.model, objective)
+
+    def check(self, batch: Batch) -> None:
+        """Hold the engine to one backward pass per row, with these weights.
+
+        At another checkpoint it may have been right because a layer behind had no gradient.
+
+        Raises:
+            EngineError: if they differ.
+        """
+        if isinstance(self._engine, LoopEngine):
+            return
+        try:
+            require_agreement(
+                type(self._engine).__name__,
+                self._engine,
+                LoopEngine(self.model, self._objective),
+                batch,
+                tolerance_of(self._objective),
+            )
+        except EngineError as error:
+            raise EngineError(f"checkpoint {self.folder}: {error}") from error
 
     def differentiate(self, batch: Batch, events: int, receive: Receive) -> tuple[Tensor, Tensor]:
         """Compute a batch's gradients and hand them over in pieces.
@@ -141,10 +165,14 @@ def check_sample(sample: Sample, model: Any, first: Sample) -> None:
             f"sample {sample.name!r} has shape {shape}, sample {first.name!r} has "
             f"{tuple(first.tensor.shape)}: all samples must have one shape. Resize with --size."
         )
-    if conditions(sample, model).keys() != conditions(first, model).keys():
+    mine, others = (
+        {name: f"{name} {value.dtype} {tuple(value.shape)}" for name, value in given.items()}
+        for given in (conditions(sample, model), conditions(first, model))
+    )
+    if mine != others:
         raise DatasetError(
-            f"sample {sample.name!r} has conditions {sorted(sample.conditions)}, sample "
-            f"{first.name!r} has {sorted(first.conditions)}: all samples must have the same."
+            f"sample {sample.name!r} has conditions {sorted(mine.values())}, sample "
+            f"{first.name!r} has {sorted(others.values())}: all samples must have the same."
         )
 
 
@@ -213,6 +241,11 @@ class Worker:
         self._projections: list[Projection] = []  # the old checkpoint's go before the new come
         self._buffers: list[Tensor] = []
         self._loaded = self._load(place)
+        batch = trial(
+            self._samples, self._plan, self._numbers[place], self._loaded.model, self._device,
+            rows=2,
+        )  # fmt: skip
+        self._loaded.check(batch)
         self._projections = [
             projector.at(
                 self._numbers[place],
@@ -365,6 +398,9 @@ def trial(
         np.repeat(events.timestep, draws, axis=1), events.key.reshape(count, -1, 1)
     )
     part = _Events(ids, *read(samples, 0, count, model, device), single)
-    # Each sample's first event, each one's second, and so on.
-    order = np.arange(len(part)).reshape(count, -1).T.ravel()
-    return part.batch(order[:rows])
+    # One sample's first event, the next one's second, and so on: neighbours have other timesteps.
+    each = len(part) // count
+    order = [
+        sample * each + (sample + shift) % each for shift in range(each) for sample in range(count)
+    ]
+    return part.batch(np.array(order[:rows]))

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gradstore import delete, vacuum
 from gradstore.errors import QueryError, SearchIndexError, UnsealedError
 from gradstore.manifest import Manifest
 from gradstore.reader import Store, open_store
-from gradstore.writer import create, write_shard
-from indexer import ReTrac, build_index, features, index_path, open_index
+from gradstore.writer import create, unseal, write_shard
+from indexer import ReTrac, TracIn, build_index, features, index_path, open_index
+from tests.gradstore.test_changes import grown
 from tests.gradstore.test_store import filled, manifest, rows, spec
 
 
@@ -112,3 +114,59 @@ def test_nonsense_queries_are_refused(store: Store) -> None:
         index.search(queries[:, :5], 1)
     with pytest.raises(SearchIndexError, match="not finite"):
         index.search(np.full((1, 12), np.nan, np.float32), 1)
+
+
+def test_an_index_notices_and_is_brought_up_to_date(store: Store, tmp_path: Path) -> None:
+    index = build_index(store, "tracin")
+    queries = features(store, TracIn(), 0, 3)
+    less = delete(store, ["s0", "s5"])
+    with pytest.raises(SearchIndexError, match=r"changed since index .* was opened"):
+        index.search(queries, 10)
+    with pytest.raises(SearchIndexError, match=r"built from 10 samples; .* has 8 now"):
+        open_index(index.path, less, "tracin")
+    now = grown(less, ["a", "s0"])  # an id that comes back is another sample
+    updated = build_index(now, "tracin")
+    assert updated.path == index.path
+    scratch = build_index(now, "tracin", tmp_path / "scratch.index")
+    for k in (1, 10):
+        for found, expected in zip(
+            updated.search(queries, k), scratch.search(queries, k), strict=True
+        ):
+            np.testing.assert_array_equal(found, expected)
+    assert open_index(index.path, now, "tracin").spec == scratch.spec
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    clean = vacuum(now)  # other parts, the same samples
+    assert build_index(clean, "tracin").spec == scratch.spec
+
+
+def test_only_what_is_new_is_read(store: Store) -> None:
+    build_index(store, "retrac")
+    now = grown(store, ["a", "b", "c"])
+    (store.path / "checkpoints/0/direction/c.0.0.0").unlink()
+    updated = build_index(now, "retrac")
+    assert updated.spec.count == 13
+    new = features(now, ReTrac(), 10, 13)
+    scores, found = updated.search(new, 13)
+    for query in range(3):
+        own = found[query].tolist().index(10 + query)
+        assert scores[query, own] == pytest.approx(float(new[query] @ new[query]))
+
+
+def test_an_index_without_its_table_of_samples_is_not_touched(store: Store) -> None:
+    index = build_index(store, "retrac")
+    (index.path / "samples.parquet").write_bytes(b"nonsense")
+    with pytest.raises(SearchIndexError, match="built from 10 samples"):
+        build_index(delete(store, ["s1"]), "retrac")
+
+
+def test_samples_that_were_skipped_are_added_when_they_are_sealed(tmp_path: Path) -> None:
+    made = filled(tmp_path / "s.gradstore")
+    unseal(made.parts[0], 1, 1)
+    partial = open_store(made.path, skip_unsealed=True)
+    assert build_index(partial, "retrac").spec.count == 6
+    write_shard(made.parts[0], 1, 1, rows(1, 1))
+    whole = build_index(open_store(made.path), "retrac")
+    expected = build_index(open_store(made.path), "retrac", tmp_path / "scratch.index")
+    queries = features(made, ReTrac(), 0, 10)
+    for found, wanted in zip(whole.search(queries, 10), expected.search(queries, 10), strict=True):
+        np.testing.assert_array_equal(found, wanted)

@@ -53,6 +53,14 @@ def draw(seed: int, count: int) -> NDArray[np.uint8]:
     return out.view(np.uint8)[: -(-count // 8)]
 
 
+def scratch_nbytes(count: int) -> int:
+    """Bytes that drawing so many coins takes beside them: much, where torch must draw them all.
+
+    There a coin is a byte, and torch's MKL builds draw it as a 32-bit number first.
+    """
+    return 0 if _taps() is not None else 5 * count
+
+
 def _continue(out: NDArray[np.uint64], done: int, lags: NDArray[np.int64]) -> None:
     """Fill `out[done:]` from what comes before, in vectors as long as the smallest lag allows."""
     while done < len(out):
@@ -72,7 +80,9 @@ def _continue(out: NDArray[np.uint64], done: int, lags: NDArray[np.int64]) -> No
 def _torch_coins(seed: int, count: int) -> NDArray[np.uint8]:
     coins = torch.empty(count, dtype=torch.int8)
     coins.bernoulli_(p=0.5, generator=torch.Generator().manual_seed(seed))
-    return np.packbits(coins.numpy() == 0, bitorder="little")
+    tails = coins.numpy().view(np.bool_)
+    np.logical_not(tails, out=tails)
+    return np.packbits(tails, bitorder="little")
 
 
 @lru_cache(maxsize=1)

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 _EXACT_BYTES = 1 << 30
 # A bfloat16 product is cut into pieces of this many rows, 4 MB at 128 columns: what was decoded is
 # still in the cache when it is multiplied.
+# Bytes of signs that are looked up at once.
+_LOOKED_UP = 1 << 16
 _FAST_ROWS = 1 << 14
 _MAX_BLOCKS = 99
 
@@ -108,7 +110,7 @@ class TrakProjector:
     ) -> TrakProjection:
         """The checkpoint's matrix; kept between calls as far as `memory` allows."""
         key = (checkpoint, num_parameters, device)
-        if key in self._kept:
+        if key in self._kept and self._kept[key].nbytes <= max(memory, 0):
             return self._kept[key]
         projection = TrakProjection(
             self.spec,
@@ -118,7 +120,7 @@ class TrakProjector:
             scratch=self._scratch,
             memory=memory,
         )
-        if self.spec.proj_type == "normal":
+        if self.spec.proj_type == "normal" or key in self._kept:
             return projection
         room = memory - projection.scratch_nbytes
         if projection.matrix_nbytes > room:
@@ -195,7 +197,9 @@ class TrakProjection:
         # Multiples of 16 rows: whole bytes of bits, and the CPU's normal generator works on 16
         # numbers at a time.
         size = spec.resolved_block_size
-        exact = min(_EXACT_BYTES, max(memory, 0) // 4) // (4 * size) // 16 * 16
+        block = -(-self._count // 8) if spec.proj_type == "rademacher" else 0
+        drawing = block + signs.scratch_nbytes(self._count) if block else 0
+        exact = min(_EXACT_BYTES, max(memory - drawing, 0) // 4) // (4 * size) // 16 * 16
         rows = max(1024, exact) if self.dtype == torch.float32 else _FAST_ROWS
         self._piece_rows = min(rows, -(-num_parameters // 16) * 16)
         piece = self._piece_rows * size * self.dtype.itemsize
@@ -203,17 +207,16 @@ class TrakProjection:
             self.matrix_nbytes = 0
             self.scratch_nbytes = piece + 4 * self._piece_rows * size
         else:
-            block = -(-self._count // 8)
             self.matrix_nbytes = len(seeds) * block
             # What is not kept is drawn by as many threads as there are, a block each.
-            self._together = max(1, min(torch.get_num_threads(), (memory - piece) // block))
-            self.scratch_nbytes = piece
+            self._together = max(1, min(torch.get_num_threads(), (memory - piece) // drawing))
+            self.scratch_nbytes = piece + min(self._together, len(seeds)) * (drawing - block)
         self.nbytes = self.scratch_nbytes
         if spec.proj_type == "rademacher":
             self.nbytes += min(self._together, len(seeds)) * block
 
     def _draw(self, seeds: list[int]) -> list[NDArray[np.uint8]]:
-        with ThreadPoolExecutor(torch.get_num_threads()) as threads:
+        with ThreadPoolExecutor(self._together) as threads:
             return list(threads.map(lambda seed: signs.draw(seed, self._count), seeds))
 
     def add(self, buffer: Tensor, start: int, gradients: Tensor) -> None:
@@ -251,8 +254,9 @@ class TrakProjection:
                 yield self._decoded(bits)
         else:
             for first in range(0, len(self._seeds), self._together):
-                for bits in self._draw(self._seeds[first : first + self._together]):
-                    yield self._decoded(bits)
+                drawn = self._draw(self._seeds[first : first + self._together])
+                while drawn:  # gone when it is used, before others are drawn
+                    yield self._decoded(drawn.pop(0))
 
     def _decoded(self, bits: NDArray[np.uint8]) -> Iterator[tuple[int, int, Tensor]]:
         size = self._spec.resolved_block_size
@@ -261,7 +265,9 @@ class TrakProjection:
             packed = bits[start * size // 8 : -(-stop * size // 8)]
             # Into the same memory every time: fresh pages cost more than the look-up.
             decoded = self._scratch.of(len(packed), table)
-            np.take(table, packed, axis=0, out=decoded, mode="clip")
+            for low in range(0, len(packed), _LOOKED_UP):  # numpy makes 8-byte numbers of them
+                high = low + _LOOKED_UP
+                np.take(table, packed[low:high], axis=0, out=decoded[low:high], mode="clip")
             entries = torch.from_numpy(decoded.reshape(-1).view(_NUMPY[self.dtype]))
             entries = entries[: (stop - start) * size].view(self.dtype).view(-1, size)
             yield start, stop, entries.to(self._device)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
 from torch import Tensor
 
 from gradstore.collect import (
@@ -18,11 +18,14 @@ from gradstore.collect import (
     GradientSpec,
     InProcess,
     LoopEngine,
+    PlannedEvents,
     ProjectorSpec,
     Samples,
     Task,
+    VmapEngine,
     collect,
     collect_each,
+    load,
     worker,
 )
 from gradstore.errors import (
@@ -559,3 +562,66 @@ def test_norms_of_long_gradients_are_exact() -> None:
     piece = torch.randn(2, 1 << 23, generator=torch.Generator().manual_seed(0))
     exact = torch.linalg.vector_norm(piece.double(), dim=1)
     torch.testing.assert_close(worker._norms(piece), exact, rtol=1e-6, atol=0)
+
+
+class _WrongLater:
+    """Right for the weights of one checkpoint, wrong for those of another."""
+
+    def __init__(self, model: Any, objective: Any) -> None:
+        self._engine = VmapEngine(model, objective)
+        self._wrong = float(next(model.parameters()).detach().sum())
+
+    right: float | None = None
+
+    def __call__(self, batch: Any, receive: Any) -> Any:
+        if _WrongLater.right is None:
+            _WrongLater.right = self._wrong
+
+        def altered(start: int, piece: torch.Tensor) -> None:
+            if self._wrong != _WrongLater.right:
+                piece = piece.clone()
+                piece[:, :4] *= 1.5
+            receive(start, piece)
+
+        return self._engine(batch, altered)
+
+
+def test_every_checkpoint_is_held_to_one_backward_pass(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "a.gradstore"
+    with pytest.raises(EngineError, match=r"epoch-02: engine _WrongLater gives another gradient"):
+        collect(world.train, world.checkpoints, path, **{**SMALL, "engine": _WrongLater})
+    assert {k for k, *_ in open_store(path).missing()} == {1}
+
+
+def test_an_engine_is_tried_on_different_timesteps(world: World) -> None:
+    plan = PlannedEvents(EventSpec(timesteps=3), 1000)
+    model = load(world.checkpoints[0]).model
+    batch = worker.trial(world.train, plan, 0, model, torch.device("cpu"), rows=5)
+    assert len(set(batch.timesteps[:3].tolist())) == 3
+    assert not torch.equal(batch.inputs[0], batch.inputs[1])
+
+
+def test_conditions_of_two_shapes_are_found_before_anything_starts(
+    world: World, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1, norm_num_groups=2, cross_attention_dim=6, attention_head_dim=2,
+    )  # fmt: skip
+    folder = save_checkpoint(tmp_path / "epoch-01", ids=["0", "1", "2"], model=model)
+
+    def items(tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+        texts = [torch.ones(5, 6, dtype=dtype)] * 2 + [torch.ones(tokens, 6, dtype=dtype)]
+        return [
+            {"image": world.train[n].tensor, "conditions": {"encoder_hidden_states": text}}
+            for n, text in enumerate(texts)
+        ]
+
+    with pytest.raises(DatasetError, match=r"sample '2' has conditions .*\(7, 6\)"):
+        collect(items(7, torch.float32), folder, tmp_path / "a.gradstore", **SMALL)
+    assert not (tmp_path / "a.gradstore").exists()
+    bfloat16 = Samples(items(5, torch.bfloat16))
+    assert len(set(bfloat16.manifest.digests)) == 3
