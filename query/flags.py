@@ -27,6 +27,10 @@ def flags(model: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[...
             kind, many = _kind(field.annotation)
             text = field.description or ""
             default = field.get_default(call_default_factory=True)
+            if kind is bool:  # given or not, as other programs have it
+                flag = f"--{name.replace('_', '-')}"
+                command = click.option(flag, name, is_flag=True, default=None, help=text)(command)
+                continue
             if not field.is_required() and default not in (None, "", []):
                 shown = ", ".join(map(str, default)) if isinstance(default, list) else default
                 text += f"  [default: {shown}]"

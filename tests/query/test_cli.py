@@ -201,7 +201,25 @@ def test_doctor_and_every_command_name_a_shadowing_package(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "command", ["", "train", "collect", "index", "query", "info", "verify", "demo", "doctor"]
+    "command",
+    [
+        "",
+        "train",
+        "plan",
+        "collect",
+        "append",
+        "delete",
+        "vacuum",
+        "merge",
+        "add-checkpoint",
+        "drop-checkpoint",
+        "index",
+        "query",
+        "info",
+        "verify",
+        "demo",
+        "doctor",
+    ],
 )
 def test_help_imports_nothing_heavy(command: str) -> None:
     heavy = ("torch", "diffusers", "trak", "faiss", "zarr", "datasets", "pyarrow", "numpy")
