@@ -14,8 +14,8 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
+from benchmarks import s3
 from gradstore.collect import Recorder, Samples
-from tests import s3
 
 # Several test processes share the cores; one thread each keeps them out of each other's way.
 torch.set_num_threads(1)

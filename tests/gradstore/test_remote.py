@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.s3 import Server
 from gradstore import delete, drop_checkpoint, merge, open_store, vacuum
 from gradstore.collect import ProjectorSpec, append, collect, plan
 from gradstore.errors import NotAStoreError, StoreError, UnsealedError
@@ -24,7 +25,6 @@ from query import collect_queries, search
 from tests.conftest import NAMES, World
 from tests.gradstore.test_changes import everything, grown, other_store, require_equal
 from tests.gradstore.test_store import filled, manifest, rows, spec
-from tests.s3 import Server
 
 SMALL: dict[str, Any] = {"projector": ProjectorSpec(proj_dim=64), "shard_samples": 2}
 

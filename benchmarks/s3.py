@@ -11,11 +11,11 @@ import urllib.request
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 _REQUEST = re.compile(r'"(?:\x1b\[\d+m)*(GET|PUT|POST|HEAD|DELETE) /bucket(\S*) HTTP')
 
@@ -53,7 +53,7 @@ def serve(folder: Path) -> Iterator[Server]:
         port = probe.getsockname()[1]
     url, log = f"http://127.0.0.1:{port}", folder / "s3.log"
     with log.open("wb") as out:
-        server = subprocess.Popen(
+        server = subprocess.Popen(  # noqa: S603
             [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
             stdout=out,
             stderr=out,
