@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from gradstore.layout import Layout
 
 _CRC_BYTES: Final = 4
+# The CRC32C of anything that is followed by its own CRC32C.
+_RESIDUE: Final = 0x48674BC7
 _EMPTY: Final = np.uint64(2**64 - 1)
 
 
@@ -112,9 +114,8 @@ class ShardCodec:
         if len(content) % self.stride:
             raise StoreError(f"{len(content)} bytes are not whole chunks of {self.stride}")
         chunks = content.reshape(-1, self.stride)
-        sums = chunks[:, -_CRC_BYTES:].copy().view("<u4")[:, 0]
-        found = (google_crc32c.value(chunk[:-_CRC_BYTES]) for chunk in chunks)
-        if not np.array_equal(sums, np.fromiter(found, "<u4", len(chunks))):
+        value = google_crc32c.value
+        if any([value(chunk) != _RESIDUE for chunk in chunks]):  # noqa: C419, half the time
             raise StoreError("a checksum differs")
         return chunks
 

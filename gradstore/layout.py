@@ -14,7 +14,7 @@ from gradstore.errors import ConfigError
 
 CHUNK_BYTES = 8 * 1024
 SHARD_BYTES = 64 * 1024 * 1024
-SHARD_SAMPLES = 512
+SHARD_SAMPLES = 1024
 ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
 
 
@@ -57,7 +57,7 @@ class Layout:
         """Pick chunk and shard sizes.
 
         Chunks of 8 KiB, one row of 4,096 float16, let a row be read and checked without its
-        neighbours; shards of at most 64 MiB and 512 samples keep the work lost to a crash small.
+        neighbours; shards of at most 64 MiB and 1,024 samples keep the work lost to a crash small.
 
         Args:
             samples: number of samples.

@@ -178,6 +178,9 @@ class LocalObjects:
 
     def _make(self, folder: Path) -> None:
         if not folder.is_dir():
+            if folder == self.root or not (self.root / "zarr.json").exists():
+                # Else what is written after a mount is lost would go to the disk below it.
+                raise FileNotFoundError(errno.ENOENT, "the store's folder is gone", str(self.root))
             self._make(folder.parent)
             folder.mkdir(exist_ok=True)
             self._unflushed.add(folder.parent)
@@ -188,6 +191,7 @@ class LocalObjects:
         building = folder.with_name(f".{folder.name}.building-{uuid4().hex}")
         try:
             for key, content in contents.items():
+                (building / key).parent.mkdir(parents=True, exist_ok=True)
                 LocalObjects(building).write(key, content)
             folder.parent.mkdir(parents=True, exist_ok=True)
             building.rename(folder)
