@@ -7,26 +7,32 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 
+from gradstore import open_store
 from query import cli
 from tests.conftest import images, save_checkpoint, unet
+from tests.gradstore.test_store import filled
 
 if TYPE_CHECKING:
     from tests.conftest import World
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+HERE = Path(__file__).parent.parent
+README, FORMAT = (HERE / "README.md").read_text(), (HERE / "docs" / "format.md").read_text()
+# Planned, for what is appended was not part of the training run.
+PLANNED = ["--proj-dim", "32", "--events", "planned", "--timesteps", "1"]
 # What makes the README's commands quick enough to be a test.
 QUICK = {
     "train": ["--limit", "24", "--epochs", "2", "--checkpoint-every", "1", "--channels", "8,8"],
-    "plan": ["--proj-dim", "32"],
-    "collect": ["--proj-dim", "32"],
+    "plan": PLANNED,
+    "collect": PLANNED,
     "query": ["--limit", "2", "--timesteps", "2", "--draws", "1"],
 }
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
 
 
 @pytest.fixture(autouse=True)
@@ -67,10 +73,13 @@ def test_the_python_blocks_run(
 def test_the_commands_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (block,) = blocks("sh")
-    lines = block.strip().splitlines()
-    assert len(lines) == 8
-    for line in lines:
+    lines = [line for block in blocks("sh") for line in block.strip().splitlines()]
+    assert len(lines) == 12
+    Path("more").mkdir()
+    for number, image in enumerate(images(3)):
+        image.save(f"more/{number}.png")
+    for shown in lines:
+        line = shown.replace("dog/17.png,dog/18.png", "1.png,2.png")
         program, *arguments = line.split()
         extra = QUICK.get(arguments[0], [])
         monkeypatch.setattr(sys, "argv", [program, *arguments, *extra])
@@ -78,3 +87,16 @@ def test_the_commands_run(
             cli.main()
         assert not stopped.value.code, (line, capsys.readouterr().err)
     assert Path("answers/report.html").exists()
+
+
+def test_the_format_page_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bare zarr, xarray and pandas read a store."""
+    filled(Path("train.gradstore"))
+    (block,) = blocks("python", FORMAT)
+    names: dict[str, Any] = {}
+    exec(block, names)  # noqa: S102
+    store = open_store("train.gradstore")
+    np.testing.assert_array_equal(names["directions"], store.rows(0).direction)
+    np.testing.assert_array_equal(names["rows"]["norm"], store.rows(0).norm)
+    assert list(names["samples"]["id"]) == list(store.manifest.ids)
+    assert "xarray.DataArray" in capsys.readouterr().out
