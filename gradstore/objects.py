@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -92,6 +93,9 @@ class Objects(Protocol):
     def names(self, prefix: str) -> set[str]:
         """Names of the objects, but not of the folders, right below a prefix."""
 
+    def size(self, key: str) -> int:
+        """Bytes of an object."""
+
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Key and bytes of every object below a prefix."""
 
@@ -134,7 +138,8 @@ class LocalObjects:
 
     def read(self, key: str) -> bytes:
         """See `Objects`."""
-        return (self.root / key).read_bytes()
+        with open(_open(self.root / key), "rb") as file:
+            return file.read()
 
     def read_ranges(
         self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
@@ -142,7 +147,7 @@ class LocalObjects:
         """See `Objects`."""
         # Not a memory map: where a file is cut short or its disk goes away, a map kills the
         # process by a signal and a read raises.
-        opened = os.open(self.root / key, os.O_RDONLY)
+        opened = _open(self.root / key)
         try:
             size = os.fstat(opened).st_size
             if any(start + length > size for start, length in ranges):
@@ -247,12 +252,25 @@ class LocalObjects:
                 raise
             return set()
 
+    def size(self, key: str) -> int:
+        """See `Objects`."""
+        return (self.root / key).stat().st_size
+
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See `Objects`."""
         for folder, _, files in os.walk(self.root / prefix):
             for name in files:
                 file = Path(folder, name)
-                yield file.relative_to(self.root).as_posix(), file.stat().st_size
+                yield file.relative_to(self.root).as_posix(), file.lstat().st_size
+
+
+def _open(file: Path) -> int:
+    """Open a regular file to read. Anything else, such as a pipe, might keep a reader waiting."""
+    opened = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+    return opened
 
 
 def _sync(folder: Path) -> None:

@@ -16,7 +16,7 @@ from gradstore.errors import NotAStoreError, StoreError, UnsealedError
 from gradstore.fingerprint import row_fingerprint
 from gradstore.manifest import Manifest
 from gradstore.objects import LocalObjects, Objects, objects_at
-from gradstore.part import Part
+from gradstore.part import MANIFEST, Part
 from gradstore.rows import Rows
 from gradstore.spec import FORMAT_VERSION, StoreSpec
 
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.part import Arrays
+    from gradstore.spec import PartSpec
 
 _log = logging.getLogger("gradstore")
 
 ROOT = "zarr.json"
 _MOST_ROOT_BYTES = 64 * 2**20
+_BELIEVED_SAMPLES = 1 << 20
 
 
 class Store:
@@ -344,16 +346,34 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
         )
     try:
         spec = StoreSpec.model_validate(attributes)
+        for part in spec.parts:
+            _require_plausible(objects, part)
         return Store(objects, spec, root, skip_unsealed=skip_unsealed)
     except ValidationError as error:
         first = error.errors()[0]
         what, found = ".".join(map(str, first["loc"])) or "gradstore", first["msg"]
-    except (StoreError, RecursionError) as error:
-        what, found = "identity", str(error)
+    except (StoreError, RecursionError, ValueError) as error:
+        what, found = "gradstore", str(error)
     raise StoreError(
         f"{where}/zarr.json: attribute {what} is wrong: {found}. Restore zarr.json from a copy of "
         "the store."
     )
+
+
+def _require_plausible(objects: Objects, part: PartSpec) -> None:
+    """Raise `StoreError` if a part claims more samples than its manifest can list.
+
+    What a file claims is believed up to a million; beyond, memory depends on it.
+    """
+    if part.layout.samples <= _BELIEVED_SAMPLES:
+        return
+    key = f"{part.path}/{MANIFEST}".lstrip("/")
+    try:
+        size = objects.size(key)
+    except OSError as error:
+        raise StoreError(f"{key} cannot be read: {error.strerror}") from error
+    if size < part.layout.samples:
+        raise StoreError(f"{part.layout.samples} samples are not listed in {size} bytes of {key}")
 
 
 def root_object(spec: StoreSpec) -> bytes:

@@ -105,10 +105,14 @@ class RemoteObjects:
                     self._obstore.put(self._store, under + key, content)
             self._obstore.put(self._store, last, contents["zarr.json"], mode="create")
 
+    def size(self, key: str) -> int:
+        """See `Objects`."""
+        with self._errors(key):
+            return int(self._obstore.head(self._store, key)["size"])
+
     def _exists(self, key: str) -> bool:
         try:
-            with self._errors(key):
-                self._obstore.head(self._store, key)
+            self.size(key)
         except FileNotFoundError:
             return False
         return True

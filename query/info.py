@@ -23,10 +23,7 @@ def describe(location: str) -> str:
             f"  rows         {found['slots']} per sample and checkpoint, {found['dim']:,} × "
             f"{found['dtype']}"
         ),
-        (
-            f"  model        {found['model']['class']}, {found['model']['num_parameters']:,} "
-            "parameters"
-        ),
+        f"  model        {_short(found['model'])}",
         f"  objective    {_short(found['objective'])}",
         f"  projector    {_short(found['projector'])}",
         f"  events       {_short(found['events'])}",
@@ -79,10 +76,12 @@ def examine(store: Store) -> dict[str, Any]:
         "slots": store.slots,
         "dim": store.dim,
         "dtype": store.dtype,
-        "model": {name: identity["model"][name] for name in ("class", "num_parameters")},
-        "objective": identity["objective"],
-        "projector": identity["projector"],
-        "events": identity["events"],
+        "model": {
+            name: value
+            for name, value in _section(identity, "model").items()
+            if name in {"class", "num_parameters"}
+        },
+        **{name: _section(identity, name) for name in ("objective", "projector", "events")},
         "nbytes": total,
         "checkpoints": [
             {
@@ -103,11 +102,16 @@ def examine(store: Store) -> dict[str, Any]:
                 "deleted": len(store.deletions.rows(part.spec.path)),
                 "shard_samples": part.layout.shard_samples,
                 "nbytes": of_part[part.spec.path],
-                "versions": part.spec.made_by.get("versions", {}),
+                "versions": _section(part.spec.made_by, "versions"),
             }
             for part in store.parts
         ],
     }
+
+
+def _section(identity: dict[str, Any], name: str) -> dict[str, Any]:
+    found = identity.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _size(nbytes: int) -> str:
