@@ -1,7 +1,7 @@
-"""Makes the golden store of the present format: `python -m tests.golden.make`.
+"""Makes the golden stores of the present format: `python -m tests.golden.make`.
 
-Once a format is released its golden store is never made again: it shows that what users keep stays
-readable. A new format gets a new folder beside the old ones.
+Once a format is released its golden stores are never made again: they show that what users keep
+stays readable. A new format gets new folders beside the old ones.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
+from gradstore.changes import add_part, delete, open_part, part_path
 from gradstore.fingerprint import fingerprint
 from gradstore.layout import Layout
 from gradstore.manifest import Manifest
-from gradstore.rows import Rows
+from gradstore.part import Part
+from gradstore.reader import Store
+from gradstore.rows import Rows, given_dtype
 from gradstore.spec import FORMAT_VERSION, CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
 from gradstore.writer import create, write_shard
 
 HERE = Path(__file__).parent
-LAYOUT = Layout(samples=7, slots=2, dim=6, dtype="float16", chunk_samples=2, shard_samples=4)
 IDENTITY: Identity = {
     "model": {"class": "UNet2DModel", "num_parameters": 6},
     "checkpoints": [{"weights": "00", "number": 0}, {"weights": "11", "number": 1}],
@@ -48,28 +50,65 @@ def rows(checkpoint: int) -> Rows:
     )
 
 
-def make(path: Path) -> None:
-    """Write the store."""
+def _layout(samples: int, dtype: str) -> Layout:
+    return Layout(samples, slots=2, dim=6, dtype=dtype, chunk_samples=2, shard_samples=4)
+
+
+def _fill(part: Part) -> None:
+    for checkpoint in range(len(ETAS)):
+        whole = rows(checkpoint)
+        dtype = given_dtype(part.layout.dtype)
+        for shard in range(part.layout.shards):
+            here = slice(*part.layout.span(shard))
+            write_shard(
+                part,
+                checkpoint,
+                shard,
+                Rows(
+                    whole.direction[here].astype(dtype),
+                    whole.norm[here],
+                    whole.loss[here],
+                    whole.timestep[here],
+                ),
+            )
+
+
+def make(path: Path, dtype: str = "float16") -> Store:
+    """Write a store."""
+    identity: Identity = {**IDENTITY, "storage": {"dtype": dtype}}
     spec = StoreSpec(
-        fingerprint=fingerprint(IDENTITY),
-        identity=IDENTITY,
+        fingerprint=fingerprint(identity),
+        identity=identity,
         parts=[
-            PartSpec(layout=LayoutSpec.of(LAYOUT), made_by={"versions": {"gradstore": "0.1.0"}})
+            PartSpec(
+                layout=LayoutSpec.of(_layout(7, dtype)),
+                made_by={"versions": {"gradstore": "0.1.0"}},
+            )
         ],
         checkpoints=[
             CheckpointSpec(path=f"run/{k}", eta=eta, number=k) for k, eta in enumerate(ETAS)
         ],
     )
     store = create(path, spec, manifest())
-    for checkpoint in range(len(ETAS)):
-        whole = rows(checkpoint)
-        for shard in range(LAYOUT.shards):
-            here = slice(*LAYOUT.span(shard))
-            part = Rows(
-                whole.direction[here], whole.norm[here], whole.loss[here], whole.timestep[here]
-            )
-            write_shard(store.parts[0], checkpoint, shard, part)
+    _fill(store.parts[0])
+    return store
 
+
+def make_grown(path: Path) -> Store:
+    """A store of int8 that three samples were appended to and two deleted from."""
+    store = make(path, "int8")
+    more = Manifest(["new-0", "new-1", "new-2"], ["a" * 32] * 3, {"year": [1999, 2000, None]})
+    spec = PartSpec(path=part_path(more), layout=LayoutSpec.of(_layout(3, "int8")))
+    part = open_part(store, spec, more)
+    _fill(part)
+    return delete(add_part(store, part), ["sample-2", "new-1"])
+
+
+STORES = {
+    f"format-{FORMAT_VERSION}.gradstore": make,
+    f"format-{FORMAT_VERSION}-grown.gradstore": make_grown,
+}
 
 if __name__ == "__main__":
-    make(HERE / f"format-{FORMAT_VERSION}.gradstore")
+    for name, maker in STORES.items():
+        maker(HERE / name)

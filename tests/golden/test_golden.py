@@ -11,19 +11,19 @@ import zarr
 
 from gradstore.reader import open_store
 from gradstore.rows import ARRAYS
-from gradstore.spec import FORMAT_VERSION
 from gradstore.verify import verify
 from indexer import build_index
 from tests.golden import make
 
-STORES = sorted(make.HERE.glob("format-*.gradstore"))
+PLAIN = sorted(make.HERE.glob("format-[0-9].gradstore"))
+GROWN = sorted(make.HERE.glob("format-*-grown.gradstore"))
 
 
-def test_there_is_one_for_the_present_format() -> None:
-    assert make.HERE / f"format-{FORMAT_VERSION}.gradstore" in STORES
+def test_there_are_some_for_the_present_format() -> None:
+    assert {make.HERE / name for name in make.STORES} <= {*PLAIN, *GROWN}
 
 
-@pytest.mark.parametrize("path", STORES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.name)
 def test_a_golden_store_is_read(path: Path) -> None:
     store = open_store(path)
     assert {report.problem for report in verify(store)} == {None}
@@ -37,7 +37,7 @@ def test_a_golden_store_is_read(path: Path) -> None:
             )
 
 
-@pytest.mark.parametrize("path", STORES, ids=lambda path: path.name)
+@pytest.mark.parametrize("path", PLAIN, ids=lambda path: path.name)
 def test_any_zarr_and_any_parquet_reads_it(path: Path) -> None:
     root = zarr.open_group(path, mode="r")
     np.testing.assert_array_equal(root["checkpoints/1/direction"][:], make.rows(1).direction)  # type: ignore[index]
@@ -45,10 +45,28 @@ def test_any_zarr_and_any_parquet_reads_it(path: Path) -> None:
     assert table["id"].to_pylist() == make.manifest().ids
 
 
-def test_what_is_written_today_is_the_golden_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", GROWN, ids=lambda path: path.name)
+def test_a_golden_store_that_grew_is_read(path: Path) -> None:
+    store = open_store(path)
+    assert {report.problem for report in verify(store)} == {None}
+    first, more = [0, 1, 3, 4, 5, 6], [0, 2]
+    names = [make.manifest().ids[row] for row in first]
+    assert list(store.manifest.ids) == [*names, "new-0", "new-2"]
+    assert store.manifest.metadata["year"] == [None] * 6 + [1999, None]
+    assert len(store.deletions) == 2
+    for checkpoint in range(2):
+        exact, found = make.rows(checkpoint), store.rows(checkpoint)
+        direction = exact.direction[first + more].astype(np.float32)
+        step = np.abs(direction).max(axis=2, keepdims=True) / 127
+        assert (np.abs(found.direction - direction) <= 0.5001 * step).all()
+        np.testing.assert_array_equal(found.norm, exact.norm[first + more])
+        np.testing.assert_array_equal(found.timestep, exact.timestep[first + more])
+
+
+@pytest.mark.parametrize("name", make.STORES)
+def test_what_is_written_today_is_the_golden_store(name: str, tmp_path: Path) -> None:
     """Object by object: whoever changes the format's bytes learns of it here."""
-    golden = make.HERE / f"format-{FORMAT_VERSION}.gradstore"
-    make.make(tmp_path / "s.gradstore")
+    make.STORES[name](tmp_path / "s.gradstore")
 
     def objects(root: Path) -> dict[str, bytes]:
         return {
@@ -57,11 +75,11 @@ def test_what_is_written_today_is_the_golden_store(tmp_path: Path) -> None:
             if file.is_file() and file.suffix != ".parquet" and file.name != "zarr.json"
         }
 
-    assert objects(tmp_path / "s.gradstore") == objects(golden)
+    assert objects(tmp_path / "s.gradstore") == objects(make.HERE / name)
 
 
 def test_a_golden_store_is_indexed(tmp_path: Path) -> None:
     import shutil
 
-    path = Path(shutil.copytree(STORES[0], tmp_path / "s.gradstore"))
+    path = Path(shutil.copytree(PLAIN[0], tmp_path / "s.gradstore"))
     assert build_index(open_store(path), "retrac").spec.count == 7
