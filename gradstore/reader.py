@@ -162,7 +162,10 @@ class Store:
                 f"{self.location} holds samples 0:{self.samples}; {start}:{stop} were asked for"
             )
         kept = self._kept
-        places = np.arange(start, stop) if kept is None else kept[start:stop]
+        return self._by_part(np.arange(start, stop) if kept is None else kept[start:stop])
+
+    def _by_part(self, places: NDArray[np.int64]) -> list[tuple[Part, NDArray[np.int64]]]:
+        """Rising places among all samples of all parts, as numbers within each part."""
         cuts = np.searchsorted(places, self._starts)
         return [
             (part, places[low:high] - first)
@@ -238,12 +241,7 @@ class Store:
             UnsealedError: if a shard that holds one of them is not sealed.
             StoreError: if data is damaged or missing.
         """
-        wanted = np.asarray(samples, np.int64)
-        if wanted.size == 0 or wanted.min() < 0 or wanted.max() >= self.samples:
-            raise StoreError(
-                f"{self.location} holds samples 0 … {self.samples - 1}; others were asked for"
-            )
-        places = wanted if self._kept is None else self._kept[wanted]
+        places = self._places(np.asarray(samples, np.int64))
         if len(self.parts) == 1:
             return Rows.restored(self.parts[0].take(self.number(checkpoint), places))
         owner = np.searchsorted(self._starts, places, side="right") - 1
@@ -257,17 +255,35 @@ class Store:
         back = np.argsort(order)
         return Rows.restored({name: array[back] for name, array in _joined(found).items()})
 
-    def column(self, name: str, checkpoint: int) -> NDArray[Any]:
-        """`norm`, `loss` or `timestep` of all samples at a checkpoint, `[samples, slots]`.
+    def _places(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        if samples.size == 0 or samples.min() < 0 or samples.max() >= self.samples:
+            raise StoreError(
+                f"{self.location} holds samples 0 … {self.samples - 1}; others were asked for"
+            )
+        return samples if self._kept is None else self._kept[samples]
+
+    def column(
+        self, name: str, checkpoint: int, samples: NDArray[np.int64] | None = None
+    ) -> NDArray[Any]:
+        """`norm`, `loss` or `timestep` at a checkpoint, `[samples, slots]`.
 
         Reads no direction, so it is cheap for any store.
+
+        Args:
+            name: which.
+            checkpoint: place of the checkpoint.
+            samples: numbers of samples, rising; by default all.
 
         Raises:
             UnsealedError: if a shard is not sealed.
             StoreError: if data is damaged or missing.
         """
         number = self.number(checkpoint)
-        pieces = self._pieces(0, self.samples)
+        pieces = (
+            self._pieces(0, self.samples)
+            if samples is None
+            else self._by_part(self._places(samples))
+        )
         return np.concatenate([part.column(number, name, rows) for part, rows in pieces])
 
     def blocks(self) -> Iterator[tuple[int, int]]:

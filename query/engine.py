@@ -191,7 +191,7 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
     }  # fmt: skip
     for answer in answers:
         query_labels, train_labels = labels(answer.queries), labels(answer.store)
-        steps = timesteps(answer.store)
+        steps = timesteps([answer])
         for side, ranking in answer.sides.items():
             for query, name in enumerate(answer.queries.manifest.ids):
                 for rank, row in enumerate(ranking.rows[query].tolist()):
@@ -204,7 +204,7 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
                         answer.store.manifest.ids[row],
                         train_labels[row] if train_labels else None,
                         float(ranking.scores[query, rank]),
-                        steps[row].tolist(),
+                        steps[row],
                     )
                     for column, value in zip(columns.values(), values, strict=True):
                         column.append(value)
@@ -213,6 +213,12 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
     )
 
 
-def timesteps(store: Store) -> NDArray[np.int32]:
-    """Timesteps of every sample, int32 `[samples, checkpoints × slots]`."""
-    return np.concatenate([store.column("timestep", k) for k in range(store.checkpoints)], axis=1)
+def timesteps(answers: Sequence[Answer]) -> dict[int, list[int]]:
+    """Timesteps of each sample that answers of one store found, at all checkpoints, by its number.
+
+    Of those only: a store under a URL may have thousands of shards.
+    """
+    found = np.unique([side.rows for answer in answers for side in answer.sides.values()])
+    store = answers[0].store
+    columns = [store.column("timestep", k, found) for k in range(store.checkpoints)]
+    return dict(zip(found.tolist(), np.concatenate(columns, axis=1).tolist(), strict=True))

@@ -105,7 +105,7 @@ def _queries(
 ) -> list[dict[str, Any]]:
     first = section.answers[0]
     query_labels, train_labels = labels(first.queries), labels(first.store)
-    steps = timesteps(first.store)
+    steps = timesteps(section.answers)
     comparable = first.labels_comparable
     replayed = _replayed(first.store)
 
@@ -124,7 +124,7 @@ def _queries(
                     "image": _image(train, answer.store, row, f"t{row}", images),
                     "label": train_labels[row] if train_labels else None,
                     "score": f"{score:.3g}",
-                    "timesteps": " ".join(map(str, steps[row].tolist())) if replayed else "",
+                    "timesteps": " ".join(map(str, steps[row])) if replayed else "",
                     "kind": kind,
                 }
             )

@@ -20,7 +20,7 @@ from gradstore.objects import objects_at
 from gradstore.rows import ARRAYS
 from gradstore.verify import verify
 from gradstore.writer import create, unseal, write_shard
-from indexer import build_index
+from indexer import ReTrac, build_index, features
 from query import collect_queries, search
 from tests.conftest import NAMES, World
 from tests.gradstore.test_changes import everything, grown, other_store, require_equal
@@ -111,7 +111,7 @@ def test_a_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         open_store("s3://bucket/s.gradstore")
 
 
-def test_requests_are_few(bucket: str, s3_server: Server) -> None:
+def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> None:
     url = f"{bucket}/s.gradstore"
     made = create(url, spec(), manifest())
     with s3_server.counted() as counts:
@@ -133,6 +133,14 @@ def test_requests_are_few(bucket: str, s3_server: Server) -> None:
     with s3_server.counted() as counts:
         store.column("norm", 1)
     assert counts == Counter(LIST=1, GET=3)
+    with s3_server.counted() as counts:
+        store.column("norm", 1, np.array([5, 6]))
+    assert counts == Counter(LIST=1, GET=1)
+    index = build_index(store, "retrac", tmp_path / "index")
+    with s3_server.counted() as counts:
+        index.search(features(store, ReTrac(), 0, 1), 3)
+    # Of the query's rows a shard at each checkpoint; the index asks whether it is up to date.
+    assert counts == Counter(LIST=2, GET=2 * len(ARRAYS) + 1)
     with s3_server.counted() as counts:
         store.is_current()
     assert counts == Counter(GET=1)
