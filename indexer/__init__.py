@@ -9,11 +9,23 @@ from gradstore.lazy import exporter
 if TYPE_CHECKING:
     from indexer.feature import feature_dim, features, iter_features
     from indexer.index import SearchIndex, build_index, index_path, open_index
-    from indexer.measures import MEASURES, Measure, ReTrac, TracIn, measure_of
+    from indexer.measures import (
+        MEASURES,
+        Calibrated,
+        Clip,
+        Measure,
+        Power,
+        ReTrac,
+        TracIn,
+        measure_of,
+    )
 
 __all__ = [
     "MEASURES",
+    "Calibrated",
+    "Clip",
     "Measure",
+    "Power",
     "ReTrac",
     "SearchIndex",
     "TracIn",

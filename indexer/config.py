@@ -14,4 +14,8 @@ class IndexConfig(Spec):
     skip_unsealed: bool = Field(
         False, description="leave out samples that are not collected yet, and say how many"
     )
-    measures: list[str] = Field(["tracin", "retrac"], min_length=1, description="one index each")
+    measures: list[str] = Field(
+        ["tracin", "retrac"],
+        min_length=1,
+        description="one index each: tracin, retrac, power:ALPHA, clip:Q, calibrated",
+    )

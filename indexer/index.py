@@ -138,7 +138,7 @@ class SearchIndex:
 
 def index_path(store: Store, measure: Measure | str) -> Path:
     """Where the index of a store under a measure stands unless told otherwise."""
-    name = f"{store.name}.{measure_of(measure).name}.index"
+    name = f"{store.name}.{measure_of(measure).name.replace(':', '-')}.index"
     # FAISS reads files: the index of a store under a URL stands in the current folder.
     return Path(name) if store.objects.remote else store.path.with_name(name)
 
@@ -168,6 +168,7 @@ def build_index(
     measure = measure_of(measure)
     path = Path(path) if path is not None else index_path(store, measure)
     store.require_complete()
+    measure = measure.fitted(store)
     spec = _spec(store, measure, etas)
     faiss = _faiss()
     if path.exists():
@@ -250,7 +251,7 @@ def open_index(
         SearchIndexError: if there is none, it is damaged, or it was built from something else.
     """
     path = Path(path)
-    measure = measure_of(measure)
+    measure = measure_of(measure).fitted(store)
     expected = _spec(store, measure, etas)
     mend = f"Remove {path} and build it again: {_update(store, measure)}"
     if not path.exists():
@@ -261,7 +262,8 @@ def open_index(
         raise SearchIndexError(
             f"{path} exists and is not a whole index ({SPEC_NAME} is missing or damaged). {mend}"
         ) from error
-    for name in IndexSpec.model_fields:
+    # The samples last: what differs in nothing else can be brought up to date.
+    for name in sorted(IndexSpec.model_fields, key=("samples", "count").count):
         found, wanted = getattr(spec, name), getattr(expected, name)
         if found != wanted and name in {"samples", "count"}:
             raise SearchIndexError(
