@@ -207,9 +207,9 @@ class Calibrated:
         edges, means = np.array(self.edges[checkpoint]), np.array(self.means[checkpoint])
         group = np.searchsorted(edges, rows.timestep, side="right") - 1
         mean = means[np.maximum(group, 0)]
-        return np.divide(rows.norm, mean, out=np.zeros(mean.shape), where=mean > 0).astype(
-            np.float32
-        )
+        weights = np.zeros(rows.norm.shape, np.float32)
+        np.divide(rows.norm, mean, out=weights, where=mean > 0, casting="same_kind")
+        return weights
 
 
 def _require_share(measure: str, name: str, value: float) -> None:

@@ -28,7 +28,8 @@ def test_the_exported_names() -> None:
         "open_store", "vacuum",
     }  # fmt: skip
     assert set(indexer.__all__) == {
-        "MEASURES", "Calibrated", "Clip", "Measure", "Power", "ReTrac", "SearchIndex", "TracIn", "build_index", "feature_dim",
+        "MEASURES", "Calibrated", "Clip", "Measure", "Power", "ReTrac", "SearchIndex", "TracIn",
+        "build_index", "feature_dim",
         "features", "index_path", "iter_features", "measure_of", "open_index",
     }  # fmt: skip
     assert set(query.__all__) == {

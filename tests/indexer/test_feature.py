@@ -52,7 +52,7 @@ def test_wrong_etas_are_refused(store: Store, etas: list[float]) -> None:
 
 
 def test_unknown_measures_are_refused() -> None:
-    with pytest.raises(ConfigError, match="no measure 'trac'; use tracin or retrac"):
+    with pytest.raises(ConfigError, match="no measure 'trac'; use tracin, retrac"):
         measure_of("trac")
 
 
