@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from time import sleep
 from typing import TYPE_CHECKING
 
@@ -26,12 +26,13 @@ class Claims:
     machines on file systems that share them, as NFS does.
 
     Args:
-        file: the file that is locked; it is made, and removed when all is done.
+        files: the files that are locked, one for each store that is filled; they are made, and
+            removed when all is done. A task is claimed when its byte is locked in all of them.
         done: tells whether a task is done already; asked when its lock is held.
     """
 
-    def __init__(self, file: Path, done: Callable[[Task], bool]) -> None:
-        self._file = file
+    def __init__(self, files: Sequence[Path], done: Callable[[Task], bool]) -> None:
+        self._files = sorted(files)
         self._done = done
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
@@ -42,28 +43,32 @@ class Claims:
         """Call `work` on each of `tasks` that no other process does, until all are done."""
         if not tasks:
             return
-        left = list(enumerate(tasks))
-        with self._opened() as file:
+        left = list(tasks)
+        with ExitStack() as opened:
+            locks = [opened.enter_context(_opened(file)) for file in self._files]
             while left:
                 others = []
-                for place, task in left:
-                    with _locked(file, _byte(task)) as mine:
-                        if not mine:
-                            others.append((place, task))
+                for task in left:
+                    with ExitStack() as held:
+                        mine = (held.enter_context(_locked(lock, _byte(task))) for lock in locks)
+                        if not all(mine):
+                            others.append(task)
                         elif not self._done(task):
                             work(task)
                 if len(others) == len(left):
                     sleep(_POLL_SECONDS)
                 left = others
-        self._file.unlink(missing_ok=True)  # all is done: whoever comes now has nothing to lock
+        for file in self._files:
+            file.unlink(missing_ok=True)  # all is done: whoever comes now has nothing to lock
 
-    @contextmanager
-    def _opened(self) -> Iterator[int]:
-        file = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            yield file
-        finally:
-            os.close(file)
+
+@contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def _byte(task: Task) -> int:

@@ -159,7 +159,7 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
     def done(task: Task) -> bool:
         return all(task.shard in part.sealed(numbers[task.checkpoint]) for part in parts)
 
-    executor = executor or from_environment() or _claims(parts[0], done)
+    executor = executor or from_environment() or _claims(parts, done)
     missing = {
         Task(place, shard)
         for part in parts
@@ -177,10 +177,12 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
     return parts
 
 
-def _claims(part: Part, done: Callable[[Task], bool]) -> Executor:
-    """Any number of processes, where the store is a folder; else this one."""
-    objects = part.objects
-    if not isinstance(objects, LocalObjects):
-        return InProcess()
-    name = f".{objects.root.name}{part.spec.path.replace('/', '-')}.claims"
-    return Claims(objects.root.with_name(name), done)
+def _claims(parts: Sequence[Part], done: Callable[[Task], bool]) -> Executor:
+    """Any number of processes, where the stores are folders; else this one."""
+    files = []
+    for part in parts:
+        if not isinstance(part.objects, LocalObjects):
+            return InProcess()
+        root = part.objects.root
+        files.append(root.with_name(f".{root.name}{part.spec.path.replace('/', '-')}.claims"))
+    return Claims(files, done)

@@ -238,6 +238,7 @@ class Worker:
             write_shard(self._parts[place][0], number, task.shard, rows)
 
     def _prepare(self, place: int) -> None:
+        self._prepared = None
         self._projections: list[Projection] = []  # the old checkpoint's go before the new come
         self._buffers: list[Tensor] = []
         self._loaded = self._load(place)

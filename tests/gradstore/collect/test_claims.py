@@ -48,8 +48,8 @@ def _stop_amid(checkpoints: list[Path], store: Path, mark: Path) -> None:
 
 def test_claims_do_each_task_once(tmp_path: Path) -> None:
     done: list[Task] = []
-    check_executors([Claims(tmp_path / "a.gradstore", done.__contains__)])
-    Claims(tmp_path / "a.gradstore", lambda task: True).run(
+    check_executors([Claims([tmp_path / "a", tmp_path / "b"], done.__contains__)])
+    Claims([tmp_path / "a"], lambda task: True).run(
         [Task(0, 0)], lambda task: pytest.fail("it was done already")
     )
     assert list(tmp_path.iterdir()) == []
