@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError
 
 from gradstore.errors import DependencyError, QueryError, SearchIndexError, StoreError
 from gradstore.manifest import Manifest
+from gradstore.objects import objects_at
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
 from indexer.feature import checked_etas, feature_dim, features
@@ -217,12 +218,14 @@ def _outdated(path: Path, spec: IndexSpec, store: Store, measure: Measure) -> tu
         None if the index is up to date or of something else, which `open_index` tells.
     """
     try:
-        found = IndexSpec.model_validate_json((path / SPEC_NAME).read_text())
+        files = objects_at(path)
+        found = IndexSpec.model_validate_json(files.read(SPEC_NAME))
         alike = found.model_copy(update={"samples": spec.samples, "count": spec.count}) == spec
         if not alike or found.samples == spec.samples:
             return None, 0
-        content = (path / SAMPLES_NAME).read_bytes()
-        was = Manifest.parse(content, where=str(path / SAMPLES_NAME), samples=found.count)
+        was = Manifest.parse(
+            files.read(SAMPLES_NAME), where=str(path / SAMPLES_NAME), samples=found.count
+        )
     except (OSError, ValueError, StoreError):
         return None, 0
     now = list(zip(store.manifest.ids, store.manifest.digests, strict=True))
@@ -257,8 +260,8 @@ def open_index(
     if not path.exists():
         raise SearchIndexError(f"there is no index {path}. Build it: {_update(store, measure)}")
     try:
-        spec = IndexSpec.model_validate_json((path / SPEC_NAME).read_text())
-    except (OSError, ValidationError, UnicodeDecodeError) as error:
+        spec = IndexSpec.model_validate_json(objects_at(path).read(SPEC_NAME))
+    except (OSError, ValidationError) as error:
         raise SearchIndexError(
             f"{path} exists and is not a whole index ({SPEC_NAME} is missing or damaged). {mend}"
         ) from error
@@ -281,8 +284,11 @@ def open_index(
 
 def _vectors(path: Path, spec: IndexSpec, store: Store, measure: Measure) -> Any:
     mend = f"Remove {path} and build it again: {_update(store, measure)}"
+    file = path / VECTORS_NAME
     try:
-        vectors = _faiss().read_index(str(path / VECTORS_NAME))
+        if not file.is_file():  # a pipe would keep FAISS waiting for ever
+            raise RuntimeError("it is not a regular file")
+        vectors = _faiss().read_index(str(file))
     except RuntimeError as error:
         raise SearchIndexError(
             f"index {path} is damaged: {VECTORS_NAME} cannot be read. {mend}"

@@ -174,6 +174,16 @@ def test_hostile_files_are_read_or_refused(data: Any) -> None:
         require_bounded(folder)
 
 
+def test_a_pipe_keeps_nobody_waiting(tmp_path: Path) -> None:
+    names = [file.relative_to(template()) for file in template().rglob("*") if file.is_file()]
+    for place, name in enumerate(names):
+        folder = Path(shutil.copytree(template(), tmp_path / str(place) / "hostile"))
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+        require_bounded(folder)
+        shutil.rmtree(folder)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return Path(shutil.copytree(template(), tmp_path / "hostile"))
