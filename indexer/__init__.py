@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
-    from indexer.feature import feature_dim, features, iter_features
+    from indexer.exact import ExactEngine, Ranking
+    from indexer.feature import Features, feature_dim, features
     from indexer.index import SearchIndex, build_index, index_path, open_index
     from indexer.measures import (
         MEASURES,
@@ -24,8 +25,11 @@ __all__ = [
     "MEASURES",
     "Calibrated",
     "Clip",
+    "ExactEngine",
+    "Features",
     "Measure",
     "Power",
+    "Ranking",
     "ReTrac",
     "SearchIndex",
     "TracIn",
@@ -33,7 +37,6 @@ __all__ = [
     "feature_dim",
     "features",
     "index_path",
-    "iter_features",
     "measure_of",
     "open_index",
 ]
@@ -41,7 +44,9 @@ __all__ = [
 _HOMES = {
     "feature_dim": "indexer.feature",
     "features": "indexer.feature",
-    "iter_features": "indexer.feature",
+    "Features": "indexer.feature",
+    "ExactEngine": "indexer.exact",
+    "Ranking": "indexer.exact",
     "SearchIndex": "indexer.index",
     "build_index": "indexer.index",
     "index_path": "indexer.index",

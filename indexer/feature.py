@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradstore.errors import ConfigError
+from gradstore.errors import ConfigError, QueryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -14,12 +15,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
+    from gradstore.rows import Rows
     from indexer.measures import Measure
 
-
-def feature_dim(store: Store) -> int:
-    """Length of a feature: checkpoints × dim."""
-    return store.checkpoints * store.dim
+_BLOCK_BYTES = 128 * 2**20
 
 
 def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
@@ -34,6 +33,136 @@ def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
     return list(etas)
 
 
+@dataclass(frozen=True)
+class Features:
+    """How rows become features, and the features of any samples of stores of one fingerprint.
+
+    A feature is `√η_k · mean over slots of weight · direction`, concatenated over checkpoints, so
+    that the inner product of two is `Σ_k η_k ⟨mean_t row, mean_e row⟩` (DESIGN, "The mathematics").
+
+    Matched timestep by timestep, slots are not averaged but concatenated, too, each weighed by
+    `1/√slots`: the inner product is `Σ_k η_k · mean_t ⟨row_t, row_t⟩`, which leaves out how
+    gradients at one timestep meet those at another.
+
+    Attributes:
+        measure: weighs the rows; fitted to the training store.
+        etas: checkpoint weights η_k. A checkpoint of weight 0 is not read.
+        slots: rows per sample and checkpoint where they are matched; None where they are averaged.
+    """
+
+    measure: Measure
+    etas: tuple[float, ...]
+    slots: int | None = None
+
+    @classmethod
+    def of(
+        cls,
+        store: Store,
+        measure: Measure,
+        *,
+        etas: Sequence[float] | None = None,
+        matched: bool = False,
+    ) -> Features:
+        """Features of a training store.
+
+        Args:
+            store: the training store.
+            measure: a measure, which is fitted to it.
+            etas: checkpoint weights η_k, 0 to leave one out; by default the store's.
+            matched: match slots timestep by timestep.
+
+        Raises:
+            ConfigError: if there is not one finite, non-negative eta per checkpoint.
+        """
+        etas = checked_etas(store, etas)
+        return cls(measure.fitted(store), tuple(etas), store.slots if matched else None)
+
+    def dim(self, store: Store) -> int:
+        """Length of a feature: checkpoints × dim, times slots where they are matched."""
+        return len(self.etas) * self.width(store)
+
+    def width(self, store: Store) -> int:
+        """Length of the part that is one checkpoint's."""
+        return store.dim * (self.slots or 1)
+
+    def range(self, store: Store, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
+        """Features of samples `start` to `stop` (one past the last), float32 `[samples, dim]`.
+
+        Raises:
+            UnsealedError: if a shard that is needed is not sealed.
+            QueryError: if slots are to be matched, and the store has another number of them.
+        """
+        stop = store.samples if stop is None else stop
+        out = np.zeros((stop - start, self.dim(store)), np.float32)
+        for checkpoint in self.checkpoints:
+            self._put(store, checkpoint, store.rows(checkpoint, start, stop), out)
+        return out
+
+    def take(self, store: Store, samples: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Features of some samples, by number, in the order asked for."""
+        out = np.zeros((len(samples), self.dim(store)), np.float32)
+        for checkpoint in self.checkpoints:
+            self._put(store, checkpoint, store.take(checkpoint, samples), out)
+        return out
+
+    def blocks(self, store: Store) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """Features of all samples, at most a shard at a time, as (first sample, features)."""
+        for start, stop in self.spans(store):
+            yield start, self.range(store, start, stop)
+
+    def spans(self, store: Store) -> Iterator[tuple[int, int]]:
+        """Ranges of samples that cover the store, each within a shard and of bounded bytes."""
+        step = max(1, _BLOCK_BYTES // (4 * self.dim(store)))
+        for low, high in store.blocks():
+            for start in range(low, high, step):
+                yield start, min(start + step, high)
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """Places of the checkpoints that weigh something."""
+        return [place for place, eta in enumerate(self.etas) if eta > 0]
+
+    def _put(self, store: Store, checkpoint: int, rows: Rows, out: NDArray[np.float32]) -> None:
+        width = self.width(store)
+        out[:, checkpoint * width : (checkpoint + 1) * width] = self.part(store, checkpoint, rows)
+
+    def part(self, store: Store, checkpoint: int, rows: Rows) -> NDArray[np.float32]:
+        """The part of features that is one checkpoint's, float32 `[samples, width]`."""
+        weights = self.weights(store, checkpoint, rows)
+        direction = rows.direction.astype(np.float32, copy=False)
+        if self.slots is None:
+            mean: NDArray[np.float32] = np.einsum("ns,nsd->nd", weights, direction, optimize=True)
+            return mean
+        return (direction * weights[:, :, None]).reshape(len(rows), -1)
+
+    def weights(self, store: Store, checkpoint: int, rows: Rows) -> NDArray[np.float32]:
+        """Weights of rows within features, float32 `[samples, slots]`."""
+        if self.slots not in {None, store.slots}:
+            raise QueryError(
+                f"{store.location} has {store.slots} timesteps per sample and the training store "
+                f"{self.slots}: they cannot be matched. Collect queries at the same timesteps."
+            )
+        weights = self.measure.weights(rows, checkpoint).astype(np.float32)
+        shared = store.slots if self.slots is None else np.sqrt(store.slots)
+        weights *= np.float32(np.sqrt(self.etas[checkpoint]) / shared)
+        return weights
+
+    def require_matching(self, train: Store, queries: Store) -> None:
+        """Raise `QueryError` if slots are matched and a query's timesteps are not the samples'."""
+        if self.slots is None:
+            return
+        for checkpoint in self.checkpoints:
+            grids = [
+                np.unique(store.column("timestep", checkpoint), axis=0)
+                for store in (train, queries)
+            ]
+            if max(map(len, grids)) > 1 or not np.array_equal(grids[0], grids[1]):
+                raise QueryError(
+                    f"slots of {train.location} and {queries.location} cannot be matched: their "
+                    "timesteps differ, or differ from sample to sample. Average them instead."
+                )
+
+
 def features(
     store: Store,
     measure: Measure,
@@ -42,14 +171,11 @@ def features(
     *,
     etas: Sequence[float] | None = None,
 ) -> NDArray[np.float32]:
-    """Features of samples `start` to `stop` (one past the last).
-
-    A feature is `√η_k · mean over slots of weight · direction`, concatenated over checkpoints, so
-    that the inner product of two is `Σ_k η_k ⟨mean_t row, mean_e row⟩` (DESIGN, "The mathematics").
+    """Features of samples `start` to `stop` (one past the last), slots averaged.
 
     Args:
         store: training or query rows.
-        measure: weighs the rows.
+        measure: weighs the rows; fitted, if it must be, to the training store.
         start: first sample.
         stop: one past the last sample.
         etas: checkpoint weights η_k; by default the store's.
@@ -61,23 +187,9 @@ def features(
         UnsealedError: if a shard that is needed is not sealed.
         ConfigError: if there is not one finite, non-negative eta per checkpoint.
     """
-    stop = store.samples if stop is None else stop
-    etas = checked_etas(store, etas)
-    dim = store.dim
-    out = np.empty((stop - start, feature_dim(store)), dtype=np.float32)
-    for checkpoint, eta in enumerate(etas):
-        rows = store.rows(checkpoint, start, stop)
-        weights = measure.weights(rows, checkpoint).astype(np.float32)
-        weights *= np.float32(np.sqrt(eta) / store.slots)
-        out[:, checkpoint * dim : (checkpoint + 1) * dim] = np.einsum(
-            "ns,nsd->nd", weights, rows.direction.astype(np.float32, copy=False), optimize=True
-        )
-    return out
+    return Features(measure, tuple(checked_etas(store, etas))).range(store, start, stop)
 
 
-def iter_features(
-    store: Store, measure: Measure, *, etas: Sequence[float] | None = None
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Features of all samples, a shard at a time, as (first sample, features)."""
-    for start, stop in store.blocks():
-        yield start, features(store, measure, start, stop, etas=etas)
+def feature_dim(store: Store) -> int:
+    """Length of a feature whose slots are averaged: checkpoints × dim."""
+    return store.checkpoints * store.dim

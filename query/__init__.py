@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
-    from query.engine import Answer, Ranking, collect_queries, search, to_table
+    from query.engine import Answer, collect_queries, search, to_table
     from query.report import Section, write_report
 
 __all__ = [
     "Answer",
-    "Ranking",
     "Section",
     "collect_queries",
     "search",

@@ -10,31 +10,17 @@ import numpy as np
 from gradstore.errors import QueryError
 from gradstore.fingerprint import COMPARED, require_same
 from gradstore.spec import EventSpec
-from indexer import features
+from indexer import Ranking, features
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pyarrow as pa
-    from numpy.typing import NDArray
 
     from gradstore.collect import Objective, Projector
     from gradstore.reader import Store
     from indexer import SearchIndex
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """Training samples per query, strongest influence first.
-
-    Attributes:
-        rows: row numbers in the training store, int64 `[queries, k]`.
-        scores: influence, float32 `[queries, k]`.
-    """
-
-    rows: NDArray[np.int64]
-    scores: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ def test_the_exported_names() -> None:
         "open_store", "vacuum",
     }  # fmt: skip
     assert set(indexer.__all__) == {
-        "MEASURES", "Calibrated", "Clip", "Measure", "Power", "ReTrac", "SearchIndex", "TracIn",
-        "build_index", "feature_dim",
-        "features", "index_path", "iter_features", "measure_of", "open_index",
+        "MEASURES", "Calibrated", "Clip", "ExactEngine", "Features", "Measure", "Power", "Ranking",
+        "ReTrac", "SearchIndex", "TracIn", "build_index", "feature_dim",
+        "features", "index_path", "measure_of", "open_index",
     }  # fmt: skip
     assert set(query.__all__) == {
-        "Answer", "Ranking", "Section", "collect_queries", "search", "to_table", "write_report",
+        "Answer", "Section", "collect_queries", "search", "to_table", "write_report",
     }  # fmt: skip

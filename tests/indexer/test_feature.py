@@ -7,7 +7,7 @@ import pytest
 
 from gradstore.errors import ConfigError, UnsealedError
 from gradstore.writer import create
-from indexer import ReTrac, TracIn, feature_dim, features, iter_features, measure_of
+from indexer import Features, ReTrac, TracIn, feature_dim, features, measure_of
 from tests.gradstore.test_store import filled, manifest, spec
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def test_features_are_their_definition(store: Store, name: str, etas: list[float
 
 
 def test_a_stream_gives_all_of_them(store: Store) -> None:
-    blocks = list(iter_features(store, TracIn()))
+    blocks = list(Features.of(store, TracIn()).blocks(store))
     assert [start for start, _ in blocks] == [0, 4, 8]
     np.testing.assert_array_equal(
         np.concatenate([block for _, block in blocks]), features(store, TracIn())

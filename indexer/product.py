@@ -1,0 +1,47 @@
+"""Products of many stored rows with many queries: the one place of the indexer that needs torch.
+
+Processors with bfloat16 instructions multiply it several times as fast as float32. It keeps eight
+binary digits, which is enough to find candidates: those are scored again in float32.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has bfloat16 instructions, or there is a GPU."""
+    import torch
+
+    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+class Multiplier:
+    """Queries, ready to be multiplied with rows.
+
+    Args:
+        queries: float32 `[queries, dim]`.
+        bfloat16: whether to round both sides to bfloat16; sums are kept in float32 either way.
+    """
+
+    def __init__(self, queries: NDArray[np.float32], *, bfloat16: bool) -> None:
+        import torch
+
+        self._device = torch.device("cuda" if bfloat16 and torch.cuda.is_available() else "cpu")
+        self._dtype = torch.bfloat16 if bfloat16 else torch.float32
+        given = torch.from_numpy(np.ascontiguousarray(queries))
+        self._queries = given.to(self._device, self._dtype)
+
+    def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        """Inner products of `rows`, float16 or float32 `[rows, dim]`, as `[queries, rows]`."""
+        import torch
+
+        given = torch.from_numpy(rows).to(self._device).to(self._dtype)
+        return np.asarray((self._queries @ given.T).float().cpu().numpy())

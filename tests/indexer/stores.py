@@ -1,0 +1,70 @@
+"""Stores of random rows, larger than those of the tests of the store itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradstore.layout import Layout
+from gradstore.manifest import Manifest
+from gradstore.rows import Rows
+from gradstore.spec import LayoutSpec, PartSpec
+from gradstore.writer import create, write_shard
+from tests.gradstore.test_store import spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from gradstore.reader import Store
+
+
+def random_store(
+    path: Path,
+    samples: int = 300,
+    *,
+    slots: int = 1,
+    dim: int = 64,
+    dtype: str = "float16",
+    seed: int = 0,
+    metadata: dict[str, list[object]] | None = None,
+    even: bool = False,
+) -> Store:
+    """Unit directions with a common part, norms of some spread, and timesteps.
+
+    Args:
+        path: where.
+        samples: how many.
+        slots: rows of each at each of two checkpoints.
+        dim: length of a direction.
+        dtype: of directions.
+        seed: seed of everything.
+        metadata: columns of the manifest.
+        even: whether every sample has the same timesteps.
+    """
+    layout = Layout(
+        samples=samples, slots=slots, dim=dim, dtype=dtype, chunk_samples=2, shard_samples=128
+    )
+    names = [f"s{n}" for n in range(samples)]
+    manifest = Manifest(names, ["0"] * samples, metadata or {})
+    store = create(path, spec(parts=[PartSpec(layout=LayoutSpec.of(layout))]), manifest)
+    generator = np.random.default_rng(seed)
+    common = np.random.default_rng(99).standard_normal((2, dim))
+    for checkpoint in range(2):
+        for shard in range(layout.shards):
+            start, stop = layout.span(shard)
+            shape = (stop - start, slots)
+            direction = generator.standard_normal((*shape, dim)) + 0.5 * common[checkpoint]
+            direction /= np.linalg.norm(direction, axis=2, keepdims=True)
+            timestep = generator.integers(0, 1000, shape, dtype=np.int32)
+            if even:
+                timestep[:] = np.arange(slots) * (1000 // slots)
+            given = np.float32 if dtype == "int8" else np.dtype(dtype)
+            rows = Rows(
+                direction.astype(given),
+                generator.lognormal(0, 1, shape).astype(np.float32),
+                generator.random(shape, dtype=np.float32),
+                timestep,
+            )
+            write_shard(store.parts[0], checkpoint, shard, rows)
+    return store

@@ -1,0 +1,202 @@
+"""The exact engine against the definition, in float64."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from gradstore import delete
+from gradstore.errors import QueryError
+from gradstore.layout import Layout
+from gradstore.manifest import Manifest
+from gradstore.rows import Rows
+from gradstore.spec import LayoutSpec, PartSpec
+from gradstore.writer import create, write_shard
+from indexer import ExactEngine, Features, measure_of
+from indexer.exact import rescored
+from tests.gradstore.test_store import spec
+from tests.indexer.stores import random_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+
+ETAS = (0.5, 1.0)
+
+
+def influence(
+    train: Store, queries: Store, name: str, *, matched: bool = False
+) -> NDArray[np.float64]:
+    """TracIn or ReTrac by their definitions, `[queries, samples]`."""
+    total = np.zeros((queries.samples, train.samples))
+    for k, eta in enumerate(ETAS):
+        sides = []
+        for store in (queries, train):
+            rows = store.rows(k)
+            gradient = rows.direction.astype(np.float64)
+            if name == "tracin":
+                gradient = gradient * rows.norm[:, :, None]
+            sides.append(gradient)
+        if matched:
+            total += eta * np.einsum("qsd,nsd->qn", *sides) / train.slots
+        else:
+            total += eta * sides[0].mean(axis=1) @ sides[1].mean(axis=1).T
+    return total
+
+
+def require_ranking(found: object, expected: NDArray[np.float64], sign: int) -> None:
+    rows, scores = found.rows, found.scores  # type: ignore[attr-defined]
+    wanted = -np.sort(-sign * expected, axis=1)[:, : rows.shape[1]]
+    np.testing.assert_allclose(sign * scores, wanted, rtol=1e-4, atol=1e-5)
+    own = np.take_along_axis(expected, rows, 1)
+    np.testing.assert_allclose(scores, own, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["tracin", "retrac"])
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "int8"])
+def test_both_ends_are_exact(tmp_path: Path, name: str, slots: int, dtype: str) -> None:
+    train = random_store(tmp_path / "t.gradstore", slots=slots, dtype=dtype)
+    queries = random_store(tmp_path / "q.gradstore", 5, slots=4, seed=1)
+    features = Features.of(train, measure_of(name))
+    asked = features.range(queries)
+    proponents, opponents = ExactEngine(train, features).search(asked, 12)
+    expected = influence(train, queries, name)
+    require_ranking(proponents, expected, 1)
+    require_ranking(opponents, expected, -1)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_all_scores(tmp_path: Path, *, bfloat16: bool) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    queries = random_store(tmp_path / "q.gradstore", 5, slots=4, seed=1)
+    features = Features.of(train, measure_of("tracin"))
+    blocks = list(ExactEngine(train, features).scores(features.range(queries), bfloat16=bfloat16))
+    assert [block[0][0] for block in blocks] == [0, 128, 256]
+    found = np.concatenate([scores for _, scores in blocks], axis=1)
+    expected = influence(train, queries, "tracin")
+    lengths = [
+        np.linalg.norm(features.range(store).astype(np.float64), axis=1)
+        for store in (queries, train)
+    ]
+    scale = np.outer(*lengths) / 8  # what unrelated gradients score at dim 64
+    error = np.abs(found - expected) / scale
+    assert np.sqrt(np.mean(error**2)) < (4e-3 if bfloat16 else 1e-6)
+
+
+def test_slots_are_matched(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", slots=4, even=True)
+    queries = random_store(tmp_path / "q.gradstore", 5, slots=4, seed=1, even=True)
+    other = random_store(tmp_path / "o.gradstore", 5, slots=3, seed=1, even=True)
+    random = random_store(tmp_path / "r.gradstore", 5, slots=4, seed=1)
+    features = Features.of(train, measure_of("tracin"), matched=True)
+    features.require_matching(train, queries)
+    proponents, _ = ExactEngine(train, features).search(features.range(queries), 12)
+    require_ranking(proponents, influence(train, queries, "tracin", matched=True), 1)
+    with pytest.raises(QueryError, match="has 3 timesteps per sample and the training store 4"):
+        features.range(other)
+    for store in (other, random):
+        with pytest.raises(QueryError, match="cannot be matched"):
+            features.require_matching(train, store)
+
+
+def test_a_filter_searches_within(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    queries = random_store(tmp_path / "q.gradstore", 5, seed=1)
+    features = Features.of(train, measure_of("retrac"))
+    keep = np.array([3, 7, 120, 127, 128, 299])
+    proponents, _ = ExactEngine(train, features, keep).search(features.range(queries), 4)
+    expected = influence(train, queries, "retrac")[:, keep]
+    np.testing.assert_array_equal(proponents.rows, keep[np.argsort(-expected, axis=1)[:, :4]])
+    with pytest.raises(QueryError, match="there are 6 samples"):
+        ExactEngine(train, features, keep).search(features.range(queries), 7)
+    with pytest.raises(QueryError, match="no sample of .* is left"):
+        ExactEngine(train, features, keep[:0])
+
+
+def test_a_checkpoint_of_no_weight_is_not_read(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    features = Features.of(train, measure_of("retrac"), etas=[0, 1])
+    for file in (train.path / "checkpoints/0/direction").iterdir():
+        file.unlink()
+    proponents, _ = ExactEngine(train, features).search(features.range(train, 0, 2), 1)
+    np.testing.assert_array_equal(proponents.rows[:, 0], [0, 1])
+
+
+def test_deleted_samples_are_not_found(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    features = Features.of(train, measure_of("retrac"))
+    asked = features.range(train, 5, 6)
+    after = delete(train, ["s5"])
+    proponents, _ = ExactEngine(after, features).search(asked, 299)
+    assert sorted(proponents.rows[0]) == list(range(299))
+    assert proponents.scores.max() < 1 < float((asked @ asked.T)[0, 0])
+
+
+def constant_store(path: Path, directions: NDArray[np.float64]) -> Store:
+    count, dim = directions.shape
+    layout = Layout(
+        samples=count, slots=1, dim=dim, dtype="float16", chunk_samples=2, shard_samples=128
+    )
+    store = create(
+        path,
+        spec(parts=[PartSpec(layout=LayoutSpec.of(layout))]),
+        Manifest([f"s{n}" for n in range(count)], ["0"] * count),
+    )
+    for checkpoint in range(2):
+        for shard in range(layout.shards):
+            low, high = layout.span(shard)
+            ones = np.ones((high - low, 1), np.float32)
+            rows = Rows(
+                directions[low:high, None].astype(np.float16), ones, ones, ones.astype(np.int32)
+            )
+            write_shard(store.parts[0], checkpoint, shard, rows)
+    return store
+
+
+def test_ties_come_in_the_order_of_the_store(tmp_path: Path) -> None:
+    one = np.random.default_rng(0).standard_normal((1, 64)) / 8
+    train = constant_store(tmp_path / "t.gradstore", np.repeat(one, 400, axis=0))
+    features = Features.of(train, measure_of("retrac"))
+    for side in ExactEngine(train, features).search(features.range(train, 0, 2), 5):
+        np.testing.assert_array_equal(side.rows, [[0, 1, 2, 3, 4]] * 2)
+
+
+def test_what_bfloat16_cannot_tell_apart_is_told_apart(tmp_path: Path) -> None:
+    """Samples that differ by less than bfloat16 resolves, the best of them last."""
+    generator = np.random.default_rng(0)
+    base = generator.standard_normal(512) / np.sqrt(512)
+    steps = np.linspace(0, 1e-2, 1000)[:, None] * base
+    train = constant_store(tmp_path / "t.gradstore", base + steps)
+    features = Features.of(train, measure_of("retrac"))
+    asked = np.concatenate([base, base])[None].astype(np.float32)
+    proponents, opponents = ExactEngine(train, features).search(asked, 20)
+    expected = asked.astype(np.float64) @ features.range(train).T.astype(np.float64)
+    require_ranking(proponents, expected, 1)
+    require_ranking(opponents, expected, -1)
+
+
+def test_zero_gradients_neither_push_nor_break(tmp_path: Path) -> None:
+    directions = np.random.default_rng(0).standard_normal((10, 64)) / 8
+    directions[3] = 0
+    train = constant_store(tmp_path / "t.gradstore", directions)
+    features = Features.of(train, measure_of("tracin"))
+    proponents, opponents = ExactEngine(train, features).search(features.range(train, 3, 4), 10)
+    assert not proponents.scores.any()
+    np.testing.assert_array_equal(proponents.rows[0], range(10))
+    np.testing.assert_array_equal(opponents.rows[0], range(10))
+
+
+def test_candidates_are_scored_exactly(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", slots=2)
+    queries = random_store(tmp_path / "q.gradstore", 5, seed=1)
+    features = Features.of(train, measure_of("tracin"))
+    candidates = np.random.default_rng(0).integers(0, 300, (5, 40))
+    found = rescored(train, features, features.range(queries), candidates)
+    expected = np.take_along_axis(influence(train, queries, "tracin"), candidates, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
