@@ -84,10 +84,10 @@ class EventSpec(Spec):
 class ObjectiveSpec(Spec):
     """The function of model and event whose gradient is a row."""
 
-    loss: Literal["l1", "l2"] | None = Field(
+    loss: Literal["l1", "l2", "square"] | None = Field(
         None,
-        description="distance between prediction and target "
-        "[default: what the checkpoint recorded, else l2]",
+        description="distance between prediction and target, or the prediction's own square "
+        "(D-TRAK) [default: what the checkpoint recorded, else l2]",
     )
 
 

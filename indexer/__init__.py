@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TracIn,
         measure_of,
     )
+    from indexer.precondition import Trak
 
 __all__ = [
     "MEASURES",
@@ -33,6 +34,7 @@ __all__ = [
     "ReTrac",
     "SearchIndex",
     "TracIn",
+    "Trak",
     "build_index",
     "feature_dim",
     "features",
@@ -47,6 +49,7 @@ _HOMES = {
     "Features": "indexer.feature",
     "ExactEngine": "indexer.exact",
     "Ranking": "indexer.exact",
+    "Trak": "indexer.precondition",
     "SearchIndex": "indexer.index",
     "build_index": "indexer.index",
     "index_path": "indexer.index",

@@ -17,5 +17,6 @@ class IndexConfig(Spec):
     measures: list[str] = Field(
         ["tracin", "retrac"],
         min_length=1,
-        description="one index each: tracin, retrac, power:ALPHA, clip:Q, calibrated",
+        description="one index each: tracin (which serves trak, too), retrac, power:ALPHA, "
+        "clip:Q, calibrated",
     )

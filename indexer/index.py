@@ -24,6 +24,7 @@ from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
 from indexer.feature import checked_etas, feature_dim, features
 from indexer.measures import Measure, measure_of
+from indexer.precondition import QuerySide
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -139,7 +140,7 @@ class SearchIndex:
 
 def index_path(store: Store, measure: Measure | str) -> Path:
     """Where the index of a store under a measure stands unless told otherwise."""
-    name = f"{store.name}.{measure_of(measure).name.replace(':', '-')}.index"
+    name = f"{store.name}.{_indexed(measure).name.replace(':', '-')}.index"
     # FAISS reads files: the index of a store under a URL stands in the current folder.
     return Path(name) if store.objects.remote else store.path.with_name(name)
 
@@ -166,7 +167,7 @@ def build_index(
         UnsealedError: if the store is not complete.
         SearchIndexError: if another index stands at `path`; it is not changed.
     """
-    measure = measure_of(measure)
+    measure = _indexed(measure)
     path = Path(path) if path is not None else index_path(store, measure)
     store.require_complete()
     measure = measure.fitted(store)
@@ -254,7 +255,7 @@ def open_index(
         SearchIndexError: if there is none, it is damaged, or it was built from something else.
     """
     path = Path(path)
-    measure = measure_of(measure).fitted(store)
+    measure = _indexed(measure).fitted(store)
     expected = _spec(store, measure, etas)
     mend = f"Remove {path} and build it again: {_update(store, measure)}"
     if not path.exists():
@@ -280,6 +281,12 @@ def open_index(
                 f"{store.location} needs {wanted!r}. {mend}"
             )
     return SearchIndex(path, spec, store, measure, _vectors(path, spec, store, measure))
+
+
+def _indexed(measure: Measure | str) -> Measure:
+    """The measure of the vectors: a preconditioned one changes the queries alone."""
+    given = measure_of(measure)
+    return given.indexed if isinstance(given, QuerySide) else given
 
 
 def _vectors(path: Path, spec: IndexSpec, store: Store, measure: Measure) -> Any:

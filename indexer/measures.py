@@ -217,16 +217,23 @@ def _require_share(measure: str, name: str, value: float) -> None:
         raise ConfigError(f"{measure}: {name} is {value:g}; it must be from 0 to 1")
 
 
+def _trak(share: float = 1.0) -> Measure:
+    from indexer.precondition import Trak
+
+    return Trak(share)
+
+
 MEASURES: dict[str, Callable[[], Measure]] = {
     "tracin": TracIn,
     "retrac": ReTrac,
     "calibrated": Calibrated,
+    "trak": _trak,
 }
-PARAMETRIC: dict[str, Callable[[float], Measure]] = {"power": Power, "clip": Clip}
+PARAMETRIC: dict[str, Callable[[float], Measure]] = {"power": Power, "clip": Clip, "trak": _trak}
 
 
 def measure_of(measure: Measure | str) -> Measure:
-    """`measure` itself, or the one of that name: `tracin`, `retrac`, `power:0.5`, `clip:0.9`, ….
+    """`measure` itself, or the one of that name: `tracin`, `power:0.5`, `clip:0.9`, `trak`, ….
 
     Raises:
         ConfigError: if there is none.

@@ -45,3 +45,24 @@ class Multiplier:
 
         given = torch.from_numpy(rows).to(self._device).to(self._dtype)
         return np.asarray((self._queries @ given.T).float().cpu().numpy())
+
+
+class Cholesky:
+    """Cholesky's factor of a symmetric, positive definite matrix.
+
+    Args:
+        matrix: float64 `[dim, dim]`.
+    """
+
+    def __init__(self, matrix: NDArray[np.float64]) -> None:
+        import torch
+
+        self._factor = torch.linalg.cholesky(torch.from_numpy(matrix))
+
+    def solve(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
+        """`matrix⁻¹` times each of some vectors `[vectors, dim]`, float64."""
+        import torch
+
+        right = torch.from_numpy(np.ascontiguousarray(vectors.T, np.float64))
+        solved: NDArray[np.float64] = torch.cholesky_solve(right, self._factor).numpy()
+        return solved.T

@@ -83,7 +83,10 @@ def ask(config: QueryConfig) -> Result:
             config=spec.recorded(),
         )
         shown = images
-    answers = [search(index, queries, config.k) for index in indexes]
+    answers = [
+        search(index, queries, config.k, measure=name)
+        for name, index in zip(config.measures, indexes, strict=True)
+    ]
     title = f"{queries.samples} queries of {store.name}"
     return write_answers(out, title, [Section("Queries", answers, shown)], train)
 

@@ -10,7 +10,8 @@ import numpy as np
 from gradstore.errors import QueryError
 from gradstore.fingerprint import COMPARED, require_same
 from gradstore.spec import EventSpec
-from indexer import Ranking, features
+from indexer import Ranking, features, measure_of
+from indexer.precondition import QuerySide
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect import Objective, Projector
     from gradstore.reader import Store
-    from indexer import SearchIndex
+    from indexer import Measure, SearchIndex
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,17 @@ def collect_queries(
     )
 
 
-def search(index: SearchIndex, queries: Store, k: int = 10) -> Answer:
+def search(
+    index: SearchIndex, queries: Store, k: int = 10, *, measure: Measure | str | None = None
+) -> Answer:
     """The training samples of highest and of lowest influence on each query.
 
     Args:
         index: an index of the training store.
         queries: a complete query store.
         k: how many of each.
+        measure: a measure that the index serves though it was built for another, such as `trak`,
+            which changes the queries alone; by default the index's.
 
     Raises:
         FingerprintError: if the two stores' rows cannot be compared.
@@ -145,11 +150,23 @@ def search(index: SearchIndex, queries: Store, k: int = 10) -> Answer:
         sections=COMPARED,
         mend=f"collect the queries anew: gradstore query --store {index.store.location}",
     )
+    chosen = index.measure if measure is None else measure_of(measure)
     asked = features(queries, index.measure, etas=index.spec.etas)
+    if isinstance(chosen, QuerySide):
+        served, chosen = chosen.indexed, chosen.fitted(index.store)
+        asked = chosen.prepared(asked)
+    else:
+        served = chosen
+    if served.name != index.measure.name:
+        raise QueryError(
+            f"index {index.path} is of {index.measure.name} and does not serve {chosen.name}. "
+            f"Build its own: gradstore index --store {index.store.location} "
+            f"--measures {served.name}"
+        )
     scores, rows = index.search(asked, k)
     opposing, opponents = index.search(-asked, k)
     return Answer(
-        measure=index.measure.name,
+        measure=chosen.name,
         queries=queries,
         store=index.store,
         proponents=Ranking(rows, scores),

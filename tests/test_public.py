@@ -29,7 +29,7 @@ def test_the_exported_names() -> None:
     }  # fmt: skip
     assert set(indexer.__all__) == {
         "MEASURES", "Calibrated", "Clip", "ExactEngine", "Features", "Measure", "Power", "Ranking",
-        "ReTrac", "SearchIndex", "TracIn", "build_index", "feature_dim",
+        "ReTrac", "SearchIndex", "TracIn", "Trak", "build_index", "feature_dim",
         "features", "index_path", "measure_of", "open_index",
     }  # fmt: skip
     assert set(query.__all__) == {

@@ -70,8 +70,8 @@ class CollectOptions(TypedDict, total=False):
     """What `collect`, `collect_each` and `plan` can be told beside dataset, checkpoints and store.
 
     Attributes:
-        objective: an objective, or the loss of `DiffusionLoss`: `l1` or `l2`. By default what the
-            checkpoints recorded, else `l2`.
+        objective: an objective, or the loss of `DiffusionLoss`: `l1`, `l2` or `square`. By default
+            what the checkpoints recorded, else `l2`.
         events: which events become rows: `replayed` (as the training run recorded them, the
             default), `planned` (10 timesteps, one noise each), an `EventSpec`, or a plan of your
             own.

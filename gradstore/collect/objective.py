@@ -75,7 +75,9 @@ class DiffusionLoss:
 
     The target is what the scheduler's `prediction_type` says: the noise (`epsilon`), the clean
     sample (`sample`) or the velocity (`v_prediction`, arXiv 2202.00512). The loss of an event is
-    the mean over the sample's elements of |prediction − target| (`l1`) or its square (`l2`).
+    the mean over the sample's elements of |prediction − target| (`l1`) or its square (`l2`); or of
+    the prediction's own square (`square`), which is no loss but D-TRAK's output function, ‖ε_θ‖²
+    (arXiv 2311.00500, equation 7, up to the constant number of elements).
     """
 
     def __init__(self, scheduler: Any, loss: str = "l2") -> None:
@@ -87,8 +89,8 @@ class DiffusionLoss:
                 "that DiffusionLoss knows: one with alphas_cumprod that predicts epsilon, sample "
                 "or v_prediction. Pass an objective of your own to collect()."
             )
-        if loss not in {"l1", "l2"}:
-            raise ConfigError(f"there is no loss {loss!r}; use 'l1' or 'l2'.")
+        if loss not in {"l1", "l2", "square"}:
+            raise ConfigError(f"there is no loss {loss!r}; use 'l1', 'l2' or 'square'.")
         self.prediction_type = str(predicted)
         self.loss = loss
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
@@ -139,7 +141,7 @@ class DiffusionLoss:
                 f"{tuple(target.shape[1:])}: it is not a plain denoiser (a learned variance?). "
                 "Pass an objective of your own to collect()."
             )
-        error = predicted - target
+        error = predicted if self.loss == "square" else predicted - target
         distance: Tensor = error.abs() if self.loss == "l1" else error.square()
         return distance.flatten(1).mean(1)
 

@@ -1,0 +1,118 @@
+"""TRAK's kernel on stored rows: a measure whose queries are preconditioned, searched as TracIn is.
+
+Everything linear on the query's side is served by an index that stands already. TRAK's scores
+(arXiv 2303.14186) are `φ(z')ᵀ (ΦᵀΦ + λI)⁻¹ φ(z)` per checkpoint, where Φ are the features of all
+training samples at that checkpoint: the inverse is put to the query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from gradstore.errors import ConfigError
+from gradstore.progress import progress
+from indexer.feature import Features
+from indexer.measures import Measure, TracIn
+from indexer.product import Cholesky
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+    from gradstore.rows import Rows
+    from gradstore.spec import Identity
+
+
+@runtime_checkable
+class QuerySide(Measure, Protocol):
+    """What a measure has beside weights if it changes the features of queries."""
+
+    @property
+    def indexed(self) -> Measure:
+        """The measure of the training samples' features, whose index serves this one."""
+
+    def fitted(self, store: Store) -> QuerySide:
+        """See `Measure`."""
+
+    def prepared(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Features of queries, float32 `[queries, checkpoints × dim]`, changed."""
+
+
+@dataclass(frozen=True)
+class Trak:
+    """`φ(z')ᵀ (ΦᵀΦ + λI)⁻¹ φ(z)` per checkpoint k, times η_k, summed over checkpoints.
+
+    φ is the mean over slots of norm · direction, as in TracIn. Over rows of the loss this is TRAK
+    without its weighting by the loss's derivative; over rows of ‖ε_θ‖² (`loss: square`) it is
+    D-TRAK (arXiv 2311.00500).
+
+    λ is chosen by a rule that looks at no test score: `share` times the mean eigenvalue of ΦᵀΦ,
+    which is its trace divided by dim. So it follows the number of samples and the scale of
+    gradients, and the matrix's condition number is at most dim / share + 1.
+
+    Attributes:
+        share: λ as a share of the mean eigenvalue.
+        lambdas: λ at each checkpoint, once it is known.
+    """
+
+    share: float = 1.0
+    lambdas: tuple[float, ...] | None = None
+    _factors: tuple[Cholesky | None, ...] = field(default=(), repr=False, compare=False)
+
+    indexed: ClassVar[Measure] = TracIn()
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.share) and self.share > 0):
+            raise ConfigError(f"trak: λ is {self.share:g} mean eigenvalues; it must be above 0")
+
+    @property
+    def name(self) -> str:
+        """`trak`, or `trak:SHARE`."""
+        return "trak" if self.share == 1 else f"trak:{self.share:g}"
+
+    def identity(self) -> Identity:
+        """Name, share and λ."""
+        return {"name": "trak", "share": self.share, "lambdas": list(self.lambdas or ())}
+
+    def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
+        """The norms."""
+        return self.indexed.weights(rows, checkpoint)
+
+    def fitted(self, store: Store) -> Self:
+        """With ΦᵀΦ of a store, from one pass over it; itself, if it was fitted already.
+
+        Holds a factor of float64 `[dim, dim]` per checkpoint. A checkpoint where every gradient is
+        zero has none, and scores nothing.
+        """
+        if self.lambdas is not None:
+            return self
+        features = Features(self.indexed, (1.0,) * store.checkpoints)
+        lambdas, factors = [], list[Cholesky | None]()
+        with progress(store.checkpoints * store.samples, "preconditioning", "samples") as bar:
+            for checkpoint in range(store.checkpoints):
+                gram = np.zeros((store.dim, store.dim))
+                for start, stop in features.spans(store):
+                    rows = store.rows(checkpoint, start, stop)
+                    part = features.part(store, checkpoint, rows).astype(np.float64)
+                    gram += part.T @ part
+                    bar.update(stop - start)
+                lambdas.append(self.share * float(np.trace(gram)) / store.dim)
+                gram[np.diag_indices(store.dim)] += lambdas[-1]
+                factors.append(Cholesky(gram) if lambdas[-1] > 0 else None)
+        return replace(self, lambdas=tuple(lambdas), _factors=tuple(factors))
+
+    def prepared(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Queries, multiplied with (ΦᵀΦ + λI)⁻¹ of each checkpoint, in float64."""
+        if self.lambdas is None:
+            raise ConfigError("trak does not know the store's rows: use trak.fitted(store)")
+        parts = np.split(queries, len(self._factors), axis=1)
+        return np.concatenate(
+            [
+                np.zeros_like(part) if factor is None else factor.solve(part).astype(np.float32)
+                for factor, part in zip(self._factors, parts, strict=True)
+            ],
+            axis=1,
+        )
