@@ -1,0 +1,153 @@
+"""Scores taken apart: parts sum to the score, and its error is what projections really do."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from gradstore.errors import QueryError
+from gradstore.layout import Layout
+from gradstore.manifest import Manifest
+from gradstore.rows import Rows
+from gradstore.spec import LayoutSpec, PartSpec
+from gradstore.writer import create, write_shard
+from indexer import ExactEngine, Features, measure_of
+from indexer.explain import breakdown, explain, self_influence
+from indexer.rollup import rollup
+from tests.gradstore.test_store import IDENTITY, spec
+from tests.indexer.stores import random_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+
+IDS: dict[str, Any] = {"projector": {"name": "sjlt"}}
+
+
+def stored(path: Path, directions: NDArray[np.float64], **identity: Any) -> Store:
+    """A store of `[checkpoints, samples, dim]`."""
+    _, count, dim = directions.shape
+    layout = Layout(
+        samples=count, slots=1, dim=dim, dtype="float32", chunk_samples=2, shard_samples=128
+    )
+    store = create(
+        path,
+        spec(parts=[PartSpec(layout=LayoutSpec.of(layout))], identity=IDENTITY | identity),
+        Manifest([f"s{n}" for n in range(count)], ["0"] * count),
+    )
+    for checkpoint, own in enumerate(directions):
+        ones = np.ones((count, 1), np.float32)
+        rows = Rows(own[:, None].astype(np.float32), ones, ones, ones.astype(np.int32))
+        write_shard(store.parts[0], checkpoint, 0, rows)
+    return store
+
+
+def test_the_error_is_that_of_many_projections(tmp_path: Path) -> None:
+    """The same gradients, projected a hundred times: scores spread as the error says."""
+    generator = np.random.default_rng(0)
+    full, dim, seeds = 3000, 128, 100
+    train = generator.standard_normal((2, 4, full))
+    queries = generator.standard_normal((2, 1, full))
+    train[:, 0] = queries[:, 0]  # one that has all to do with the query
+    train[:, 1] += queries[:, 0]
+    train /= np.linalg.norm(train, axis=2, keepdims=True)
+    queries /= np.linalg.norm(queries, axis=2, keepdims=True)
+    scores, errors, zs = [], [], []
+    for seed in range(seeds):
+        signs = np.random.default_rng(seed + 1).choice([-1.0, 1.0], (2, full, dim)) / np.sqrt(dim)
+        place = tmp_path / str(seed)
+        store = stored(place / "t.gradstore", train @ signs, **IDS)
+        asked = stored(place / "q.gradstore", queries @ signs, **IDS)
+        features = Features.of(store, measure_of("retrac"))
+        found = explain(store, features, features.range(asked), np.arange(4)[None])
+        scores.append(found.parts.sum(axis=2)[0])
+        errors.append(found.standard_error[0])
+        zs.append(found.z[0])
+    spread, told = np.std(scores, axis=0), np.mean(errors, axis=0)
+    np.testing.assert_allclose(told, spread, rtol=0.25)  # of a hundred: ± 7% each
+    assert np.std(np.array(zs)[:, 2:]) == pytest.approx(1, abs=0.2)
+    assert np.mean(np.array(zs)[:, :2], axis=0).min() > 4
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_parts_sum_to_the_score(tmp_path: Path, slots: int) -> None:
+    train = random_store(tmp_path / "t.gradstore", slots=slots)
+    queries = random_store(tmp_path / "q.gradstore", 4, slots=5, seed=1)
+    features = Features.of(train, measure_of("tracin"))
+    asked = features.range(queries)
+    proponents, _ = ExactEngine(train, features).search(asked, 6)
+    found = explain(train, features, asked, proponents.rows)
+    np.testing.assert_allclose(found.parts.sum(axis=2), proponents.scores, rtol=1e-4, atol=1e-5)
+    pairs = breakdown(train, queries, features, 2, int(proponents.rows[2, 0]))
+    assert pairs.shape == (2, 5, slots)
+    np.testing.assert_allclose(pairs.sum(axis=(1, 2)), found.parts[2, 0], rtol=1e-4, atol=1e-5)
+
+
+def test_matched_slots_are_taken_apart(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", slots=3, even=True)
+    queries = random_store(tmp_path / "q.gradstore", 4, slots=3, seed=1, even=True)
+    features = Features.of(train, measure_of("retrac"), matched=True)
+    asked = features.range(queries)
+    proponents, _ = ExactEngine(train, features).search(asked, 1)
+    pairs = breakdown(train, queries, features, 1, int(proponents.rows[1, 0]))
+    assert pairs.sum() == pytest.approx(proponents.scores[1, 0], rel=1e-4)
+    assert np.count_nonzero(pairs) == 2 * 3
+    other = random_store(tmp_path / "o.gradstore", 4, slots=2, seed=1, even=True)
+    with pytest.raises(QueryError, match="cannot be matched"):
+        breakdown(train, other, features, 1, 0)
+
+
+def test_without_projection_there_is_no_error(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    features = Features.of(train, measure_of("retrac"))
+    found = explain(train, features, features.range(train, 0, 1), np.array([[0, 1]]))
+    assert not found.standard_error.any()
+    assert np.isinf(found.z).all()
+
+
+def test_self_influence(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", slots=2)
+    features = Features.of(train, measure_of("tracin"))
+    whole = features.range(train).astype(np.float64)
+    np.testing.assert_allclose(self_influence(train, features), (whole**2).sum(axis=1), rtol=1e-5)
+
+
+def test_groups_are_summed_exactly(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    queries = random_store(tmp_path / "q.gradstore", 4, seed=1)
+    features = Features.of(train, measure_of("tracin"))
+    asked = features.range(queries)
+    names = np.random.default_rng(0).choice(["ann", "bob", "rare"], 300, p=[0.6, 0.39, 0.01])
+    groups = [None if n % 10 == 0 else str(name) for n, name in enumerate(names)]
+    found = rollup(ExactEngine(train, features), asked, groups, top=5)
+    scores = asked.astype(np.float64) @ features.range(train).T.astype(np.float64)
+    for place, name in enumerate(found.groups):
+        own = scores[:, [group == name for group in groups]]
+        assert found.counts[place] == own.shape[1]
+        np.testing.assert_allclose(found.total[:, place], own.sum(axis=1), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.mean[:, place], own.mean(axis=1), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found.highest[:, place], own.max(axis=1), rtol=1e-4)
+        few = -np.sort(-own, axis=1)[:, :5]
+        np.testing.assert_allclose(found.top_mean[:, place], few.mean(axis=1), rtol=1e-4)
+    table = found.to_table(queries.manifest.ids)
+    assert table.num_rows == 4 * len(found.groups)
+    totals = table["total"].to_numpy().reshape(4, -1)
+    assert (np.diff(totals, axis=1) <= 0).all()
+    assert table["group"][0].as_py() == found.groups[int(np.argmax(found.total[0]))]
+
+
+def test_groups_within_a_filter(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    features = Features.of(train, measure_of("retrac"))
+    engine = ExactEngine(train, features, np.arange(10, 20))
+    found = rollup(engine, features.range(train, 0, 2), ["even", "odd"] * 145 + ["out"] * 10)
+    assert found.groups == ["even", "odd"]
+    assert found.counts.tolist() == [5, 5]
+    for wrong, told in ((["a"], "1 groups were given"), ([None] * 300, "has a group")):
+        with pytest.raises(QueryError, match=told):
+            rollup(engine, features.range(train, 0, 2), wrong)
