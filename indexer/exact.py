@@ -78,6 +78,29 @@ def best(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Rankin
     return Ranking(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
 
+class Highest:
+    """The highest scores of a stream of samples, which come in the order of the store.
+
+    Args:
+        queries: number of queries.
+        count: how many are kept of each.
+    """
+
+    def __init__(self, queries: int, count: int) -> None:
+        self._count = count
+        self.ranking = Ranking(np.empty((queries, 0), np.int64), np.empty((queries, 0), np.float32))
+
+    def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+        """Some more samples, and their scores `[queries, samples]`."""
+        old = self.ranking
+        some = _highest(scores, old.scores, self._count)
+        self.ranking = best(
+            np.concatenate([old.scores, np.take_along_axis(scores, some, 1)], 1),
+            np.concatenate([old.rows, samples[some]], 1),
+            self._count,
+        )
+
+
 class ExactEngine:
     """Scores of every training sample, in one pass over the store.
 
@@ -178,25 +201,20 @@ class ExactEngine:
     ) -> tuple[tuple[Ranking, Ranking], NDArray[np.bool_]]:
         """Proponents and opponents, and of which queries they are certain."""
         count = min(len(self), 2 * k + _MORE if bfloat16 else k)
-        shape = (len(queries), 0)
-        found = [Ranking(np.empty(shape, np.int64), np.empty(shape, np.float32))] * 2
+        found = Highest(len(queries), count), Highest(len(queries), count)
         for samples, scores in self.scores(queries, bfloat16=bfloat16):
-            for place, sign in enumerate((1, -1)):
-                old, signed = found[place], sign * scores
-                some = _highest(signed, old.scores, count)
-                found[place] = best(
-                    np.concatenate([old.scores, np.take_along_axis(signed, some, 1)], 1),
-                    np.concatenate([old.rows, samples[some]], 1),
-                    count,
-                )
+            found[0].add(samples, scores)
+            found[1].add(samples, -scores)
+        both = np.concatenate([side.ranking.rows for side in found], axis=1)
+        scores = rescored(self.store, self.features, queries, both)
         certain = np.ones(len(queries), bool)
         sides = []
-        for sign, side in zip((1, -1), found, strict=True):
-            exact = sign * rescored(self.store, self.features, queries, side.rows)
-            final = best(exact, side.rows, k)
+        for sign, side, exact in zip((1, -1), found, np.split(scores, 2, axis=1), strict=True):
+            final = best(sign * exact, side.ranking.rows, k)
             if count < len(self) and bfloat16:
-                error = np.sqrt(np.mean((exact - side.scores) ** 2, axis=1))
-                certain &= final.scores[:, -1] - side.scores[:, -1] > _CERTAIN * error
+                error = np.sqrt(np.mean((sign * exact - side.ranking.scores) ** 2, axis=1))
+                gap = final.scores[:, -1] - side.ranking.scores[:, -1]
+                certain &= gap > _CERTAIN * error
             sides.append(Ranking(final.rows, sign * final.scores))
         return (sides[0], sides[1]), certain
 

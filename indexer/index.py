@@ -1,30 +1,44 @@
-"""Search indexes: features of a store under one measure, in FAISS.
+"""Search indexes: the first stage of a search, in memory, whose candidates the store decides.
 
 An index is a folder `NAME.MEASURE.index` with `vectors.faiss`, `index.json`, which says what it
-was built from, and `samples.parquet`, whose vectors they are. It is refused for any other store,
-and for the same store after samples were added or deleted; then it can be brought up to date.
+was built from and what it was measured to find, and `samples.parquet`, whose vectors they are. It
+is refused for any other store, and for the same store after samples were added or deleted; then it
+can be brought up to date.
+
+What is indexed is the sum of a sample's features over checkpoints. Checkpoints are projected
+independently, so what their parts have to do with each other is noise, and a vector as long as one
+checkpoint's finds as good candidates as one that holds all of them, in a fraction of the bytes.
+Candidates are scored again, exactly, from the store.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 from uuid import uuid4
 
 import numpy as np
 from pydantic import Field, ValidationError
 
-from gradstore.errors import DependencyError, QueryError, SearchIndexError, StoreError
+from gradstore.errors import (
+    QueryError,
+    SearchIndexError,
+    StoreError,
+)
 from gradstore.manifest import Manifest
 from gradstore.objects import objects_at
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
-from indexer.feature import checked_etas, feature_dim, features
+from indexer.exact import Ranking, best, rescored
+from indexer.feature import Features
+from indexer.first_stage import FirstStage
 from indexer.measures import Measure, measure_of
 from indexer.precondition import QuerySide
+from indexer.recall import Measured, Recall
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,30 +51,47 @@ FORMAT_VERSION: Final = 1
 SPEC_NAME = "index.json"
 VECTORS_NAME = "vectors.faiss"
 SAMPLES_NAME = "samples.parquet"
+# An index that grew no further than this is taken to find what it found before.
+_MEASURED_UP_TO: Final = 1.25
 
 
-class IndexSpec(Spec):
-    """What an index was built from, `index.json`.
+class BuiltFrom(Spec):
+    """What an index is made of, by which it is told whether it is the one that is needed.
+
+    Attributes:
+        fingerprint: fingerprint of the store.
+        measure: identity of the measure.
+        etas: checkpoint weights η_k.
+        matched: whether slots are matched timestep by timestep.
+        factory: FAISS factory string.
+        dim: length of a vector.
+        samples: hash of ids and digests, in row order. It comes last: what differs in nothing else
+            can be brought up to date.
+    """
+
+    fingerprint: str
+    measure: Identity
+    etas: list[float]
+    matched: bool
+    factory: str
+    dim: Annotated[int, Field(ge=1)]
+    samples: str
+
+
+class IndexSpec(BuiltFrom):
+    """What an index was built from, and what it is, `index.json`.
 
     Attributes:
         format_version: version of the index format.
-        fingerprint: fingerprint of the store.
-        samples: hash of ids and digests, in row order.
-        measure: identity of the measure.
-        etas: checkpoint weights η_k.
-        factory: FAISS factory string. `Flat` is exact.
         count: number of vectors.
-        dim: length of a vector.
+        measured: what it was measured to find.
+        sha256: of `vectors.faiss`, which FAISS is given to read only if it is so.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
-    fingerprint: str
-    samples: str
-    measure: Identity
-    etas: list[float]
-    factory: Literal["Flat"] = "Flat"
     count: Annotated[int, Field(ge=1)]
-    dim: Annotated[int, Field(ge=1)]
+    measured: Measured
+    sha256: str
 
 
 class SearchIndex:
@@ -70,17 +101,17 @@ class SearchIndex:
         path: its folder.
         spec: what it was built from.
         store: the store that it was built from.
-        measure: the measure that it was built for.
+        features: how rows become the features that are searched.
     """
 
     def __init__(
-        self, path: Path, spec: IndexSpec, store: Store, measure: Measure, vectors: Any
+        self, path: Path, spec: IndexSpec, store: Store, features: Features, stage: FirstStage
     ) -> None:
         self.path = path
         self.spec = spec
         self.store = store
-        self.measure = measure
-        self._vectors = vectors
+        self.features = features
+        self._stage = stage
 
     def __repr__(self) -> str:
         return (
@@ -89,8 +120,13 @@ class SearchIndex:
         )
 
     @property
+    def measure(self) -> Measure:
+        """The measure that it was built for, as it was fitted to the store."""
+        return self.features.measure
+
+    @property
     def nbytes(self) -> int:
-        """Bytes on disk."""
+        """Bytes on disk, which are about those in memory."""
         return (self.path / VECTORS_NAME).stat().st_size
 
     def require_k(self, k: int) -> None:
@@ -102,21 +138,24 @@ class SearchIndex:
             )
 
     def search(
-        self, queries: NDArray[np.float32], k: int
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """The `k` training samples of highest influence on each query.
+        self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
+    ) -> tuple[Ranking, Ranking]:
+        """The `k` training samples of highest and of lowest influence on each query.
 
-        For opponents, search with `-queries` and negate the scores.
+        Candidates come from the index, scores from the store: they are exact, in float32. Which
+        samples are found is not quite: `spec.measured` tells the recall.
 
         Args:
             queries: features, float32 `[queries, dim]`.
             k: how many.
+            keep: numbers of the samples to search, rising; by default all.
 
         Returns:
-            Scores, highest first, and row numbers in the store, both `[queries, k]`.
+            Proponents and opponents.
 
         Raises:
             QueryError: if `k` is larger than the store, or the features have another length.
+            SearchIndexError: if the store changed since it was opened.
         """
         self.require_k(k)
         if not self.store.is_current():
@@ -124,18 +163,35 @@ class SearchIndex:
                 f"{self.store.location} changed since index {self.path} was opened: samples may "
                 f"have been deleted. Bring it up to date: {_update(self.store, self.measure)}"
             )
-        if queries.ndim != 2 or queries.shape[1] != self.spec.dim:
+        if queries.ndim != 2 or queries.shape[1] != self.features.dim(self.store):
             raise QueryError(
-                f"the queries have shape {queries.shape}, but {self.path} holds vectors of length "
-                f"{self.spec.dim}. Make them with indexer.features."
+                f"the queries have shape {queries.shape}, but features of {self.store.location} "
+                f"have length {self.features.dim(self.store)}. Make them with indexer.features."
             )
-        scores, rows = self._vectors.search(np.ascontiguousarray(queries, np.float32), k)
-        if (rows < 0).any():  # what FAISS gives where a feature is not finite
-            raise SearchIndexError(
-                f"index {self.path} or the queries hold values that are not finite. Run `gradstore "
-                f"verify {self.store.location}`, remove the index and build it again."
-            )
-        return scores, rows
+        if not np.isfinite(queries).all():
+            raise QueryError("a query's features are not finite: its gradients are damaged")
+        left = self.spec.count if keep is None else len(keep)
+        if k > left:
+            raise QueryError(f"k is {k}, but the filter leaves {left} samples to find.")
+        count = min(left, max(self.spec.measured.candidates, 2 * k))
+        high = self._stage.search(queries, count, keep)
+        low = self._stage.search(-queries, count, keep)
+        # What both sides need of the store is read at once.
+        both = np.concatenate([high, low], axis=1)
+        scores = rescored(self.store, self.features, queries, np.maximum(both, 0))
+        sides = []
+        for sign, rows, exact in zip(
+            (1, -1), (high, low), np.split(scores, 2, axis=1), strict=True
+        ):
+            found = best(np.where(rows < 0, -np.inf, sign * exact).astype(np.float32), rows, k)
+            if (found.rows < 0).any():
+                raise SearchIndexError(
+                    f"index {self.path} ({self.spec.factory}) looks at a part of itself and found "
+                    f"fewer than {k} samples. Ask for fewer, or build another: "
+                    f"{_update(self.store, self.measure)}"
+                )
+            sides.append(Ranking(found.rows, sign * found.scores))
+        return sides[0], sides[1]
 
 
 def index_path(store: Store, measure: Measure | str) -> Path:
@@ -151,6 +207,9 @@ def build_index(
     path: str | Path | None = None,
     *,
     etas: Sequence[float] | None = None,
+    matched: bool = False,
+    factory: str = "RaBitQ",
+    queries: Store | None = None,
 ) -> SearchIndex:
     """Build the index of a store under a measure, or open the one that stands there already.
 
@@ -162,6 +221,9 @@ def build_index(
         measure: a measure, or its name.
         path: the index's folder; by default beside the store.
         etas: checkpoint weights η_k; by default the store's.
+        matched: match slots timestep by timestep.
+        factory: what FAISS keeps of each vector, as its `index_factory` names it.
+        queries: a query store to measure the recall with; by default training samples.
 
     Raises:
         UnsealedError: if the store is not complete.
@@ -170,28 +232,38 @@ def build_index(
     measure = _indexed(measure)
     path = Path(path) if path is not None else index_path(store, measure)
     store.require_complete()
-    measure = measure.fitted(store)
-    spec = _spec(store, measure, etas)
-    faiss = _faiss()
+    features = Features.of(store, measure, etas=etas, matched=matched)
+    wanted = _built_from(store, features, factory)
     if path.exists():
-        vectors, start = _outdated(path, spec, store, measure)
-        if vectors is None:
-            return open_index(path, store, measure, etas=etas)
+        stage, start, measured = _outdated(path, wanted, store, features)
+        if stage is None:
+            return open_index(path, store, measure, etas=etas, matched=matched, factory=factory)
     else:
-        vectors = faiss.index_factory(spec.dim, spec.factory, faiss.METRIC_INNER_PRODUCT)
-        start = 0
-    with progress(spec.count - start, f"indexing {measure.name}", "samples") as bar:
-        for low, high in store.blocks():
-            if high > start:
-                block = features(store, measure, max(low, start), high, etas=etas)
-                vectors.add(block)
-                bar.update(len(block))
+        stage, start, measured = FirstStage.empty(factory, store, features), 0, None
+    recall = Recall(store, features, queries) if measured is None else None
+    with progress(store.samples - start, f"indexing {measure.name}", "samples") as bar:
+        for low, high in features.spans(store):
+            if recall is not None or high > start:
+                block = features.range(store, low, high)
+                new = block[max(0, start - low) :]
+                stage.add(new)
+                bar.update(len(new))
+                if recall is not None:
+                    recall.add(low, block)
+    if recall is not None:
+        measured = recall.of(stage)
     # Built beside and renamed: a half-written index never has an index's name.
     building = path.with_name(f".{path.name}.building-{uuid4().hex}")
     old = path.with_name(f".{path.name}.old-{uuid4().hex}")
     try:
         building.mkdir(parents=True)
-        faiss.write_index(vectors, str(building / VECTORS_NAME))
+        stage.write(building / VECTORS_NAME)
+        spec = IndexSpec(
+            **wanted.model_dump(),
+            count=store.samples,
+            measured=measured,
+            sha256=_sha256(building / VECTORS_NAME),
+        )
         samples = Manifest(store.manifest.ids, store.manifest.digests)
         (building / SAMPLES_NAME).write_bytes(samples.content())
         (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
@@ -206,29 +278,32 @@ def build_index(
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    return SearchIndex(path, spec, store, measure, vectors)
+    return SearchIndex(path, spec, store, features, stage)
 
 
-def _outdated(path: Path, spec: IndexSpec, store: Store, measure: Measure) -> tuple[Any, int]:
+def _outdated(
+    path: Path, wanted: BuiltFrom, store: Store, features: Features
+) -> tuple[FirstStage | None, int, Measured | None]:
     """An index of the store as it was, without the vectors of what is gone, and how many are left.
 
     Samples keep their order whatever is done to a store, and new ones come last: so the vectors
     that are left are those of the store's first samples.
 
     Returns:
-        None if the index is up to date or of something else, which `open_index` tells.
+        The first stage, how many vectors it holds, and what was measured of it, unless so much
+        was added since that it must be measured anew. None if the index is up to date or of
+        something else, which `open_index` tells.
     """
     try:
         files = objects_at(path)
         found = IndexSpec.model_validate_json(files.read(SPEC_NAME))
-        alike = found.model_copy(update={"samples": spec.samples, "count": spec.count}) == spec
-        if not alike or found.samples == spec.samples:
-            return None, 0
+        if _differing(found, wanted) != "samples":
+            return None, 0, None
         was = Manifest.parse(
             files.read(SAMPLES_NAME), where=str(path / SAMPLES_NAME), samples=found.count
         )
     except (OSError, ValueError, StoreError):
-        return None, 0
+        return None, 0, None
     now = list(zip(store.manifest.ids, store.manifest.digests, strict=True))
     kept, gone = 0, []
     for row, sample in enumerate(zip(was.ids, was.digests, strict=True)):
@@ -236,10 +311,12 @@ def _outdated(path: Path, spec: IndexSpec, store: Store, measure: Measure) -> tu
             kept += 1
         else:
             gone.append(row)
-    vectors = _vectors(path, found, store, measure)
-    if gone:
-        vectors.remove_ids(np.array(gone, np.int64))
-    return vectors, kept
+    stage = _read(path, found, store, features)
+    if gone and not stage.remove(np.array(gone, np.int64)):
+        return FirstStage.empty(wanted.factory, store, features), 0, None
+    if len(now) > _MEASURED_UP_TO * found.measured.samples:
+        return stage, kept, None
+    return stage, kept, found.measured
 
 
 def open_index(
@@ -248,15 +325,25 @@ def open_index(
     measure: Measure | str,
     *,
     etas: Sequence[float] | None = None,
+    matched: bool = False,
+    factory: str | None = None,
 ) -> SearchIndex:
     """Open an index that was built from this store, measure and checkpoint weights.
+
+    Args:
+        path: the index's folder.
+        store: the store that it was built from.
+        measure: a measure, or its name.
+        etas: checkpoint weights η_k; by default the store's.
+        matched: whether slots are matched timestep by timestep.
+        factory: what FAISS must keep of each vector; by default, whatever the index has.
 
     Raises:
         SearchIndexError: if there is none, it is damaged, or it was built from something else.
     """
     path = Path(path)
-    measure = _indexed(measure).fitted(store)
-    expected = _spec(store, measure, etas)
+    measure = _indexed(measure)
+    features = Features.of(store, measure, etas=etas, matched=matched)
     mend = f"Remove {path} and build it again: {_update(store, measure)}"
     if not path.exists():
         raise SearchIndexError(f"there is no index {path}. Build it: {_update(store, measure)}")
@@ -264,23 +351,23 @@ def open_index(
         spec = IndexSpec.model_validate_json(objects_at(path).read(SPEC_NAME))
     except (OSError, ValidationError) as error:
         raise SearchIndexError(
-            f"{path} exists and is not a whole index ({SPEC_NAME} is missing or damaged). {mend}"
+            f"{path} exists and is not a whole index ({SPEC_NAME} is missing or damaged, or of "
+            f"another version). {mend}"
         ) from error
-    # The samples last: what differs in nothing else can be brought up to date.
-    for name in sorted(IndexSpec.model_fields, key=("samples", "count").count):
-        found, wanted = getattr(spec, name), getattr(expected, name)
-        if found != wanted and name in {"samples", "count"}:
-            raise SearchIndexError(
-                f"index {path} was built from {spec.count:,} samples; {store.location} has "
-                f"{expected.count:,} now, and not the same. Bring it up to date: "
-                f"{_update(store, measure)}"
-            )
-        if found != wanted:
-            raise SearchIndexError(
-                f"index {path} was built from something else: {name} is {found!r}, but "
-                f"{store.location} needs {wanted!r}. {mend}"
-            )
-    return SearchIndex(path, spec, store, measure, _vectors(path, spec, store, measure))
+    expected = _built_from(store, features, factory or spec.factory)
+    name = _differing(spec, expected)
+    if name == "samples":
+        raise SearchIndexError(
+            f"index {path} was built from {spec.count:,} samples; {store.location} has "
+            f"{store.samples:,} now, and not the same. Bring it up to date: "
+            f"{_update(store, measure)}"
+        )
+    if name is not None:
+        raise SearchIndexError(
+            f"index {path} was built from something else: {name} is {getattr(spec, name)!r}, but "
+            f"{store.location} needs {getattr(expected, name)!r}. {mend}"
+        )
+    return SearchIndex(path, spec, store, features, _read(path, spec, store, features))
 
 
 def _indexed(measure: Measure | str) -> Measure:
@@ -289,54 +376,50 @@ def _indexed(measure: Measure | str) -> Measure:
     return given.indexed if isinstance(given, QuerySide) else given
 
 
-def _vectors(path: Path, spec: IndexSpec, store: Store, measure: Measure) -> Any:
-    mend = f"Remove {path} and build it again: {_update(store, measure)}"
+def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> FirstStage:
+    mend = f"Remove {path} and build it again: {_update(store, features.measure)}"
     file = path / VECTORS_NAME
     try:
         if not file.is_file():  # a pipe would keep FAISS waiting for ever
-            raise RuntimeError("it is not a regular file")
-        vectors = _faiss().read_index(str(file))
-    except RuntimeError as error:
+            raise OSError("it is not a regular file")
+        if _sha256(file) != spec.sha256:  # FAISS trusts what it reads
+            raise OSError("it is not what was written")
+        stage = FirstStage.read(file, features)
+    except (OSError, RuntimeError) as error:
         raise SearchIndexError(
-            f"index {path} is damaged: {VECTORS_NAME} cannot be read. {mend}"
+            f"index {path} is damaged: {VECTORS_NAME} cannot be read: {error}. {mend}"
         ) from error
-    if vectors.ntotal != spec.count or vectors.d != spec.dim:
+    if len(stage) != spec.count or stage.dim != spec.dim:
         raise SearchIndexError(
-            f"index {path} is damaged: it holds {vectors.ntotal} vectors of length {vectors.d}, "
+            f"index {path} is damaged: it holds {len(stage)} vectors of length {stage.dim}, "
             f"not {spec.count} of {spec.dim}. {mend}"
         )
-    return vectors
+    return stage
 
 
 def _update(store: Store, measure: Measure) -> str:
     return f"gradstore index --store {store.location} --measures {measure.name}"
 
 
-def _spec(store: Store, measure: Measure, etas: Sequence[float] | None) -> IndexSpec:
+def _built_from(store: Store, features: Features, factory: str) -> BuiltFrom:
     content = json.dumps([list(store.manifest.ids), list(store.manifest.digests)])
-    return IndexSpec(
+    return BuiltFrom(
         fingerprint=store.spec.fingerprint,
+        measure=features.measure.identity(),
+        etas=list(features.etas),
+        matched=features.slots is not None,
+        factory=factory,
+        dim=features.width(store),
         samples=blake2b(content.encode(), digest_size=16).hexdigest(),
-        measure=measure.identity(),
-        etas=checked_etas(store, etas),
-        count=store.samples,
-        dim=feature_dim(store),
     )
 
 
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise DependencyError(
-            f"FAISS cannot be imported ({error}). Install one of its two builds: `pip install "
-            "'gradstore[cpu]'`, or `pip install 'gradstore[gpu]'` on a machine with an NVIDIA GPU."
-        ) from error
-    return faiss
+def _differing(found: BuiltFrom, wanted: BuiltFrom) -> str | None:
+    """The first attribute in which two differ."""
+    names = BuiltFrom.model_fields
+    return next((name for name in names if getattr(found, name) != getattr(wanted, name)), None)
 
 
-def faiss_description() -> str:
-    """Version, CPU instructions and number of GPUs of the FAISS build at hand."""
-    faiss = _faiss()
-    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    return f"{faiss.get_compile_options().strip()}, {gpus} GPUs"
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from indexer.index import IndexSpec
     from query.ask import Result
 
 
@@ -103,8 +104,8 @@ def index(config: Path | None, **given: Any) -> None:
     for measure in settings.measures:
         built = build_index(store, measure)
         click.echo(
-            f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, exact, "
-            f"{built.nbytes / 1e6:,.1f} MB"
+            f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, "
+            f"{built.nbytes / 1e6:,.1f} MB, {_recall(built.spec)}"
         )
     _next(f"gradstore query --store {store.location} --dataset FOLDER_OF_IMAGES --out answers")
 
@@ -223,6 +224,14 @@ def drop_checkpoint(store: str, checkpoint: int) -> None:
     after = drop(before, before.numbers.index(checkpoint))
     click.echo(f"{store}: {after.checkpoints} checkpoints, weights {_listed(after.etas)}")
     _next(f"gradstore index --store {store}")
+
+
+def _recall(spec: IndexSpec) -> str:
+    found = spec.measured
+    return (
+        f"recall {found.recall_at_10:.3f} of the first 10 and {found.recall_at_100:.3f} of the "
+        f"first 100, {found.candidates} candidates scored again"
+    )
 
 
 def _listed(values: Sequence[float]) -> str:

@@ -70,7 +70,7 @@ def _faiss() -> list[Finding]:
         )
         return [Finding("faiss", found, good=False, mend=f"{mend} (or [gpu]).")]
     try:
-        from indexer.index import faiss_description
+        from indexer.first_stage import faiss_description
     except ImportError as error:
         return [Finding("indexer", f"cannot be imported: {error}", good=False, mend=_MEND)]
     return [Finding("faiss", f"{builds[0]} {version(builds[0])}, {faiss_description()}")]

@@ -10,7 +10,7 @@ import numpy as np
 from gradstore.errors import QueryError
 from gradstore.fingerprint import COMPARED, require_same
 from gradstore.spec import EventSpec
-from indexer import Ranking, features, measure_of
+from indexer import measure_of
 from indexer.precondition import QuerySide
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect import Objective, Projector
     from gradstore.reader import Store
-    from indexer import Measure, SearchIndex
+    from indexer import Measure, Ranking, SearchIndex
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ def search(
         mend=f"collect the queries anew: gradstore query --store {index.store.location}",
     )
     chosen = index.measure if measure is None else measure_of(measure)
-    asked = features(queries, index.measure, etas=index.spec.etas)
+    index.features.require_matching(index.store, queries)
+    asked = index.features.range(queries)
     if isinstance(chosen, QuerySide):
         served, chosen = chosen.indexed, chosen.fitted(index.store)
         asked = chosen.prepared(asked)
@@ -163,14 +164,13 @@ def search(
             f"Build its own: gradstore index --store {index.store.location} "
             f"--measures {served.name}"
         )
-    scores, rows = index.search(asked, k)
-    opposing, opponents = index.search(-asked, k)
+    proponents, opponents = index.search(asked, k)
     return Answer(
         measure=chosen.name,
         queries=queries,
         store=index.store,
-        proponents=Ranking(rows, scores),
-        opponents=Ranking(opponents, -opposing),
+        proponents=proponents,
+        opponents=opponents,
     )
 
 

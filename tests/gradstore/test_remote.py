@@ -139,8 +139,9 @@ def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> Non
     index = build_index(store, "retrac", tmp_path / "index")
     with s3_server.counted() as counts:
         index.search(features(store, ReTrac(), 0, 1), 3)
-    # Of the query's rows a shard at each checkpoint; the index asks whether it is up to date.
-    assert counts == Counter(LIST=2, GET=2 * len(ARRAYS) + 1)
+    # Of the query's rows a shard at each checkpoint; the index asks whether it is up to date, and
+    # reads its candidates, which here are the whole store, from each shard at once.
+    assert counts == Counter(LIST=4, GET=2 * len(ARRAYS) + 1 + 2 * 3 * len(ARRAYS))
     with s3_server.counted() as counts:
         store.is_current()
     assert counts == Counter(GET=1)

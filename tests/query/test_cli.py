@@ -73,7 +73,7 @@ def test_each_step_says_what_comes_next(road: Path, run: Run, tmp_path: Path) ->
     assert "train.gradstore: 80 rows" in told
     assert f"Next: gradstore index --store {out}/train.gradstore" in told
     told = run("index", "--store", out / "train.gradstore", "--measures", "retrac")
-    assert "train.retrac.index: 40 vectors of 32, exact" in told
+    assert "train.retrac.index: 40 vectors of 16, " in told
     assert "Next: gradstore query" in told
 
 

@@ -1,0 +1,139 @@
+"""The first stage of a search: candidates, from what FAISS keeps of features in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gradstore.errors import ConfigError, DependencyError
+from indexer.codes import encode
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+    from indexer.feature import Features
+
+# Bits that each entry of a query is rounded to: at 0, its default, FAISS takes a thousand times as
+# long; at 1 it needs twice the candidates.
+_QUERY_BITS: Final = 4
+_TRAINED_ON: Final = 16_384
+
+
+class FirstStage:
+    """A FAISS index of features, summed over checkpoints.
+
+    Checkpoints are projected independently, so what their parts have to do with each other is
+    noise, and a vector as long as one checkpoint's finds as good candidates as one that holds all.
+
+    Args:
+        vectors: the FAISS index.
+        checkpoints: how many parts a feature has.
+    """
+
+    def __init__(self, vectors: Any, checkpoints: int) -> None:
+        self._vectors = vectors
+        self._checkpoints = checkpoints
+        self._by_signs = isinstance(vectors, _faiss().IndexRaBitQ)
+
+    @classmethod
+    def empty(cls, factory: str, store: Store, features: Features) -> FirstStage:
+        """One of no vectors, trained, if it must be, on samples drawn at random.
+
+        Raises:
+            ConfigError: if FAISS knows no such factory string.
+        """
+        faiss, dim = _faiss(), features.width(store)
+        try:
+            vectors = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"FAISS knows no index {factory!r} for vectors of length {dim}: "
+                f"{str(error).splitlines()[-1]}. See the FAISS wiki, 'The index factory'."
+            ) from error
+        stage = cls(vectors, len(features.etas))
+        if stage._by_signs:
+            vectors.train(np.zeros((1, dim), np.float32))  # a centroid of zero: see `codes`
+        elif not vectors.is_trained:
+            chosen = np.random.default_rng(0).permutation(store.samples)[:_TRAINED_ON]
+            vectors.train(stage._folded(features.take(store, np.sort(chosen))))
+        return stage
+
+    @classmethod
+    def read(cls, file: Path, features: Features) -> FirstStage:
+        """One that was written."""
+        return cls(_faiss().read_index(str(file)), len(features.etas))
+
+    def write(self, file: Path) -> None:
+        """Write it to a file."""
+        _faiss().write_index(self._vectors, str(file))
+
+    def __len__(self) -> int:
+        return int(self._vectors.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self._vectors.d)
+
+    def add(self, features: NDArray[np.float32]) -> None:
+        """Add samples, by their features `[samples, checkpoints × dim]`."""
+        if not len(features):
+            return
+        folded = self._folded(features)
+        if self._by_signs:
+            self._vectors.add_sa_codes(encode(folded))
+        else:
+            self._vectors.add(folded)
+
+    def remove(self, rows: NDArray[np.int64]) -> bool:
+        """Remove samples; False if this kind of index cannot."""
+        try:
+            self._vectors.remove_ids(rows)
+        except RuntimeError:
+            return False
+        return True
+
+    def search(
+        self, queries: NDArray[np.float32], count: int, keep: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Candidates of each query, `[queries, count]`, all of them among `keep`, if it is given.
+
+        Where an index finds fewer, as those do that look at a part of themselves, the rest is -1.
+        """
+        faiss = _faiss()
+        selected = {} if keep is None else {"sel": faiss.IDSelectorBatch(keep)}
+        if self._by_signs:
+            parameters = faiss.RaBitQSearchParameters(qb=_QUERY_BITS, centered=False, **selected)
+        else:
+            parameters = faiss.SearchParameters(**selected) if selected else None
+        asked = np.ascontiguousarray(self._folded(queries))
+        found: NDArray[np.int64] = self._vectors.search(asked, count, params=parameters)[1]
+        return found
+
+    def _folded(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._checkpoints == 1:
+            return features
+        parts = features.reshape(len(features), self._checkpoints, -1)
+        return np.asarray(parts.sum(axis=1))
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise DependencyError(
+            f"FAISS cannot be imported ({error}). Install one of its two builds: `pip install "
+            "'gradstore[cpu]'`, or `pip install 'gradstore[gpu]'` on a machine with an NVIDIA GPU."
+        ) from error
+    return faiss
+
+
+def faiss_description() -> str:
+    """Version, CPU instructions and number of GPUs of the FAISS build at hand."""
+    faiss = _faiss()
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    return f"{faiss.get_compile_options().strip()}, {gpus} GPUs"

@@ -1,0 +1,101 @@
+"""What a first stage finds of what the exact engine finds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import numpy as np
+from pydantic import Field
+
+from gradstore.spec import Spec
+from indexer.exact import Highest, best, rescored
+from indexer.product import Multiplier, multiplies_bfloat16
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+    from indexer.feature import Features
+    from indexer.first_stage import FirstStage
+
+_PROBES: Final = 32
+_TRUTH: Final = 100
+_MORE: Final = 32
+_CANDIDATES: Final = (50, 100, 200, 400, 800, 1600)
+_ENOUGH: Final = 0.995
+
+
+class Measured(Spec):
+    """What an index was measured to find, against the exact engine.
+
+    Attributes:
+        queries: how many queries it was measured with.
+        origin: what they were: `samples` of the training set, drawn at random, of which none was to
+            find itself, or the location of a query store.
+        samples: how many vectors the index held.
+        candidates: how many of each query it was asked for, of which the exact scores decide.
+        recall_at_10: share of the 10 samples of highest influence that it finds.
+        recall_at_100: share of the highest 100, of twice as many candidates at least.
+    """
+
+    queries: Annotated[int, Field(ge=1)]
+    origin: str
+    samples: Annotated[int, Field(ge=1)]
+    candidates: Annotated[int, Field(ge=1)]
+    recall_at_10: Annotated[float, Field(ge=0, le=1)]
+    recall_at_100: Annotated[float, Field(ge=0, le=1)]
+
+
+class Recall:
+    """Measures a first stage while it is built, in the same pass over the store.
+
+    Args:
+        store: the training store.
+        features: how rows become features.
+        queries: a query store to measure with; by default training samples drawn at random.
+    """
+
+    def __init__(self, store: Store, features: Features, queries: Store | None = None) -> None:
+        self._store, self._features = store, features
+        source = queries or store
+        chosen = np.sort(np.random.default_rng(0).permutation(source.samples)[:_PROBES])
+        self._probes = features.take(source, chosen)
+        # No sample is to find itself, which is easy.
+        self._own = chosen if queries is None else np.full(len(chosen), -1)
+        self._origin = "samples" if queries is None else queries.location
+        self._multiply = Multiplier(self._probes, bfloat16=multiplies_bfloat16())
+        self._highest = Highest(len(chosen), min(store.samples, _TRUTH + _MORE))
+
+    def add(self, start: int, block: NDArray[np.float32]) -> None:
+        """See the features of samples from `start` on."""
+        self._highest.add(np.arange(start, start + len(block)), self._multiply(block))
+
+    def of(self, stage: FirstStage) -> Measured:
+        """The recall with the fewest candidates that find what is to be found."""
+        rows = self._highest.ranking.rows
+        scores = rescored(self._store, self._features, self._probes, rows)
+        truth = self._others(best(scores, rows, _TRUTH + 1).rows, _TRUTH)
+        most = min(self._store.samples, _CANDIDATES[-1])
+        found = self._others(stage.search(self._probes, most), most)
+
+        def recall(k: int, candidates: int) -> float:
+            shares = [
+                np.isin(wanted[:k], row[:candidates]).mean()
+                for wanted, row in zip(truth, found, strict=True)
+                if len(wanted)
+            ]
+            return float(np.mean(shares)) if shares else 1.0
+
+        enough = (n for n in _CANDIDATES if recall(10, n) >= _ENOUGH)
+        candidates = next(enough, _CANDIDATES[-1])
+        return Measured(
+            queries=len(self._probes),
+            origin=self._origin,
+            samples=len(stage),
+            candidates=candidates,
+            recall_at_10=recall(10, candidates),
+            recall_at_100=recall(100, max(candidates, 2 * _TRUTH)),
+        )
+
+    def _others(self, rows: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+        return [row[row != own][:count] for row, own in zip(rows, self._own, strict=True)]

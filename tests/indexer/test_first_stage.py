@@ -1,0 +1,122 @@
+"""Candidates: the codes are FAISS's own, and what is found is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import faiss
+import numpy as np
+import pytest
+
+from gradstore.errors import ConfigError, QueryError, SearchIndexError
+from indexer import ExactEngine, Features, build_index, measure_of, open_index
+from indexer.codes import encode
+from indexer.first_stage import FirstStage
+from tests.indexer.stores import random_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("dim", [8, 64, 100, 1024])
+def test_codes_are_those_of_faiss(dim: int) -> None:
+    vectors = np.random.default_rng(0).standard_normal((50, dim)).astype(np.float32)
+    vectors[3], vectors[4, :5] = 0, 0
+    index: Any = faiss.IndexRaBitQ(dim, faiss.METRIC_INNER_PRODUCT)
+    index.train(np.zeros((1, dim), np.float32))
+    index.add(vectors)
+    own, theirs = encode(vectors), faiss.vector_to_array(index.codes).reshape(50, -1)
+    assert own.shape == theirs.shape
+    np.testing.assert_array_equal(own[:, :-8], theirs[:, :-8])
+    np.testing.assert_allclose(
+        own[:, -8:].copy().view(np.float32), theirs[:, -8:].copy().view(np.float32), rtol=1e-5
+    )
+
+
+def test_what_is_found_is_exact_and_its_recall_is_true(tmp_path: Path) -> None:
+    """On enough samples that candidates are a small share of them."""
+    train = random_store(tmp_path / "t.gradstore", 4000, dim=256)
+    queries = random_store(tmp_path / "q.gradstore", 20, slots=4, dim=256, seed=1)
+    index = build_index(train, "tracin", queries=queries)
+    measured = index.spec.measured
+    assert measured.candidates < 2000
+    assert measured.origin == str(queries.path)
+    assert measured.queries == 20
+    features = index.features
+    asked = features.range(queries)
+    found, opponents = index.search(asked, 10)
+    exact, lowest = ExactEngine(train, features).search(asked, 10)
+    shares = [np.isin(e, f).mean() for e, f in zip(exact.rows, found.rows, strict=True)]
+    assert np.mean(shares) == pytest.approx(measured.recall_at_10, abs=1e-9)
+    assert np.mean(shares) >= 0.99
+    low = [np.isin(e, f).mean() for e, f in zip(lowest.rows, opponents.rows, strict=True)]
+    assert np.mean(low) >= 0.97
+    scores = asked.astype(np.float64) @ features.range(train).T.astype(np.float64)
+    np.testing.assert_allclose(
+        found.scores, np.take_along_axis(scores, found.rows, 1), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_an_index_that_finds_little_says_so(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", 4000, dim=256)
+    index = build_index(train, "retrac", factory="IVF64,Flat")  # which looks into one list of 64
+    assert index.spec.measured.recall_at_10 < 0.6
+    assert index.spec.measured.origin == "samples"
+    with pytest.raises(SearchIndexError, match="found fewer than 1000 samples"):
+        index.search(index.features.range(train, 0, 3), 1000)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "SQfp16", "IVF4,RaBitQ", "HNSW8,Flat"])
+def test_other_indexes_of_faiss(tmp_path: Path, factory: str) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    index = build_index(train, "retrac", factory=factory)
+    assert open_index(index.path, train, "retrac").spec.factory == factory
+    found, _ = index.search(index.features.range(train, 0, 3), 1)
+    np.testing.assert_array_equal(found.rows[:, 0], [0, 1, 2])
+
+
+def test_no_index_of_faiss(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", 10)
+    with pytest.raises(ConfigError, match="FAISS knows no index 'Nonsense'"):
+        build_index(train, "retrac", factory="Nonsense")
+
+
+@pytest.mark.parametrize("factory", ["RaBitQ", "SQfp16"])
+def test_a_filter_is_inside_the_search(tmp_path: Path, factory: str) -> None:
+    train = random_store(tmp_path / "t.gradstore", 2000)
+    index = build_index(train, "retrac", factory=factory)
+    asked = index.features.range(train, 0, 3)
+    keep = np.arange(5, 2000, 7)
+    exact, _ = ExactEngine(train, index.features, keep).search(asked, 5)
+    found, _ = index.search(asked, 5, keep=keep)
+    assert np.isin(found.rows, keep).all()
+    assert (
+        np.mean([np.isin(e, f).mean() for e, f in zip(exact.rows, found.rows, strict=True)]) > 0.9
+    )
+    few, _ = index.search(asked, 3, keep=np.array([1, 9, 700]))
+    np.testing.assert_array_equal(np.sort(few.rows, axis=1), [[1, 9, 700]] * 3)
+    with pytest.raises(QueryError, match="the filter leaves 3"):
+        index.search(asked, 4, keep=np.array([1, 9, 700]))
+
+
+def test_checkpoints_are_folded(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", dim=64)
+    features = Features.of(train, measure_of("retrac"))
+    stage = FirstStage.empty("Flat", train, features)
+    assert stage.dim == 64
+    stage.add(features.range(train))
+    assert len(stage) == 300
+    whole = features.range(train)
+    folded = whole[:, :64] + whole[:, 64:]
+    expected = np.argsort(-(folded[:2] @ folded.T), axis=1)[:, :5]
+    np.testing.assert_array_equal(stage.search(whole[:2], 5), expected)
+
+
+def test_matched_slots_are_indexed(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", slots=3, even=True)
+    index = build_index(train, "retrac", tmp_path / "m.index", matched=True)
+    assert index.spec.dim == 3 * 64
+    asked = index.features.range(train, 0, 3)
+    exact, _ = ExactEngine(train, index.features).search(asked, 5)
+    found, _ = index.search(asked, 5)
+    np.testing.assert_array_equal(found.rows, exact.rows)
