@@ -78,6 +78,18 @@ def best(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Rankin
     return Ranking(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
 
+def require_k(k: int, store: Store, keep: NDArray[np.int64] | None = None) -> None:
+    """Raise `QueryError` unless there are `k` samples to find."""
+    left = store.samples if keep is None else len(keep)
+    if left == 0:
+        raise QueryError(f"no sample of {store.location} is left by the filter.")
+    if not 1 <= k <= left:
+        raise QueryError(
+            f"k is {k}, but there are {left} samples of {store.location} to find. Use --k {left} "
+            "or fewer."
+        )
+
+
 class Highest:
     """The highest scores of a stream of samples, which come in the order of the store.
 
@@ -107,28 +119,27 @@ class ExactEngine:
     Args:
         store: a complete training store.
         features: how its rows become features.
-        keep: numbers of the samples to search, rising; by default all.
     """
 
-    def __init__(
-        self, store: Store, features: Features, keep: NDArray[np.int64] | None = None
-    ) -> None:
+    def __init__(self, store: Store, features: Features) -> None:
         self.store = store
         self.features = features
-        self.keep = keep
-        if keep is not None and not len(keep):
-            raise QueryError(f"no sample of {store.location} is left by the filter.")
 
-    def __len__(self) -> int:
-        return self.store.samples if self.keep is None else len(self.keep)
+    def __repr__(self) -> str:
+        return f"ExactEngine({self.store.location!r}, measure={self.features.measure.name!r})"
 
     def scores(
-        self, queries: NDArray[np.float32], *, bfloat16: bool = False
+        self,
+        queries: NDArray[np.float32],
+        *,
+        keep: NDArray[np.int64] | None = None,
+        bfloat16: bool = False,
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Influence of every sample on every query, a block of samples at a time.
 
         Args:
             queries: features of the queries, float32 `[queries, dim]`.
+            keep: numbers of the samples to score, rising; by default all.
             bfloat16: round both sides to bfloat16: several times as fast, with an error of about
                 0.3% of what two unrelated gradients of the same lengths score.
 
@@ -146,12 +157,13 @@ class ExactEngine:
             place: Multiplier(queries[:, place * width : (place + 1) * width], bfloat16=bfloat16)
             for place in features.checkpoints
         }
-        with progress(len(self), "searching", "samples") as bar:
+        total_samples = store.samples if keep is None else len(keep)
+        with progress(total_samples, "searching", "samples") as bar:
             for start, stop in features.spans(store):
                 samples = np.arange(start, stop)
-                if self.keep is not None:
-                    low, high = np.searchsorted(self.keep, (start, stop))
-                    samples = self.keep[low:high]
+                if keep is not None:
+                    low, high = np.searchsorted(keep, (start, stop))
+                    samples = keep[low:high]
                 if not len(samples):
                     continue
                 total = np.zeros((len(queries), len(samples)), np.float32)
@@ -169,7 +181,9 @@ class ExactEngine:
                 bar.update(len(samples))
                 yield samples, total
 
-    def search(self, queries: NDArray[np.float32], k: int) -> tuple[Ranking, Ranking]:
+    def search(
+        self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
+    ) -> tuple[Ranking, Ranking]:
         """The `k` samples of highest and of lowest influence on each query.
 
         Candidates are found in bfloat16 where the processor multiplies it, and scored again in
@@ -183,26 +197,27 @@ class ExactEngine:
         Raises:
             QueryError: if there are fewer than `k` samples, or the queries have another length.
         """
-        if not 1 <= k <= len(self):
-            raise QueryError(
-                f"k is {k}, but there are {len(self)} samples of {self.store.location} to find. "
-                f"Use --k {len(self)} or fewer."
-            )
-        fast = multiplies_bfloat16()
-        sides, certain = self._search(queries, k, bfloat16=fast)
+        require_k(k, self.store, keep)
+        sides, certain = self._search(queries, k, keep, bfloat16=multiplies_bfloat16())
         if not certain.all():
-            slow, _ = self._search(queries[~certain], k, bfloat16=False)
+            slow, _ = self._search(queries[~certain], k, keep, bfloat16=False)
             for side, again in zip(sides, slow, strict=True):
                 side.rows[~certain], side.scores[~certain] = again.rows, again.scores
         return sides
 
     def _search(
-        self, queries: NDArray[np.float32], k: int, *, bfloat16: bool
+        self,
+        queries: NDArray[np.float32],
+        k: int,
+        keep: NDArray[np.int64] | None,
+        *,
+        bfloat16: bool,
     ) -> tuple[tuple[Ranking, Ranking], NDArray[np.bool_]]:
         """Proponents and opponents, and of which queries they are certain."""
-        count = min(len(self), 2 * k + _MORE if bfloat16 else k)
+        left = self.store.samples if keep is None else len(keep)
+        count = min(left, 2 * k + _MORE if bfloat16 else k)
         found = Highest(len(queries), count), Highest(len(queries), count)
-        for samples, scores in self.scores(queries, bfloat16=bfloat16):
+        for samples, scores in self.scores(queries, keep=keep, bfloat16=bfloat16):
             found[0].add(samples, scores)
             found[1].add(samples, -scores)
         both = np.concatenate([side.ranking.rows for side in found], axis=1)
@@ -211,7 +226,7 @@ class ExactEngine:
         sides = []
         for sign, side, exact in zip((1, -1), found, np.split(scores, 2, axis=1), strict=True):
             final = best(sign * exact, side.ranking.rows, k)
-            if count < len(self) and bfloat16:
+            if count < left and bfloat16:
                 error = np.sqrt(np.mean((sign * exact - side.ranking.scores) ** 2, axis=1))
                 gap = final.scores[:, -1] - side.ranking.scores[:, -1]
                 certain &= gap > _CERTAIN * error

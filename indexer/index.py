@@ -33,7 +33,7 @@ from gradstore.manifest import Manifest
 from gradstore.objects import objects_at
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
-from indexer.exact import Ranking, best, rescored
+from indexer.exact import Ranking, best, require_k, rescored
 from indexer.feature import Features
 from indexer.first_stage import FirstStage
 from indexer.measures import Measure, measure_of
@@ -129,14 +129,6 @@ class SearchIndex:
         """Bytes on disk, which are about those in memory."""
         return (self.path / VECTORS_NAME).stat().st_size
 
-    def require_k(self, k: int) -> None:
-        """Raise `QueryError` unless there are `k` samples to find."""
-        if not 1 <= k <= self.spec.count:
-            raise QueryError(
-                f"k is {k}, but {self.store.location} holds {self.spec.count} samples. Use --k "
-                f"{self.spec.count} or fewer."
-            )
-
     def search(
         self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
     ) -> tuple[Ranking, Ranking]:
@@ -157,7 +149,7 @@ class SearchIndex:
             QueryError: if `k` is larger than the store, or the features have another length.
             SearchIndexError: if the store changed since it was opened.
         """
-        self.require_k(k)
+        require_k(k, self.store, keep)
         if not self.store.is_current():
             raise SearchIndexError(
                 f"{self.store.location} changed since index {self.path} was opened: samples may "
@@ -171,8 +163,6 @@ class SearchIndex:
         if not np.isfinite(queries).all():
             raise QueryError("a query's features are not finite: its gradients are damaged")
         left = self.spec.count if keep is None else len(keep)
-        if k > left:
-            raise QueryError(f"k is {k}, but the filter leaves {left} samples to find.")
         count = min(left, max(self.spec.measured.candidates, 2 * k))
         high = self._stage.search(queries, count, keep)
         low = self._stage.search(-queries, count, keep)

@@ -212,6 +212,48 @@ class Calibrated:
         return weights
 
 
+@dataclass(frozen=True)
+class Within:
+    """Another measure within a range of timesteps: rows outside weigh nothing, on either side.
+
+    Attributes:
+        measure: the other measure.
+        low: first timestep.
+        high: last timestep.
+    """
+
+    measure: Measure
+    low: int
+    high: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high:
+            raise ConfigError(f"timesteps {self.low}-{self.high} are no range; use FIRST-LAST")
+        if hasattr(self.measure, "prepared"):
+            raise ConfigError(
+                f"{self.measure.name} preconditions whole samples, not rows within {self.low}-"
+                f"{self.high}; use another measure within timesteps"
+            )
+
+    @property
+    def name(self) -> str:
+        """`MEASURE@LOW-HIGH`."""
+        return f"{self.measure.name}@{self.low}-{self.high}"
+
+    def identity(self) -> Identity:
+        """The other measure's, and the range."""
+        return {"name": "within", "of": self.measure.identity(), "range": [self.low, self.high]}
+
+    def fitted(self, store: Store) -> Within:
+        """With the other measure fitted."""
+        return replace(self, measure=self.measure.fitted(store))
+
+    def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
+        """The other measure's weights, or 0."""
+        inside = (rows.timestep >= self.low) & (rows.timestep <= self.high)
+        return np.where(inside, self.measure.weights(rows, checkpoint), np.float32(0))
+
+
 def _require_share(measure: str, name: str, value: float) -> None:
     if not 0 <= value <= 1:
         raise ConfigError(f"{measure}: {name} is {value:g}; it must be from 0 to 1")
@@ -240,6 +282,12 @@ def measure_of(measure: Measure | str) -> Measure:
     """
     if not isinstance(measure, str):
         return measure
+    if "@" in measure:
+        name, _, given = measure.partition("@")
+        low, dash, high = given.partition("-")
+        if not (dash and low.isdecimal() and high.isdecimal() and len(given) < 20):
+            raise ConfigError(f"{measure!r}: {given!r} is no range of timesteps; use FIRST-LAST")
+        return Within(measure_of(name), int(low), int(high))
     name, colon, parameter = measure.partition(":")
     if name in MEASURES and not colon:
         return MEASURES[name]()

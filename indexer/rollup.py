@@ -59,16 +59,22 @@ class Rollup:
 
 
 def rollup(
-    engine: ExactEngine, queries: NDArray[np.float32], groups: Sequence[Any], top: int = 10
+    engine: ExactEngine,
+    queries: NDArray[np.float32],
+    groups: Sequence[Any],
+    top: int = 10,
+    *,
+    keep: NDArray[np.int64] | None = None,
 ) -> Rollup:
     """Sum, mean, maximum and mean of the highest few scores of each group of samples.
 
     Args:
-        engine: searches the training store, or what a filter leaves of it.
+        engine: searches the training store.
         queries: features of the queries, float32 `[queries, dim]`.
         groups: the group of each sample of the store, such as a column of its manifest. Samples
             whose group is None are in none.
         top: how many of each group's highest scores are averaged.
+        keep: numbers of the samples that count, rising; by default all.
 
     Raises:
         QueryError: if there is not one group per sample, or none at all.
@@ -86,7 +92,7 @@ def rollup(
     shape = (len(queries), len(names))
     counts, total = np.zeros(len(names), np.int64), np.zeros(shape)
     highest = np.full((*shape, top), -np.inf, np.float32)
-    for samples, scores in engine.scores(queries):
+    for samples, scores in engine.scores(queries, keep=keep):
         own = code_of[samples]
         for code in np.unique(own[own >= 0]).tolist():
             mine = scores[:, own == code]

@@ -12,8 +12,11 @@ from gradstore.config import DatasetSpec
 from gradstore.errors import ConfigError
 from gradstore.reader import open_store
 from gradstore.spec import EventSpec, Spec
-from indexer import index_path, open_index
+from indexer import ExactEngine, Features, index_path, measure_of, open_index
+from indexer.exact import require_k
+from indexer.precondition import QuerySide
 from query.engine import Answer, collect_queries, search, to_table
+from query.filters import chosen
 from query.pictures import pictures
 from query.report import Section, summary, write_report
 
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradstore.reader import Store
+    from indexer import SearchIndex
     from query.config import QueryConfig
     from query.pictures import Pictures
 
@@ -50,9 +54,9 @@ def ask(config: QueryConfig) -> Result:
 
     store = open_store(config.store, skip_unsealed=config.skip_unsealed)
     # What is cheap and can be wrong comes before what takes long.
-    indexes = [open_index(index_path(store, name), store, name) for name in config.measures]
-    for index in indexes:
-        index.require_k(config.k)
+    keep = chosen(store, where=config.where(), ids=config.ids)
+    require_k(config.k, store, keep)
+    engines = [engine_of(store, name) for name in config.measures]
     train = pictures(store)
     asked = open_store(config.queries) if config.queries else None
     images = Samples.from_spec(config) if config.dataset else None
@@ -84,11 +88,23 @@ def ask(config: QueryConfig) -> Result:
         )
         shown = images
     answers = [
-        search(index, queries, config.k, measure=name)
-        for name, index in zip(config.measures, indexes, strict=True)
+        search(engine, queries, config.k, measure=name, keep=keep)
+        for name, engine in zip(config.measures, engines, strict=True)
     ]
     title = f"{queries.samples} queries of {store.name}"
     return write_answers(out, title, [Section("Queries", answers, shown)], train)
+
+
+def engine_of(store: Store, measure: str) -> SearchIndex | ExactEngine:
+    """The index of a store under a measure, if there is one; else the exact engine."""
+    path = index_path(store, measure)
+    if path.exists():
+        return open_index(path, store, measure)
+    store.require_complete()
+    served = measure_of(measure)
+    if isinstance(served, QuerySide):
+        served = served.indexed
+    return ExactEngine(store, Features.of(store, served))
 
 
 def claim(out: Path, config: Spec, name: str) -> None:

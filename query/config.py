@@ -27,6 +27,9 @@ class QueryConfig(DatasetSpec):
         False, description="leave out training samples that are not collected yet"
     )
     k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
+    labels: list[str] | None = Field(None, description="search only samples of these labels")
+    groups: list[str] | None = Field(None, description="search only samples of these groups")
+    ids: list[str] | None = Field(None, description="search only the samples of these ids")
     timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
     draws: int = Field(4, ge=1, le=10_000, description="noises averaged into each timestep")
     event_seed: int = Field(0, ge=0, description="seed of the noises")
@@ -37,6 +40,11 @@ class QueryConfig(DatasetSpec):
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+
+    def where(self) -> dict[str, list[str]]:
+        """Values that a training sample must have in the columns of its manifest."""
+        asked = {"label": self.labels, "group": self.groups}
+        return {name: values for name, values in asked.items() if values is not None}
 
     @model_validator(mode="after")
     def _one_source(self) -> QueryConfig:

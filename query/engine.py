@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from gradstore.errors import QueryError
 from gradstore.fingerprint import COMPARED, require_same
 from gradstore.spec import EventSpec
 from indexer import measure_of
+from indexer.explain import Explanation, explain
 from indexer.precondition import QuerySide
 
 if TYPE_CHECKING:
@@ -18,10 +19,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from gradstore.collect import Objective, Projector
     from gradstore.reader import Store
-    from indexer import Measure, Ranking, SearchIndex
+    from indexer import ExactEngine, Measure, Ranking, SearchIndex
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Answer:
         proponents: training samples that pushed the model towards each query.
         opponents: the other end of the list. Those with negative scores pushed against the query;
             with positive ones, they pushed least.
+        explained: the scores of proponents and opponents, one after the other, by checkpoint, with
+            their error; that is NaN under a preconditioned measure, for which none is known.
     """
 
     measure: str
@@ -42,6 +46,7 @@ class Answer:
     store: Store
     proponents: Ranking
     opponents: Ranking
+    explained: Explanation
 
     @property
     def sides(self) -> Mapping[str, Ranking]:
@@ -127,50 +132,61 @@ def collect_queries(
 
 
 def search(
-    index: SearchIndex, queries: Store, k: int = 10, *, measure: Measure | str | None = None
+    engine: SearchIndex | ExactEngine,
+    queries: Store,
+    k: int = 10,
+    *,
+    measure: Measure | str | None = None,
+    keep: NDArray[np.int64] | None = None,
 ) -> Answer:
     """The training samples of highest and of lowest influence on each query.
 
     Args:
-        index: an index of the training store.
+        engine: an index of the training store, or the exact engine.
         queries: a complete query store.
         k: how many of each.
-        measure: a measure that the index serves though it was built for another, such as `trak`,
-            which changes the queries alone; by default the index's.
+        measure: a measure that the engine serves though it was made for another, such as `trak`,
+            which changes the queries alone; by default the engine's.
+        keep: numbers of the training samples to search, rising; by default all.
 
     Raises:
         FingerprintError: if the two stores' rows cannot be compared.
-        QueryError: if `k` is larger than the store.
+        QueryError: if `k` is larger than the store, or the engine does not serve the measure.
     """
+    store, features = engine.store, engine.features
     require_same(
-        index.store.spec.identity,
+        store.spec.identity,
         queries.spec.identity,
-        expected_name=index.store.location,
+        expected_name=store.location,
         found_name=queries.location,
         sections=COMPARED,
-        mend=f"collect the queries anew: gradstore query --store {index.store.location}",
+        mend=f"collect the queries anew: gradstore query --store {store.location}",
     )
-    chosen = index.measure if measure is None else measure_of(measure)
-    index.features.require_matching(index.store, queries)
-    asked = index.features.range(queries)
+    chosen = features.measure if measure is None else measure_of(measure)
+    features.require_matching(store, queries)
+    asked = features.range(queries)
+    served = chosen
     if isinstance(chosen, QuerySide):
-        served, chosen = chosen.indexed, chosen.fitted(index.store)
+        served, chosen = chosen.indexed, chosen.fitted(store)
         asked = chosen.prepared(asked)
-    else:
-        served = chosen
-    if served.name != index.measure.name:
+    if served.name != features.measure.name:
         raise QueryError(
-            f"index {index.path} is of {index.measure.name} and does not serve {chosen.name}. "
-            f"Build its own: gradstore index --store {index.store.location} "
-            f"--measures {served.name}"
+            f"{engine!r} is of {features.measure.name} and does not serve {chosen.name}. Build "
+            f"its own: gradstore index --store {store.location} --measures {served.name}"
         )
-    proponents, opponents = index.search(asked, k)
+    proponents, opponents = engine.search(asked, k, keep=keep)
+    both = np.concatenate([proponents.rows, opponents.rows], axis=1)
+    explained = explain(store, features, asked, both)
+    if isinstance(chosen, QuerySide):  # whose queries depend on the projection themselves
+        unknown = np.full_like(explained.z, np.nan)
+        explained = replace(explained, standard_error=unknown, z=unknown)
     return Answer(
         measure=chosen.name,
         queries=queries,
-        store=index.store,
+        store=store,
         proponents=proponents,
         opponents=opponents,
+        explained=explained,
     )
 
 
@@ -181,21 +197,23 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
 
     Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
     `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
-    checkpoint, then at the second, …).
+    checkpoint, then at the second, …), `standard_error` and `z` (float32; see
+    `indexer.explain.Explanation`), `parts` (float32, what each checkpoint adds to the score).
     """
     import pyarrow as pa
 
-    columns: dict[str, list[Any]] = {
+    columns: dict[str, Any] = {
         name: []
         for name in (
             "query_id", "query_label", "measure", "side", "rank", "sample_id", "label", "score",
-            "timesteps",
+            "timesteps", "standard_error", "z", "parts",
         )
     }  # fmt: skip
     for answer in answers:
         query_labels, train_labels = labels(answer.queries), labels(answer.store)
         steps = timesteps([answer])
-        for side, ranking in answer.sides.items():
+        for place, (side, ranking) in enumerate(answer.sides.items()):
+            first = place * ranking.rows.shape[1]  # of this side in what is explained
             for query, name in enumerate(answer.queries.manifest.ids):
                 for rank, row in enumerate(ranking.rows[query].tolist()):
                     values = (
@@ -208,12 +226,16 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
                         train_labels[row] if train_labels else None,
                         float(ranking.scores[query, rank]),
                         steps[row],
+                        float(answer.explained.standard_error[query, first + rank]),
+                        float(answer.explained.z[query, first + rank]),
+                        answer.explained.parts[query, first + rank].tolist(),
                     )
                     for column, value in zip(columns.values(), values, strict=True):
                         column.append(value)
-    return pa.table(columns).set_column(
-        list(columns).index("score"), "score", pa.array(columns["score"], pa.float32())
-    )
+    for name in ("score", "standard_error", "z"):
+        columns[name] = pa.array(columns[name], pa.float32())
+    columns["parts"] = pa.array(columns["parts"], pa.list_(pa.float32()))
+    return pa.table(columns)
 
 
 def timesteps(answers: Sequence[Answer]) -> dict[int, list[int]]:

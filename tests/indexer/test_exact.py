@@ -110,13 +110,13 @@ def test_a_filter_searches_within(tmp_path: Path) -> None:
     queries = random_store(tmp_path / "q.gradstore", 5, seed=1)
     features = Features.of(train, measure_of("retrac"))
     keep = np.array([3, 7, 120, 127, 128, 299])
-    proponents, _ = ExactEngine(train, features, keep).search(features.range(queries), 4)
+    proponents, _ = ExactEngine(train, features).search(features.range(queries), 4, keep=keep)
     expected = influence(train, queries, "retrac")[:, keep]
     np.testing.assert_array_equal(proponents.rows, keep[np.argsort(-expected, axis=1)[:, :4]])
     with pytest.raises(QueryError, match="there are 6 samples"):
-        ExactEngine(train, features, keep).search(features.range(queries), 7)
+        ExactEngine(train, features).search(features.range(queries), 7, keep=keep)
     with pytest.raises(QueryError, match="no sample of .* is left"):
-        ExactEngine(train, features, keep[:0])
+        ExactEngine(train, features).search(features.range(queries), 1, keep=keep[:0])
 
 
 def test_a_checkpoint_of_no_weight_is_not_read(tmp_path: Path) -> None:

@@ -144,8 +144,9 @@ def test_groups_are_summed_exactly(tmp_path: Path) -> None:
 def test_groups_within_a_filter(tmp_path: Path) -> None:
     train = random_store(tmp_path / "t.gradstore")
     features = Features.of(train, measure_of("retrac"))
-    engine = ExactEngine(train, features, np.arange(10, 20))
-    found = rollup(engine, features.range(train, 0, 2), ["even", "odd"] * 145 + ["out"] * 10)
+    engine = ExactEngine(train, features)
+    groups = ["even", "odd"] * 145 + ["out"] * 10
+    found = rollup(engine, features.range(train, 0, 2), groups, keep=np.arange(10, 20))
     assert found.groups == ["even", "odd"]
     assert found.counts.tolist() == [5, 5]
     for wrong, told in ((["a"], "1 groups were given"), ([None] * 300, "has a group")):

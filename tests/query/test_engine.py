@@ -94,7 +94,9 @@ def _matrix(answer: Answer) -> np.ndarray[Any, Any]:
 
 
 def test_k_larger_than_the_store(stores: tuple[Store, Store]) -> None:
-    with pytest.raises(QueryError, match=r"k is 8, but .* holds 7 samples. Use --k 7 or fewer"):
+    with pytest.raises(
+        QueryError, match=r"k is 8, but there are 7 samples of .* Use --k 7 or fewer"
+    ):
         search(build_index(stores[0], "tracin"), stores[1], k=8)
 
 

@@ -1,0 +1,57 @@
+"""Which training samples are searched: by label, group or id."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradstore.errors import QueryError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+
+
+def chosen(
+    store: Store,
+    *,
+    where: Mapping[str, Collection[Any]] | None = None,
+    ids: Collection[str] | None = None,
+) -> NDArray[np.int64] | None:
+    """Numbers of the samples that fit all that is given, rising; None if nothing is given.
+
+    Args:
+        store: the training store.
+        where: values allowed in columns of its manifest, such as `{"label": [3, 5]}`, compared as
+            text, for that is how people and files write them.
+        ids: ids allowed.
+
+    Raises:
+        QueryError: if the store has no such column or id, or no sample is left.
+    """
+    if not where and ids is None:
+        return None
+    manifest = store.manifest
+    keep = np.ones(store.samples, bool)
+    for name, values in (where or {}).items():
+        if name not in manifest.metadata:
+            known = ", ".join(sorted(manifest.metadata)) or "none"
+            raise QueryError(f"{store.location} has no column {name!r}; it has {known}.")
+        allowed = {str(value) for value in values}
+        keep &= np.array([str(value) in allowed for value in manifest.metadata[name]])
+    if ids is not None:
+        unknown = sorted(set(ids) - set(manifest.ids))
+        if unknown:
+            raise QueryError(
+                f"{store.location} has no sample {unknown[0]!r}"
+                + (f" nor {len(unknown) - 1} more of the ids given." if len(unknown) > 1 else ".")
+            )
+        wanted = set(ids)
+        keep &= np.array([name in wanted for name in manifest.ids])
+    if not keep.any():
+        raise QueryError(f"no sample of {store.location} is left by the filter.")
+    return np.flatnonzero(keep)
