@@ -11,7 +11,7 @@ from gradstore.errors import QueryError
 from gradstore.fingerprint import COMPARED, require_same
 from gradstore.spec import EventSpec
 from indexer import measure_of
-from indexer.explain import Explanation, explain
+from indexer.explanation import Explanation, explain
 from indexer.precondition import QuerySide
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
     Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
     `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
     checkpoint, then at the second, …), `standard_error` and `z` (float32; see
-    `indexer.explain.Explanation`), `parts` (float32, what each checkpoint adds to the score).
+    `indexer.explanation.Explanation`), `parts` (float32, what each checkpoint adds to the score).
     """
     import pyarrow as pa
 

@@ -28,9 +28,10 @@ def test_the_exported_names() -> None:
         "open_store", "vacuum",
     }  # fmt: skip
     assert set(indexer.__all__) == {
-        "MEASURES", "Calibrated", "Clip", "ExactEngine", "Features", "Measure", "Power", "Ranking",
-        "ReTrac", "SearchIndex", "TracIn", "Trak", "build_index", "feature_dim",
-        "features", "index_path", "measure_of", "open_index",
+        "MEASURES", "Calibrated", "Clip", "ExactEngine", "Explanation", "Features", "Measure",
+        "Power", "Ranking", "ReTrac", "Rollup", "SearchIndex", "TracIn", "Trak", "Within",
+        "breakdown", "build_index", "explain", "feature_dim", "features", "index_path",
+        "measure_of", "open_index", "rollup", "self_influence",
     }  # fmt: skip
     assert set(query.__all__) == {
         "Answer", "Section", "collect_queries", "search", "to_table", "write_report",

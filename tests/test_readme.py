@@ -27,7 +27,7 @@ QUICK = {
     "train": ["--limit", "24", "--epochs", "2", "--checkpoint-every", "1", "--channels", "8,8"],
     "plan": PLANNED,
     "collect": PLANNED,
-    "query": ["--limit", "2", "--timesteps", "2", "--draws", "1"],
+    "query": ["--limit", "2", "--timesteps", "2", "--draws", "1", "--k", "3"],
 }
 
 
@@ -43,7 +43,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_python_blocks_run(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asking, recording, bare = blocks("python")
+    asking, searching, recording, bare = blocks("python")
     for epoch in (1, 2):
         save_checkpoint(
             tmp_path / "run" / "checkpoints" / f"epoch-{epoch}",
@@ -55,6 +55,9 @@ def test_the_python_blocks_run(
     exec(asking, names)  # noqa: S102
     assert "0 was taught by [" in capsys.readouterr().out
     assert (tmp_path / "report.html").exists()
+    exec(searching, names)  # noqa: S102
+    assert len(names["strange"]) == 10
+    assert names["pairs"].sum() == pytest.approx(names["answer"].proponents.scores[0, 0], rel=1e-3)
     exec(bare, names)  # noqa: S102
     assert names["directions"].shape == (12, 1, 4096)
 
@@ -74,7 +77,7 @@ def test_the_commands_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [line for block in blocks("sh") for line in block.strip().splitlines()]
-    assert len(lines) == 12
+    assert len(lines) == 13
     Path("more").mkdir()
     for number, image in enumerate(images(3)):
         image.save(f"more/{number}.png")
@@ -87,6 +90,7 @@ def test_the_commands_run(
             cli.main()
         assert not stopped.value.code, (line, capsys.readouterr().err)
     assert Path("answers/report.html").exists()
+    assert Path("again/report.html").exists()
 
 
 def test_the_format_page_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,8 +14,8 @@ from gradstore.rows import Rows
 from gradstore.spec import LayoutSpec, PartSpec
 from gradstore.writer import create, write_shard
 from indexer import ExactEngine, Features, measure_of
-from indexer.explain import breakdown, explain, self_influence
-from indexer.rollup import rollup
+from indexer.explanation import breakdown, explain, self_influence
+from indexer.groups import rollup
 from tests.gradstore.test_store import IDENTITY, spec
 from tests.indexer.stores import random_store
 
