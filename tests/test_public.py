@@ -34,5 +34,6 @@ def test_the_exported_names() -> None:
         "measure_of", "open_index", "rollup", "self_influence",
     }  # fmt: skip
     assert set(query.__all__) == {
-        "Answer", "Section", "collect_queries", "search", "to_table", "write_report",
+        "Answer", "Hubness", "Section", "chosen", "collect_queries", "hubness", "search",
+        "to_table", "write_report",
     }  # fmt: skip

@@ -1,0 +1,129 @@
+"""Hubness: which training samples are influential for everyone, from the answer to many queries.
+
+The paper finds that under TracIn the same few samples head the lists of unrelated queries, because
+their timestep happened to give them a long gradient (arXiv 2401.09031, section 4.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradstore.errors import DependencyError
+from query.engine import labels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+    from query.engine import Answer
+
+
+@dataclass(frozen=True)
+class Hubness:
+    """How often each training sample is among the proponents of some query.
+
+    Attributes:
+        measure: name of the measure.
+        store: the training store.
+        queries: how many there were.
+        k: how many proponents each has.
+        counts: of how many queries each sample is a proponent, int64 `[samples]`.
+        distinctness: distinct proponents over all of them, |∪ top-k| / (queries · k).
+        norm: mean norm of each sample's rows, float64 `[samples]`.
+        timestep: mean timestep of each sample's rows, float64 `[samples]`.
+    """
+
+    measure: str
+    store: Store
+    queries: int
+    k: int
+    counts: NDArray[np.int64]
+    distinctness: float
+    norm: NDArray[np.float64]
+    timestep: NDArray[np.float64]
+
+    @property
+    def with_norm(self) -> float:
+        """Spearman's correlation of the counts with the norms."""
+        return spearman(self.counts, self.norm)
+
+    @property
+    def with_timestep(self) -> float:
+        """Spearman's correlation of the counts with the timesteps."""
+        return spearman(self.counts, self.timestep)
+
+    def to_table(self) -> pa.Table:
+        """Samples that are some query's proponent, the most frequent first."""
+        import pyarrow as pa
+
+        order = np.argsort(-self.counts, kind="stable")
+        order = order[self.counts[order] > 0]
+        manifest = self.store.manifest
+        own = labels(self.store)
+        columns: dict[str, Any] = {
+            "sample_id": [manifest.ids[row] for row in order.tolist()],
+            "label": [own[row] if own else None for row in order.tolist()],
+            "queries": self.counts[order],
+            "share": self.counts[order] / self.queries,
+            "norm": self.norm[order],
+            "timestep": self.timestep[order],
+        }
+        return pa.table(columns)
+
+    def plot(self, path: Path) -> None:
+        """Draw counts against norms and timesteps, and write them as an image.
+
+        Raises:
+            DependencyError: if matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise DependencyError("a plot needs matplotlib: pip install matplotlib") from error
+
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        seen = np.sort(self.counts)[::-1]
+        left.plot(np.arange(1, len(seen) + 1), seen)
+        left.set(xscale="log", xlabel="samples, the most frequent first", ylabel="queries")
+        for axes, values, name, found in (
+            (middle, self.norm, "norm", self.with_norm),
+            (right, self.timestep, "timestep", self.with_timestep),
+        ):
+            axes.plot(values, self.counts, ".", markersize=3)
+            axes.set(xlabel=f"mean {name}", title=f"Spearman {found:.2f}")
+        figure.suptitle(f"{self.measure}: distinctness {self.distinctness:.2f}")
+        figure.savefig(path, dpi=120)
+
+
+def hubness(answer: Answer) -> Hubness:
+    """How often training samples recur among the proponents of an answer's queries."""
+    store, rows = answer.store, answer.proponents.rows
+    places = range(store.checkpoints)
+    return Hubness(
+        measure=answer.measure,
+        store=store,
+        queries=len(rows),
+        k=rows.shape[1],
+        counts=np.bincount(rows.ravel(), minlength=store.samples),
+        distinctness=answer.distinctness(),
+        norm=np.mean([store.column("norm", k).mean(axis=1, dtype=np.float64) for k in places], 0),
+        timestep=np.mean([store.column("timestep", k).mean(axis=1) for k in places], 0),
+    )
+
+
+def spearman(left: NDArray[Any], right: NDArray[Any]) -> float:
+    """Spearman's rank correlation, ties sharing their mean rank; NaN where nothing varies."""
+    ranks = []
+    for values in (left, right):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return float("nan")
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
