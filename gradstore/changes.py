@@ -8,6 +8,7 @@ removed. Killed anywhere, a change has happened or it has not.
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from gradstore.part import Part
 from gradstore.progress import progress
 from gradstore.reader import ROOT, Store, open_store, root_object
 from gradstore.spec import LayoutSpec, PartSpec
-from gradstore.writer import array_objects, part_objects, write_arrays
+from gradstore.writer import array_objects, part_objects, unseal, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,9 +34,40 @@ if TYPE_CHECKING:
 _TRIES = 5
 
 
-def part_path(manifest: Manifest) -> str:
-    """Where a part of these samples lies: the same for whoever makes it."""
-    return f"parts/{digest(repr((list(manifest.ids), list(manifest.digests))).encode())}"
+def part_path(store: Store, manifest: Manifest) -> str:
+    """Where a part of these samples lies: the same for whoever makes it, and for the next try.
+
+    Never where a part lies that held the same samples and lost some of them, nor where one lies
+    that is to be removed.
+    """
+    taken = set(store.spec.retired)
+    taken |= {part.path for part in store.spec.parts if len(store.deletions.rows(part.path))}
+    samples = (list(manifest.ids), list(manifest.digests))
+    told = chain([samples], ((*samples, number) for number in count(1)))
+    paths = (f"parts/{digest(repr(one).encode())}" for one in told)
+    return next(path for path in paths if path not in taken)
+
+
+def next_number(spec: StoreSpec) -> int:
+    """The number of a new checkpoint: none that the store has, nor one that is to be removed."""
+    names = [prefix.split("/")[-1] for prefix in spec.retired]
+    retired = [int(name) for name in names if name.isdecimal()]
+    return 1 + max([checkpoint.number for checkpoint in spec.checkpoints] + retired)
+
+
+def discard_foreign(part: Part, number: int) -> None:
+    """Remove seals of rows that are of another kind, left behind by what was cut off.
+
+    Raises:
+        StoreError: if it cannot be done.
+    """
+    for shard in sorted(part.sealed(number)):
+        try:
+            own = part.seal(number, shard).fingerprint == part.fingerprints[number]
+        except StoreError:
+            own = False
+        if not own:
+            unseal(part, number, shard)
 
 
 def commit(store: Store, change: Callable[[Store], StoreSpec]) -> Store:
@@ -77,12 +109,15 @@ def open_part(store: Store, spec: PartSpec, manifest: Manifest) -> Part:
     known = next((part for part in store.parts if part.spec.path == spec.path), None)
     if known is not None:
         return known
+    part = Part(store.objects, spec, store.parts[0].fingerprints)
     try:
-        with suppress(FileExistsError):  # begun before, or by another process
+        try:
             store.objects.create(spec.path, part_objects(spec, store.numbers, manifest))
+        except FileExistsError:  # begun before, or by another process
+            _describe(part, store.numbers)  # the store may have other checkpoints by now
     except OSError as error:
         raise _failed(store, error) from error
-    return Part(store.objects, spec, store.parts[0].fingerprints)
+    return part
 
 
 def add_part(store: Store, part: Part) -> Store:
@@ -243,7 +278,9 @@ def _copy(store: Store, source: Part, rows: NDArray[np.int64]) -> PartSpec:
     old = source.layout
     layout = Layout.choose(len(rows), old.slots, old.dim, old.dtype, old.shard_samples)
     spec = PartSpec(
-        path=part_path(manifest), layout=LayoutSpec.of(layout), made_by=source.spec.made_by
+        path=part_path(store, manifest),
+        layout=LayoutSpec.of(layout),
+        made_by=source.spec.made_by,
     )
     part = open_part(store, spec, manifest)
     total = len(rows) * len(store.numbers)
@@ -358,13 +395,17 @@ def add_checkpoint_arrays(store: Store, number: int) -> list[Part]:
     """
     try:
         for part in store.parts:
-            described = array_objects(part.layout, [number])
-            for key, content in described.items():
-                if key.startswith(f"checkpoints/{number}/"):
-                    store.objects.write(part.key(key), content)
+            _describe(part, [number])
     except OSError as error:
         raise _failed(store, error) from error
     return store.parts
+
+
+def _describe(part: Part, numbers: Sequence[int]) -> None:
+    """Write what Zarr says of some checkpoints' arrays."""
+    for key, content in array_objects(part.layout, numbers).items():
+        if key.startswith(tuple(f"checkpoints/{number}/" for number in numbers)):
+            part.objects.write(part.key(key), content)
 
 
 def with_checkpoint(

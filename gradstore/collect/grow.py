@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from pydantic import ValidationError
 
-from gradstore.changes import add_checkpoint_arrays, add_part, commit, with_checkpoint
+from gradstore.changes import (
+    add_checkpoint_arrays,
+    add_part,
+    commit,
+    discard_foreign,
+    next_number,
+    with_checkpoint,
+)
 from gradstore.collect.executor import InProcess, Task
 from gradstore.collect.job import CollectOptions, Into, Job, prepare
 from gradstore.collect.run import prepare_config, run
@@ -120,7 +127,7 @@ def add_checkpoint(
     """
     store = open_store(store.objects)
     store.require_complete()
-    number = max(store.numbers) + 1
+    number = next_number(store.spec)
     made_alike: dict[str, Any] = {**like(store), "etas": None, **options}
     own = made_alike.pop("projector")
     jobs = [
@@ -157,6 +164,8 @@ def add_checkpoint(
         )
     add_checkpoint_arrays(store, number)
     for job in jobs:
+        for part in job.open():
+            discard_foreign(part, number)  # of another checkpoint, whose adding was cut off
         run(job, InProcess())
 
     def change(now: Store) -> StoreSpec:

@@ -462,7 +462,7 @@ def _targets(
             len(samples), plan.slots, projector.dim(length), given["dtype"], widest.shard_samples
         )
         part = PartSpec(
-            path=part_path(samples.manifest) if into.append else "",
+            path=part_path(standing, samples.manifest) if into.append and standing else "",
             layout=LayoutSpec.of(layout),
             made_by={
                 "versions": versions(),

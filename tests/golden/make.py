@@ -98,7 +98,7 @@ def make_grown(path: Path) -> Store:
     """A store of int8 that three samples were appended to and two deleted from."""
     store = make(path, "int8")
     more = Manifest(["new-0", "new-1", "new-2"], ["a" * 32] * 3, {"year": [1999, 2000, None]})
-    spec = PartSpec(path=part_path(more), layout=LayoutSpec.of(_layout(3, "int8")))
+    spec = PartSpec(path=part_path(store, more), layout=LayoutSpec.of(_layout(3, "int8")))
     part = open_part(store, spec, more)
     _fill(part)
     return delete(add_part(store, part), ["sample-2", "new-1"])

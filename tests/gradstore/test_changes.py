@@ -10,19 +10,20 @@ import numpy as np
 import pytest
 
 from gradstore import delete, drop_checkpoint, merge, open_store, vacuum
-from gradstore.changes import add_part, open_part, part_path
+from gradstore.changes import add_part, discard_foreign, next_number, open_part, part_path
 from gradstore.deletions import Deletions
 from gradstore.errors import FingerprintError, StoreError, UnsealedError
 from gradstore.fingerprint import fingerprint
 from gradstore.layout import Layout
 from gradstore.manifest import Manifest
 from gradstore.objects import ChangedError, LocalObjects
+from gradstore.part import Part
 from gradstore.reader import Store
 from gradstore.rows import ARRAYS, Rows
 from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec
 from gradstore.verify import verify
 from gradstore.writer import create, unseal, write_shard
-from tests.gradstore.test_store import IDENTITY, filled, manifest, spec
+from tests.gradstore.test_store import IDENTITY, filled, manifest, rows, spec
 
 
 def some_rows(count: int, seed: int) -> Rows:
@@ -39,7 +40,9 @@ def grown(store: Store, ids: list[str], seed: int = 7) -> Store:
     """The store with another part, as append makes one."""
     names = Manifest(ids, ["1"] * len(ids), {"label": ["new"] * len(ids)})
     layout = Layout(len(ids), 2, 6, "float16", 1, 2)
-    part = open_part(store, PartSpec(path=part_path(names), layout=LayoutSpec.of(layout)), names)
+    part = open_part(
+        store, PartSpec(path=part_path(store, names), layout=LayoutSpec.of(layout)), names
+    )
     for number in store.numbers:
         whole = some_rows(len(ids), seed + number)
         for shard in range(layout.shards):
@@ -91,7 +94,7 @@ def test_a_part_belongs_to_the_store_when_it_is_added(store: Store) -> None:
 def test_an_unfinished_part_or_a_known_id_is_not_added(store: Store) -> None:
     names = Manifest(["a"], ["1"])
     part_spec = PartSpec(
-        path=part_path(names), layout=LayoutSpec.of(Layout(1, 2, 6, "float16", 1, 1))
+        path=part_path(store, names), layout=LayoutSpec.of(Layout(1, 2, 6, "float16", 1, 1))
     )
     part = open_part(store, part_spec, names)
     with pytest.raises(UnsealedError):
@@ -356,3 +359,51 @@ def test_a_damaged_table_of_deletions(store: Store) -> None:
     file.unlink()
     with pytest.raises(StoreError, match="which tells what was deleted, cannot be read"):
         open_store(store.path).rows(0)
+
+
+def test_the_same_samples_come_back_after_they_were_deleted(tmp_path: Path) -> None:
+    store = grown(filled(tmp_path / "s.gradstore"), ["a", "b"])
+    old = everything(store, slice(10, 12))
+    store = grown(delete(store, ["a", "b"]), ["a", "b"], seed=8)
+    assert list(store.manifest.ids[10:]) == ["a", "b"]
+    new = everything(store, slice(10, 12))
+    assert any((old[name] != new[name]).any() for name in old)
+    clean = vacuum(store)
+    require_equal(everything(clean, slice(10, 12)), new)
+    assert {report.problem for report in verify(clean)} == {None}
+
+
+def test_a_part_is_not_put_where_one_is_to_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vacuum that was cut off after it replaced the root; then the same samples are appended."""
+    store = delete(grown(filled(tmp_path / "s.gradstore"), ["a", "b"]), ["a", "b"])
+    with monkeypatch.context() as patch:
+
+        def cut(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(LocalObjects, "remove_all", cut)
+        with pytest.raises(KeyboardInterrupt):
+            vacuum(store)
+    assert open_store(store.path).spec.retired
+    store = grown(open_store(store.path), ["a", "b"])
+    new = everything(store)
+    require_equal(everything(vacuum(store)), new)
+
+
+def test_a_dropped_checkpoint_s_number_is_not_given_again_before_vacuum(tmp_path: Path) -> None:
+    store = drop_checkpoint(filled(tmp_path / "s.gradstore"), 1)
+    assert next_number(store.spec) == 2
+    assert next_number(vacuum(store).spec) == 1
+
+
+def test_seals_of_another_kind_do_not_count(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s.gradstore")
+    (part,) = store.parts
+    discard_foreign(part, 1)
+    assert part.missing(1) == []
+    other = Part(part.objects, part.spec, {**part.fingerprints, 1: "0" * 32})
+    write_shard(other, 1, 1, rows(1))
+    discard_foreign(part, 1)
+    assert part.missing(1) == [1]

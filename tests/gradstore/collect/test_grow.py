@@ -164,6 +164,19 @@ def test_a_checkpoint_that_is_not_later_is_refused(world: World, tmp_path: Path)
     assert weighed.etas == pytest.approx([0.4, 0.2])
 
 
+def test_a_checkpoint_takes_nothing_from_one_that_was_dropped(world: World, tmp_path: Path) -> None:
+    store = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    third = save_checkpoint(tmp_path / "epoch-03", epoch=3, learning_rate_sum=0.9)
+    old = store.rows(1).norm
+    after = add_checkpoint(drop_checkpoint(store, 1), third, datasets=[world.train])
+    assert after.numbers == [0, 2]
+    new = after.rows(1)
+    assert (new.norm != old).any()
+    clean = vacuum(after)
+    np.testing.assert_array_equal(clean.rows(1).direction, new.direction)
+    assert {report.problem for report in verify(clean)} == {None}
+
+
 @pytest.fixture
 def folder_store(world: World, image_folder: Path, tmp_path: Path) -> Store:
     config = CollectConfig(
