@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradstore.errors import ConfigError, QueryError
+from indexer.product import as_float32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -129,7 +130,7 @@ class Features:
     def part(self, store: Store, checkpoint: int, rows: Rows) -> NDArray[np.float32]:
         """The part of features that is one checkpoint's, float32 `[samples, width]`."""
         weights = self.weights(store, checkpoint, rows)
-        direction = rows.direction.astype(np.float32, copy=False)
+        direction = as_float32(rows.direction)
         if self.slots is None:
             mean: NDArray[np.float32] = np.einsum("ns,nsd->nd", weights, direction, optimize=True)
             return mean

@@ -23,6 +23,15 @@ def multiplies_bfloat16() -> bool:
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
+    """An array in float32. From float16 torch takes a thirtieth of numpy's time."""
+    import torch
+
+    if array.dtype != np.float16:
+        return array.astype(np.float32, copy=False)
+    return np.asarray(torch.from_numpy(array).float().numpy())
+
+
 class Multiplier:
     """Queries, ready to be multiplied with rows.
 
@@ -43,7 +52,8 @@ class Multiplier:
         """Inner products of `rows`, float16 or float32 `[rows, dim]`, as `[queries, rows]`."""
         import torch
 
-        given = torch.from_numpy(rows).to(self._device).to(self._dtype)
+        # By way of float32, which from float16 is a quarter of the straight way's time.
+        given = torch.from_numpy(rows).to(self._device).float().to(self._dtype)
         return np.asarray((self._queries @ given.T).float().cpu().numpy())
 
 
