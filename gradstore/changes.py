@@ -133,6 +133,11 @@ def add_part(store: Store, part: Part) -> Store:
     def change(now: Store) -> StoreSpec:
         if any(one.spec.path == part.spec.path for one in now.parts):
             return now.spec
+        if now.spec.identity != store.spec.identity:
+            raise StoreError(
+                f"the checkpoints of {store.location} were changed meanwhile. Run the same command "
+                "again: what is collected is kept."
+            )
         require_new(now, part.manifest)
         return now.spec.model_copy(update={"parts": [*now.spec.parts, part.spec]})
 
@@ -257,9 +262,12 @@ def _clean(store: Store) -> Store:
         mine = {part.path for part in store.spec.parts}
         others = {"/".join(key.split("/")[:2]) for key, _ in objects.sizes("parts")} - mine
         for prefix in others:  # an append or a vacuum that was cut off
+            objects.remove_all(
+                f"{prefix}/seals"
+            )  # first: a seal without its data would be believed
             objects.remove_all(prefix)
         for part in store.parts:
-            for what in ("checkpoints", "seals"):  # another checkpoint that was cut off
+            for what in ("seals", "checkpoints"):  # another checkpoint that was cut off
                 under = part.key(what) + "/"
                 keys = [key.removeprefix(under) for key, _ in objects.sizes(part.key(what))]
                 found = {key.split("/")[0] for key in keys}

@@ -241,7 +241,7 @@ class Store:
             UnsealedError: if a shard that holds one of them is not sealed.
             StoreError: if data is damaged or missing.
         """
-        places = self._places(np.asarray(samples, np.int64))
+        places = self._places(np.asarray(samples))
         if len(self.parts) == 1:
             return Rows.restored(self.parts[0].take(self.number(checkpoint), places))
         owner = np.searchsorted(self._starts, places, side="right") - 1
@@ -256,10 +256,13 @@ class Store:
         return Rows.restored({name: array[back] for name, array in _joined(found).items()})
 
     def _places(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        if samples.size and samples.dtype.kind not in "iu":
+            raise StoreError(f"samples are given by number, not as {samples.dtype}")
         if samples.size == 0 or samples.min() < 0 or samples.max() >= self.samples:
             raise StoreError(
                 f"{self.location} holds samples 0 … {self.samples - 1}; others were asked for"
             )
+        samples = samples.astype(np.int64, copy=False)
         return samples if self._kept is None else self._kept[samples]
 
     def column(

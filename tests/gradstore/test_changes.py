@@ -407,3 +407,44 @@ def test_seals_of_another_kind_do_not_count(tmp_path: Path) -> None:
     write_shard(other, 1, 1, rows(1))
     discard_foreign(part, 1)
     assert part.missing(1) == [1]
+
+
+def test_a_part_is_not_added_when_the_checkpoints_changed_meanwhile(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s.gradstore")
+    names = Manifest(["a"], ["1"])
+    layout = LayoutSpec.of(Layout(1, 2, 6, "float16", 1, 1))
+    part = open_part(store, PartSpec(path=part_path(store, names), layout=layout), names)
+    for number in store.numbers:
+        write_shard(part, number, 0, some_rows(1, number))
+    drop_checkpoint(store, 0)
+    with pytest.raises(StoreError, match="checkpoints of .* were changed meanwhile"):
+        add_part(store, part)
+
+
+def test_a_removal_that_is_cut_off_leaves_no_seal_without_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path / "s.gradstore")
+    names = Manifest(["a"], ["1"])
+    layout = LayoutSpec.of(Layout(1, 2, 6, "float16", 1, 1))
+    part = open_part(store, PartSpec(path=part_path(store, names), layout=layout), names)
+    for number in store.numbers:
+        write_shard(part, number, 0, some_rows(1, number))
+    whole = LocalObjects.remove_all
+
+    def once(objects: LocalObjects, prefix: str) -> None:
+        whole(objects, prefix)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalObjects, "remove_all", once)
+        with pytest.raises(KeyboardInterrupt):
+            vacuum(store)
+    assert all(part.missing(number) == [0] for number in store.numbers)
+
+
+def test_samples_are_taken_by_number(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s.gradstore")
+    for wrong in (np.ones(10, bool), np.array([0.5])):
+        with pytest.raises(StoreError, match="are given by number, not as"):
+            store.take(0, wrong)
