@@ -175,6 +175,16 @@ class Target:
                     raise
             require_it(open_store(self.objects), self.spec)
         part = open_part(open_store(self.objects), self.part, manifest)
+        # Between looking and filling, somebody else may have made another store here.
+        part.manifest.require_same(manifest, store=self.location)
+        known = {
+            number: part.fingerprints.get(number, own) for number, own in self.fingerprints.items()
+        }
+        if part.layout != self.layout or known != self.fingerprints:
+            raise StoreError(
+                f"{self.location} was made by another configuration meanwhile; nothing was "
+                "changed. Choose another --store."
+            )
         return Part(self.objects, part.spec, self.fingerprints)
 
 
@@ -512,6 +522,8 @@ def _standing_part(store: Store, spec: StoreSpec, manifest: Manifest, into: Into
     """
     require_it(store, spec, checkpoint_more=into.number is not None)
     if into.part is not None:
+        own = next(part for part in store.parts if part.spec.path == into.part.path)
+        own.manifest.require_same(manifest, store=store.location)
         return into.part
     if into.append:
         known = [part.spec for part in store.parts if part.spec.path == spec.parts[0].path]

@@ -177,6 +177,14 @@ def test_a_checkpoint_takes_nothing_from_one_that_was_dropped(world: World, tmp_
     assert {report.problem for report in verify(clean)} == {None}
 
 
+def test_other_images_under_the_same_ids_are_refused(world: World, tmp_path: Path) -> None:
+    store = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    third = save_checkpoint(tmp_path / "epoch-03", epoch=3, learning_rate_sum=0.9)
+    strange = Samples(images(len(NAMES), seed=99), ids=NAMES)
+    with pytest.raises(DatasetError, match="the content of sample .* differs"):
+        add_checkpoint(store, third, datasets=[strange])
+
+
 @pytest.fixture
 def folder_store(world: World, image_folder: Path, tmp_path: Path) -> Store:
     config = CollectConfig(
