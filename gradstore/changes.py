@@ -7,11 +7,14 @@ removed. Killed anywhere, a change has happened or it has not.
 
 from __future__ import annotations
 
-from contextlib import suppress
+import json
+import re
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
 
 import numpy as np
+from pydantic import ValidationError
 
 from gradstore.errors import FingerprintError, StoreError
 from gradstore.fingerprint import fingerprint, only_checkpoints, require_same
@@ -21,7 +24,8 @@ from gradstore.part import Part
 from gradstore.progress import progress
 from gradstore.reader import ROOT, Store, open_store, root_object
 from gradstore.spec import LayoutSpec, PartSpec
-from gradstore.writer import array_objects, part_objects, unseal, write_arrays
+from gradstore.verify import check, unseal_unfit
+from gradstore.writer import PART, array_objects, part_objects, write_arrays
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,9 +33,17 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.manifest import Manifest
-    from gradstore.spec import CheckpointSpec, StoreSpec
+    from gradstore.objects import Objects
+    from gradstore.spec import CheckpointSpec, Identity, StoreSpec
 
 _TRIES = 5
+# Attribute of the group of a checkpoint that is added: the digest of its weights.
+_WEIGHTS: Final = "gradstore_weights"
+# What may be left behind; whatever else somebody put into the folder is not touched.
+_TABLE = re.compile(r"deleted/[0-9a-f]{32}\.parquet$")
+_PART = re.compile("parts/[0-9a-f]{32}(?=/)")
+_CHECKPOINT = re.compile("(parts/[0-9a-f]{32}/)?(checkpoints|seals)/(?P<number>[0-9]{1,7})(?=/)")
+_TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.(building-)?[0-9a-f]{32}(?=/|$)")
 
 
 def part_path(store: Store, manifest: Manifest) -> str:
@@ -48,26 +60,53 @@ def part_path(store: Store, manifest: Manifest) -> str:
     return next(path for path in paths if path not in taken)
 
 
-def next_number(spec: StoreSpec) -> int:
-    """The number of a new checkpoint: none that the store has, nor one that is to be removed."""
-    names = [prefix.split("/")[-1] for prefix in spec.retired]
-    retired = [int(name) for name in names if name.isdecimal()]
-    return 1 + max([checkpoint.number for checkpoint in spec.checkpoints] + retired)
+def next_number(store: Store, weights: str) -> int:
+    """The number of a new checkpoint of these weights, the same at the next try.
 
-
-def discard_foreign(part: Part, number: int) -> None:
-    """Remove seals of rows that are of another kind, left behind by what was cut off.
+    It is none that the store has, nor one that is to be removed, nor one that was begun with other
+    weights and cut off, or that another process collects at this moment.
 
     Raises:
-        StoreError: if it cannot be done.
+        StoreError: if it cannot be read.
     """
-    for shard in sorted(part.sealed(number)):
-        try:
-            own = part.seal(number, shard).fingerprint == part.fingerprints[number]
-        except StoreError:
-            own = False
-        if not own:
-            unseal(part, number, shard)
+    names = [prefix.split("/")[-1] for prefix in store.spec.retired]
+    retired = [int(name) for name in names if name.isdecimal()]
+    try:
+        return next(
+            number
+            for number in count(1 + max([*store.numbers, *retired]))
+            if _begun_with(store.parts[0], number) in {None, weights}
+        )
+    except OSError as error:
+        raise _failed(store, error) from error
+
+
+def _begun_with(part: Part, number: int) -> Any:
+    """The weights of the checkpoint whose arrays were made under a number; None if none were."""
+    try:
+        return _attributes(part.objects, part.key(f"checkpoints/{number}/zarr.json")).get(_WEIGHTS)
+    except FileNotFoundError:
+        return None
+
+
+def _attributes(objects: Objects, key: str) -> dict[str, Any]:
+    """Attributes of a Zarr group, as far as they can be read; of others, "" for each of ours."""
+    try:
+        found = json.loads(objects.read(key))["attributes"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        found = None
+    return found if isinstance(found, dict) else {}
+
+
+def begun_part(store: Store, path: str) -> PartSpec | None:
+    """A part that was begun, and does not belong to the store yet, as its group describes it."""
+    try:
+        spec = PartSpec.model_validate(_attributes(store.objects, f"{path}/{ROOT}").get(PART))
+    except (FileNotFoundError, ValidationError):
+        return None
+    except OSError as error:
+        raise _failed(store, error) from error
+    return spec if spec.path == path else None
 
 
 def commit(store: Store, change: Callable[[Store], StoreSpec]) -> Store:
@@ -80,6 +119,9 @@ def commit(store: Store, change: Callable[[Store], StoreSpec]) -> Store:
         now = open_store(store.objects)
         try:
             spec = change(now)
+            if spec is now.spec:
+                return now
+            spec = spec.model_copy(update={"revision": now.spec.revision + 1})
             content = root_object(type(spec).model_validate(spec.model_dump()))
             store.objects.replace(ROOT, content, seen=now.root)
         except ChangedError:
@@ -103,45 +145,75 @@ def _failed(store: Store, error: OSError) -> StoreError:
 def open_part(store: Store, spec: PartSpec, manifest: Manifest) -> Part:
     """A part that may not belong to the store yet, made where it is not there.
 
+    One that was begun before, or by another process, is gone on with as it was begun: with its
+    layout. Its seals count as far as they can be right.
+
     Raises:
         StoreError: if it cannot be written.
     """
     known = next((part for part in store.parts if part.spec.path == spec.path), None)
     if known is not None:
         return known
-    part = Part(store.objects, spec, store.parts[0].fingerprints)
+    made, contents = part_objects(spec, store.numbers, manifest)
     try:
         try:
-            store.objects.create(spec.path, part_objects(spec, store.numbers, manifest))
-        except FileExistsError:  # begun before, or by another process
-            _describe(part, store.numbers)  # the store may have other checkpoints by now
+            store.objects.create(spec.path, contents)
+        except FileExistsError:
+            made = begun_part(store, spec.path) or made
+        part = Part(store.objects, made, store.parts[0].fingerprints)
+        _describe(part, store.numbers)  # the store may have other checkpoints by now
+        for number in store.numbers:
+            unseal_unfit(part, number)
     except OSError as error:
         raise _failed(store, error) from error
     return part
 
 
-def add_part(store: Store, part: Part) -> Store:
-    """Make a finished part belong to its store.
+def add_parts(store: Store, parts: Sequence[Part]) -> Store:
+    """Make finished parts belong to their store, all or none.
 
     Raises:
-        UnsealedError: if it is not finished.
-        StoreError: if one of its samples is in the store already.
+        UnsealedError: if one is not finished.
+        StoreError: if one of their samples is in the store already.
     """
-    for number in store.numbers:
-        part.require_sealed(number, range(part.layout.shards))
 
     def change(now: Store) -> StoreSpec:
-        if any(one.spec.path == part.spec.path for one in now.parts):
+        mine = {one.spec.path for one in now.parts}
+        new = [part for part in parts if part.spec.path not in mine]
+        if not new:
             return now.spec
         if now.spec.identity != store.spec.identity:
             raise StoreError(
                 f"the checkpoints of {store.location} were changed meanwhile. Run the same command "
                 "again: what is collected is kept."
             )
-        require_new(now, part.manifest)
-        return now.spec.model_copy(update={"parts": [*now.spec.parts, part.spec]})
+        for part in new:
+            require_new(now, part.manifest)
+            for number in now.numbers:
+                _require_whole(now, part, number)
+        return now.spec.model_copy(
+            update={"parts": [*now.spec.parts, *(part.spec for part in new)]}
+        )
 
     return commit(store, change)
+
+
+def _require_whole(now: Store, part: Part, number: int) -> None:
+    """Raise `StoreError` unless all of a part or a checkpoint that will belong to a store is there.
+
+    Others may have written or removed some of it meanwhile. Whoever removes more from now on has
+    changed the root before, so that it is not replaced by one that names what is gone.
+    """
+    retired = {part.spec.path, part.key(f"checkpoints/{number}"), part.key(f"seals/{number}")}
+    if retired & set(now.spec.retired):
+        raise StoreError(
+            f"{part.location} is just being removed by vacuum. Run the same command again."
+        )
+    try:
+        unseal_unfit(part, number)
+    except OSError as error:
+        raise _failed(now, error) from error
+    part.require_sealed(number, range(part.layout.shards))
 
 
 def require_new(store: Store, manifest: Manifest) -> None:
@@ -171,7 +243,6 @@ def delete(store: Store, ids: Sequence[str]) -> Store:
         StoreError: if it does not hold one of them, or would hold none any more.
     """
     wanted = set(ids)
-    old: list[str | None] = []
 
     def change(now: Store) -> StoreSpec:
         unknown = wanted - now.manifest.position.keys()
@@ -192,52 +263,49 @@ def delete(store: Store, ids: Sequence[str]) -> Store:
             rows = [place[name] for name in wanted & place.keys()]
             # An id may have been deleted here before and have come back with another part.
             more[part.spec.path] = np.array(sorted(rows), np.int64)
-        content = now.deletions.with_more(more).content()
+        content = now.deletions.with_more(more).content(now.spec.revision)
         key = f"deleted/{digest(content)}.parquet"
         store.objects.write(key, content)
         store.objects.flush([key])
-        old[:] = [now.spec.deleted]
+        # The table that it replaces stays for those who opened the store before.
         return now.spec.model_copy(update={"deleted": key})
 
-    if not wanted:
-        return store
-    found = commit(store, change)
-    if old[0] and old[0] != found.spec.deleted:
-        with suppress(OSError):  # vacuum removes it
-            store.objects.remove(old[0])
-    return found
+    return commit(store, change) if wanted else store
 
 
 def vacuum(store: Store) -> Store:
     """Remove for good what was deleted, dropped, or left behind by what was cut off.
 
-    Parts that lost samples are written anew without them. Nothing must be collecting or appending
-    meanwhile.
+    Parts that lost samples are written anew without them, after every byte of them was compared
+    with its seal. What appends or collects into the store meanwhile may have to be run again, and
+    who reads it may have to open it again.
 
     Raises:
-        StoreError: if a shard is not sealed, or it cannot be written; run again, it goes on.
+        StoreError: if a shard is not sealed or is damaged, or it cannot be written.
     """
     store = _clean(open_store(store.objects))
     lost = [part for part in store.parts if len(store.deletions.rows(part.spec.path))]
     if lost:
         store.require_complete()
-        made: dict[str, PartSpec | None] = {}
+        made: dict[str, Part | None] = {}
         for part in lost:
             kept = np.setdiff1d(np.arange(len(part)), store.deletions.rows(part.spec.path))
             made[part.spec.path] = _copy(store, part, kept) if len(kept) else None
-        seen = store.spec.deleted
+        old = store.spec
 
         def change(now: Store) -> StoreSpec:
-            if now.spec.deleted != seen:
-                raise StoreError(
-                    f"samples of {store.location} were deleted meanwhile. Run vacuum again."
-                )
-            parts = [made.get(part.path, part) for part in now.spec.parts]
+            if (now.spec.deleted, now.spec.identity) != (old.deleted, old.identity):
+                raise StoreError(f"{store.location} was changed meanwhile. Run vacuum again.")
+            for new in made.values():
+                for number in now.numbers if new is not None else ():
+                    _require_whole(now, new, number)  # type: ignore[arg-type]
+            new_specs = {path: part and part.spec for path, part in made.items()}
+            parts = [new_specs.get(part.path, part) for part in now.spec.parts]
             return now.spec.model_copy(
                 update={
                     "parts": [part for part in parts if part is not None],
                     "deleted": None,
-                    "retired": [*now.spec.retired, *(p for old in made for p in _all_of(old))],
+                    "retired": [*now.spec.retired, *(p for path in made for p in _all_of(path))],
                 }
             )
 
@@ -251,42 +319,70 @@ def _all_of(path: str) -> list[str]:
 
 
 def _clean(store: Store) -> Store:
-    """Remove what belongs to the store no more."""
+    """Remove what belongs to the store no more.
+
+    What is not named by the root is put on its list of what is to be removed, before it is: who
+    began it, and goes on, then cannot replace the root, and is told.
+    """
     objects = store.objects
     try:
-        for prefix in store.spec.retired:
-            objects.remove_all(prefix)
-        for name in objects.names("deleted"):
-            if f"deleted/{name}" != store.spec.deleted:
-                objects.remove(f"deleted/{name}")
-        mine = {part.path for part in store.spec.parts}
-        others = {"/".join(key.split("/")[:2]) for key, _ in objects.sizes("parts")} - mine
-        for prefix in others:  # an append or a vacuum that was cut off
-            objects.remove_all(
-                f"{prefix}/seals"
-            )  # first: a seal without its data would be believed
-            objects.remove_all(prefix)
-        for part in store.parts:
-            for what in ("seals", "checkpoints"):  # another checkpoint that was cut off
-                under = part.key(what) + "/"
-                keys = [key.removeprefix(under) for key, _ in objects.sizes(part.key(what))]
-                found = {key.split("/")[0] for key in keys}
-                for number in found - {"zarr.json", *map(str, store.numbers)}:
-                    objects.remove_all(under + number)
+        keys = [key for key, _ in objects.sizes()]  # before the root is read: no newer ones
+
+        def retire(now: Store) -> StoreSpec:
+            more = sorted(_left_behind(keys, now) - set(now.spec.retired))
+            if not more:
+                return now.spec
+            return now.spec.model_copy(update={"retired": [*now.spec.retired, *more]})
+
+        store = commit(store, retire)
+        gone = store.spec.retired
+        for prefix in gone:
+            if prefix.startswith("deleted/"):
+                objects.remove(prefix)
+            else:
+                objects.remove_all(prefix)
+        for temporary in {found[0] for found in map(_TEMPORARY.match, keys) if found}:
+            remove = objects.remove_all if ".building-" in temporary else objects.remove
+            remove(temporary)
     except OSError as error:
         raise _failed(store, error) from error
-    if not store.spec.retired:
+    if not gone:
         return store
-    return commit(store, lambda now: now.spec.model_copy(update={"retired": []}))
+    return commit(
+        store,
+        lambda now: now.spec.model_copy(
+            update={"retired": [prefix for prefix in now.spec.retired if prefix not in gone]}
+        ),
+    )
 
 
-def _copy(store: Store, source: Part, rows: NDArray[np.int64]) -> PartSpec:
-    """Write some rows of a part, of this store or another, into a new part of this one."""
+def _left_behind(keys: Sequence[str], now: Store) -> set[str]:
+    """What a store does not name: tables, parts and checkpoints that were replaced or cut off."""
+    paths = {part.path for part in now.spec.parts}
+    found = set()
+    for key in keys:
+        table, checkpoint, part = (kind.match(key) for kind in (_TABLE, _CHECKPOINT, _PART))
+        if table and table[0] != now.spec.deleted:
+            found.add(table[0])
+        elif part and part[0] not in paths:
+            found.add(part[0])
+        elif checkpoint and int(checkpoint["number"]) not in now.numbers:
+            found.add(checkpoint[0])
+    return found
+
+
+def _copy(store: Store, source: Part, rows: NDArray[np.int64]) -> Part:
+    """Write some rows of a part, of this store or another, into a new part of this one.
+
+    Raises:
+        StoreError: if the rows are not what was sealed: they are not sealed anew.
+    """
     manifest = source.manifest.chosen(rows)
     old = source.layout
     layout = Layout.choose(len(rows), old.slots, old.dim, old.dtype, old.shard_samples)
     spec = PartSpec(
-        path=part_path(store, manifest),
+        # Of its own: two who copy at once write nothing twice, and what was cut off begins anew.
+        path=f"parts/{uuid4().hex}",
         layout=LayoutSpec.of(layout),
         made_by=source.spec.made_by,
     )
@@ -294,12 +390,20 @@ def _copy(store: Store, source: Part, rows: NDArray[np.int64]) -> PartSpec:
     total = len(rows) * len(store.numbers)
     with progress(total, f"writing {spec.path}", "samples") as bar:
         for number in store.numbers:
-            for shard in part.missing(number):
+            for shard in np.unique(rows // old.shard_samples).tolist():
+                problem = check(source, number, shard)
+                if problem:
+                    raise StoreError(
+                        f"{source.location}: checkpoint {number}, shard {shard}: {problem}. "
+                        f"Nothing was changed. Run: gradstore verify {source.objects.location} "
+                        "--repair"
+                    )
+            for shard in range(layout.shards):
                 start, stop = layout.span(shard)
                 arrays = source.take(number, rows[start:stop])
                 write_arrays(part, number, shard, arrays)
                 bar.update(stop - start)
-    return spec
+    return part
 
 
 def merge(store: Store, other: Store) -> Store:
@@ -331,12 +435,12 @@ def merge(store: Store, other: Store) -> Store:
         )
     other.require_complete()
     require_new(store, other.manifest)
+    made = []
     for part in other.parts:
         kept = np.setdiff1d(np.arange(len(part)), other.deletions.rows(part.spec.path))
         if len(kept):
-            spec = _copy(store, part, kept)
-            store = add_part(store, open_part(store, spec, part.manifest.chosen(kept)))
-    return store
+            made.append(_copy(store, part, kept))
+    return add_parts(store, made)
 
 
 def drop_checkpoint(store: Store, checkpoint: int) -> Store:
@@ -394,19 +498,71 @@ def _weighed(checkpoints: list[CheckpointSpec]) -> list[CheckpointSpec]:
     ]
 
 
-def add_checkpoint_arrays(store: Store, number: int) -> list[Part]:
+def begin_checkpoint(store: Store, number: int, weights: str) -> None:
     """Make room for a checkpoint in every part; it belongs to the store when it is committed.
 
     Args:
         store: the store.
-        number: the new checkpoint's number.
+        number: the new checkpoint's number, from `next_number`.
+        weights: the digest of its weights.
+
+    Raises:
+        StoreError: if another process has just begun another checkpoint under that number.
     """
+    under = f"checkpoints/{number}"
     try:
         for part in store.parts:
-            _describe(part, [number])
+            contents = {
+                key.removeprefix(f"{under}/"): content
+                for key, content in array_objects(part.layout, [number]).items()
+                if key.startswith(f"{under}/")
+            }
+            group = json.loads(contents[ROOT])
+            contents[ROOT] = json.dumps({**group, "attributes": {_WEIGHTS: weights}}).encode()
+            try:
+                part.objects.create(part.key(under), contents)
+            except FileExistsError:
+                if _begun_with(part, number) != weights:
+                    raise StoreError(
+                        f"{part.location}: another process has begun another checkpoint. Run the "
+                        "same command again."
+                    ) from None
     except OSError as error:
         raise _failed(store, error) from error
-    return store.parts
+
+
+def commit_checkpoint(
+    store: Store, parts: Sequence[Part], checkpoint: CheckpointSpec, identity: Identity
+) -> Store:
+    """Make a checkpoint that was collected in every part belong to its store.
+
+    Args:
+        store: the store without it.
+        parts: its parts, with the fingerprints of the new rows.
+        checkpoint: the new checkpoint.
+        identity: the new identity, of all checkpoints.
+
+    Raises:
+        StoreError: if the store was changed meanwhile, or not all of it is there.
+    """
+
+    def change(now: Store) -> StoreSpec:
+        if now.spec.parts != store.spec.parts or now.numbers != store.numbers:
+            raise StoreError(
+                f"{store.location} was changed meanwhile. Run the same command again: what is "
+                "collected is kept."
+            )
+        for part in parts:
+            _require_whole(now, part, checkpoint.number)
+        return now.spec.model_copy(
+            update={
+                "identity": identity,
+                "fingerprint": fingerprint(identity),
+                "checkpoints": [*now.spec.checkpoints, checkpoint],
+            }
+        )
+
+    return commit(store, change)
 
 
 def _describe(part: Part, numbers: Sequence[int]) -> None:
@@ -414,22 +570,3 @@ def _describe(part: Part, numbers: Sequence[int]) -> None:
     for key, content in array_objects(part.layout, numbers).items():
         if key.startswith(tuple(f"checkpoints/{number}/" for number in numbers)):
             part.objects.write(part.key(key), content)
-
-
-def with_checkpoint(
-    spec: StoreSpec, checkpoint: CheckpointSpec, identity: dict[str, Any]
-) -> StoreSpec:
-    """The attributes of a store that has one checkpoint more.
-
-    Args:
-        spec: the attributes of the store without it.
-        checkpoint: the new checkpoint.
-        identity: the new identity, of all checkpoints.
-    """
-    return spec.model_copy(
-        update={
-            "identity": identity,
-            "fingerprint": fingerprint(identity),
-            "checkpoints": [*spec.checkpoints, checkpoint],
-        }
-    )

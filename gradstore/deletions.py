@@ -42,8 +42,13 @@ class Deletions:
             {path: np.union1d(self.rows(path), Deletions(more).rows(path)) for path in paths}
         )
 
-    def content(self) -> bytes:
-        """A Parquet table of columns `part` and `row`. It names no sample."""
+    def content(self, revision: int) -> bytes:
+        """A Parquet table of columns `part` and `row`. It names no sample.
+
+        Args:
+            revision: of the store that is changed. No two changes write the same table, so that
+                vacuum can remove what one left behind while another is under way.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -51,10 +56,10 @@ class Deletions:
         names = [path for path, rows in pairs for _ in range(len(rows))]
         numbers = np.concatenate([rows for _, rows in pairs])
         out = BytesIO()
-        pq.write_table(
-            pa.table({"part": pa.array(names, pa.string()), "row": pa.array(numbers, pa.int64())}),
-            out,
+        table = pa.table(
+            {"part": pa.array(names, pa.string()), "row": pa.array(numbers, pa.int64())}
         )
+        pq.write_table(table.replace_schema_metadata({"revision": str(revision)}), out)
         return out.getvalue()
 
     @classmethod
@@ -81,7 +86,7 @@ class Deletions:
                 if own[0] < 0 or own[-1] >= samples[path]:
                     raise ValueError(f"part {path!r} has no row {own[-1]}")
                 found[path] = own
-        except (pa.ArrowException, OSError, KeyError, ValueError, TypeError) as error:
+        except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
             raise StoreError(
                 f"{where} cannot be read as a table of deleted rows: {error}. Restore it from a "
                 "copy of the store."

@@ -105,10 +105,10 @@ class Manifest:
         for name, column in columns.items():
             try:
                 arrays[name] = pa.array(column)
-            except pa.ArrowException as error:
+            except (pa.ArrowException, OverflowError, UnicodeError) as error:
                 raise DatasetError(
                     f"metadata column {name!r} cannot be stored as one type: {error}. Leave it "
-                    "out, or give all its values one type."
+                    "out, or give all its values one type: text, numbers of 64 bits, …"
                 ) from error
         out = BytesIO()
         pq.write_table(pa.table(arrays), out)
@@ -131,7 +131,7 @@ class Manifest:
         try:
             columns = _columns(content, samples)
             return cls(columns.pop("id"), columns.pop("digest"), columns)
-        except (OSError, KeyError, ValueError, pa.ArrowException, DatasetError) as error:
+        except (OSError, LookupError, ValueError, pa.ArrowException, DatasetError) as error:
             raise StoreError(
                 f"{where} cannot be read as a manifest: {error}. Restore the file from a copy of "
                 "the store, or collect again."
@@ -214,6 +214,14 @@ def check_ids(ids: Sequence[str]) -> None:
                 f"row {row} has id {str(name)[:40]!r}: an id is a string of 1 to "
                 f"{MAX_ID_LENGTH} characters. Name another column with --id-column."
             )
+        if not name.isascii():
+            try:
+                name.encode()
+            except UnicodeEncodeError as error:
+                raise DatasetError(
+                    f"row {row} has id {name[:40]!a}, which is no Unicode text, as of a file whose "
+                    "name is of another encoding. Rename it."
+                ) from error
     if len(set(ids)) != len(ids):
         name, times = Counter(ids).most_common(1)[0]
         rows = [row for row, other in enumerate(ids) if other == name][:3]

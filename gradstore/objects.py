@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import stat
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -198,6 +198,8 @@ class LocalObjects:
             for key, content in contents.items():
                 (building / key).parent.mkdir(parents=True, exist_ok=True)
                 LocalObjects(building).write(key, content)
+            for inner, _, _ in os.walk(building):
+                _sync(Path(inner))
             folder.parent.mkdir(parents=True, exist_ok=True)
             building.rename(folder)
             _sync(folder.parent)
@@ -210,15 +212,18 @@ class LocalObjects:
 
     def replace(self, key: str, content: bytes, *, seen: bytes) -> None:
         """See `Objects`."""
-        with self._locked():
+        with self._locked(key):
             if self.read(key) != seen:
                 raise ChangedError(f"{self.location}/{key} was changed by another process")
             self.write(key, content)
             self.flush([key])
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        opened = os.open(self.root, os.O_RDONLY)
+    def _locked(self, key: str) -> Iterator[None]:
+        # A file open for writing, for a folder's lock is not shared by the hosts of an NFS. What
+        # is renamed over it is another file with a lock of its own; but whoever waits for the lock
+        # of the old one finds then that the object is not what they have seen.
+        opened = os.open(self.root / key, os.O_RDWR | os.O_NONBLOCK)
         try:
             fcntl.flock(opened, fcntl.LOCK_EX)
             yield
@@ -239,7 +244,7 @@ class LocalObjects:
 
     def remove_all(self, prefix: str) -> None:
         """See `Objects`."""
-        if (self.root / prefix).exists():
+        if (self.root / prefix).is_dir():
             shutil.rmtree(self.root / prefix)
 
     def names(self, prefix: str) -> set[str]:
@@ -261,7 +266,8 @@ class LocalObjects:
         for folder, _, files in os.walk(self.root / prefix):
             for name in files:
                 file = Path(folder, name)
-                yield file.relative_to(self.root).as_posix(), file.lstat().st_size
+                with suppress(FileNotFoundError):  # renamed or removed meanwhile
+                    yield file.relative_to(self.root).as_posix(), file.lstat().st_size
 
 
 def _open(file: Path) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from hashlib import sha256
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -106,6 +107,11 @@ class Part:
                 f"{where} cannot be read: {_reason(error)}. Restore the file from a copy of the "
                 "store, or collect again."
             ) from error
+        if self.spec.manifest_sha256 not in {None, sha256(content).hexdigest()}:
+            raise StoreError(
+                f"{where} is not what was written when the part was made. Restore the file from a "
+                "copy of the store, or collect again."
+            )
         return Manifest.parse(content, where=where, samples=self.layout.samples)
 
     def sealed(self, number: int) -> set[int]:
@@ -300,7 +306,8 @@ class _Reading:
             raise StoreError(
                 f"{self._part.location}: {self._name} of checkpoint {self._number}, shard "
                 f"{self._shard} cannot be read: {reason}. Run `gradstore verify "
-                f"{self._part.objects.location}` to see what is damaged."
+                f"{self._part.objects.location}` to see what is damaged; if it was vacuumed "
+                "meanwhile, open it again."
             ) from error
 
 

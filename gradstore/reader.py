@@ -15,7 +15,7 @@ from gradstore.deletions import Deletions
 from gradstore.errors import NotAStoreError, StoreError, UnsealedError
 from gradstore.fingerprint import row_fingerprint
 from gradstore.manifest import Manifest
-from gradstore.objects import LocalObjects, Objects, objects_at
+from gradstore.objects import ChangedError, LocalObjects, Objects, digest, objects_at
 from gradstore.part import MANIFEST, Part
 from gradstore.rows import Rows
 from gradstore.spec import FORMAT_VERSION, StoreSpec
@@ -115,14 +115,23 @@ class Store:
         """Which samples were deleted and are not vacuumed yet."""
         if self.spec.deleted is None:
             return Deletions({})
+        where = f"{self.location}/{self.spec.deleted}"
         try:
             content = self.objects.read(self.spec.deleted)
         except OSError as error:
+            if not self.is_current():
+                raise ChangedError(
+                    f"{self.location} was changed since it was opened. Open it again."
+                ) from error
             raise StoreError(
-                f"{self.location}/{self.spec.deleted}, which tells what was deleted, cannot be "
-                f"read: {error.strerror}. Restore it from a copy of the store."
+                f"{where}, which tells what was deleted, cannot be read: {error.strerror}. "
+                "Restore it from a copy of the store."
             ) from error
-        where = f"{self.location}/{self.spec.deleted}"
+        if self.spec.deleted != f"deleted/{digest(content)}.parquet":
+            raise StoreError(
+                f"{where}, which tells what was deleted, is not what was written. Restore it from "
+                "a copy of the store."
+            )
         return Deletions.parse(content, where=where, parts=self.spec.parts)
 
     @cached_property
@@ -365,8 +374,7 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
         )
     try:
         spec = StoreSpec.model_validate(attributes)
-        for part in spec.parts:
-            _require_plausible(objects, part)
+        _require_plausible(objects, spec.parts)
         return Store(objects, spec, root, skip_unsealed=skip_unsealed)
     except ValidationError as error:
         first = error.errors()[0]
@@ -379,20 +387,25 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
     )
 
 
-def _require_plausible(objects: Objects, part: PartSpec) -> None:
-    """Raise `StoreError` if a part claims more samples than its manifest can list.
+def _require_plausible(objects: Objects, parts: Sequence[PartSpec]) -> None:
+    """Raise `StoreError` if parts claim more samples than their manifests can list.
 
-    What a file claims is believed up to a million; beyond, memory depends on it.
+    What a file claims is believed up to a million in all; beyond, memory depends on it.
     """
-    if part.layout.samples <= _BELIEVED_SAMPLES:
-        return
-    key = f"{part.path}/{MANIFEST}".lstrip("/")
-    try:
-        size = objects.size(key)
-    except OSError as error:
-        raise StoreError(f"{key} cannot be read: {error.strerror}") from error
-    if size < part.layout.samples:
-        raise StoreError(f"{part.layout.samples} samples are not listed in {size} bytes of {key}")
+    believed = 0
+    for part in sorted(parts, key=lambda part: part.layout.samples):
+        believed += part.layout.samples
+        if believed <= _BELIEVED_SAMPLES:
+            continue
+        key = f"{part.path}/{MANIFEST}".lstrip("/")
+        try:
+            size = objects.size(key)
+        except OSError as error:
+            raise StoreError(f"{key} cannot be read: {error.strerror}") from error
+        if size < part.layout.samples:
+            raise StoreError(
+                f"{part.layout.samples} samples are not listed in {size} bytes of {key}"
+            )
 
 
 def root_object(spec: StoreSpec) -> bytes:

@@ -94,7 +94,10 @@ class RemoteObjects:
             self._obstore.put(self._store, key, content)
 
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
-        """See `Objects`. What stands there without `zarr.json` was begun and never finished."""
+        """See `Objects`. What stands there without `zarr.json` was begun, and perhaps cut off.
+
+        It is gone on with if it is the same; nothing is ever written over.
+        """
         under = f"{prefix}/" if prefix else ""
         last = f"{under}zarr.json"
         with self._errors(last):
@@ -102,8 +105,19 @@ class RemoteObjects:
                 raise FileExistsError(17, "it exists", last)
             for key, content in contents.items():
                 if key != "zarr.json":
-                    self._obstore.put(self._store, under + key, content)
+                    self._put_new(under + key, content)
             self._obstore.put(self._store, last, contents["zarr.json"], mode="create")
+
+    def _put_new(self, key: str, content: bytes) -> None:
+        try:
+            self._obstore.put(self._store, key, content, mode="create")
+        except self._obstore.exceptions.AlreadyExistsError as error:
+            if self.read(key) != content:
+                raise OSError(
+                    errno.EIO,
+                    f"{key} is there already and says something else: another process makes it, or "
+                    "one that was cut off began it. If so, remove what is there",
+                ) from error
 
     def size(self, key: str) -> int:
         """See `Objects`."""
@@ -128,6 +142,8 @@ class RemoteObjects:
             with self._errors(key):
                 self._obstore.put(self._store, key, content, mode={"e_tag": version})
         except FileExistsError as error:
+            if self.read(key) == content:  # it was written, and the reply to that was lost
+                return
             raise ChangedError(f"{self.location}/{key} was changed by another process") from error
 
     def flush(self, keys: Iterable[str]) -> None:

@@ -37,13 +37,15 @@ class Rows:
         """The arrays that a store of such directions holds, by name.
 
         An int8 direction is the row's largest entry in size, divided by 127, as `scale`, and every
-        entry as a multiple of it, rounded: an error of at most half of `scale` in each.
+        entry as a multiple of it, rounded: an error of at most half of `scale` in each. Where that
+        is below float32's smallest normal number, whose multiples are not exact, it is all zero.
         """
         arrays: dict[str, NDArray[Any]] = {item.name: getattr(self, item.name) for item in ROWS}
         if dtype == "int8":
             exact = self.direction.astype(np.float32, copy=False)
             scale = np.abs(exact).max(axis=2) / np.float32(127)
-            divisor = np.where(scale > 0, scale, np.float32(1))
+            scale[scale < np.finfo(np.float32).tiny] = 0
+            divisor = np.where(scale > 0, scale, np.float32(np.inf))
             arrays["direction"] = np.rint(exact / divisor[:, :, None]).astype(np.int8)
             arrays["scale"] = scale
         return arrays

@@ -19,7 +19,8 @@ Identity = dict[str, JsonValue]
 
 # What a store may remove of itself: nothing that a hostile file could lead elsewhere.
 _OWN_PREFIX: Final = (
-    "^(parts/[0-9a-f]{32}|samples|(parts/[0-9a-f]{32}/)?(checkpoints|seals)(/[0-9]{1,7})?)$"
+    r"^(parts/[0-9a-f]{32}|samples|(parts/[0-9a-f]{32}/)?(checkpoints|seals)(/[0-9]{1,7})?"
+    r"|deleted/[0-9a-f]{32}\.parquet)$"
 )
 
 
@@ -153,13 +154,15 @@ class PartSpec(Spec):
 
     Attributes:
         path: where it lies below the store's root: nowhere else (the first part, as a rule), or in
-            `parts/` under the hash of its ids and digests.
+            `parts/`, under the hash of its ids and digests where it was appended.
         layout: shapes and partition.
+        manifest_sha256: SHA-256 of its manifest. None in stores that were made before it was kept.
         made_by: versions and resolved configuration. Provenance, never compared.
     """
 
     path: Annotated[str, Field(pattern="^(parts/[0-9a-f]{32})?$")] = ""
     layout: LayoutSpec
+    manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     made_by: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -178,6 +181,8 @@ class StoreSpec(Spec):
         parts: the samples, in order.
         deleted: the table of deleted rows, if there are any.
         retired: what belongs to the store no more and is to be removed.
+        revision: how often the store was changed: so that it never is again what it was, and
+            whoever replaces it on the condition that it is what they read notices any change.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -187,6 +192,7 @@ class StoreSpec(Spec):
     parts: Annotated[list[PartSpec], Field(min_length=1, max_length=100_000)]
     deleted: Annotated[str, Field(pattern=r"^deleted/[0-9a-f]{32}\.parquet$")] | None = None
     retired: list[Annotated[str, Field(pattern=_OWN_PREFIX)]] = Field(default_factory=list)
+    revision: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
 
     @model_validator(mode="after")
     def _consistent(self) -> StoreSpec:

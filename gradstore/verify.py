@@ -1,4 +1,4 @@
-"""Checking a store against its seals: every byte of every sealed shard."""
+"""Checking a store against its seals: every byte of every sealed shard, or names and sizes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from gradstore.errors import StoreError
-from gradstore.writer import part_objects
+from gradstore.writer import array_objects, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gradstore.part import Part
+    from gradstore.part import Part, Seal
     from gradstore.reader import Store
 
 
@@ -47,19 +47,20 @@ def verify(store: Store) -> Iterator[ShardReport]:
     """
     for part in store.parts:
         _check_description(part, store.numbers)
+    _ = store.deletions  # whose table is compared with its name when it is read
     for number in store.numbers:
         for part in store.parts:
             sealed = part.sealed(number)
             for shard in range(part.layout.shards):
-                problem = _check(part, number, shard) if shard in sealed else "not sealed"
+                problem = check(part, number, shard) if shard in sealed else "not sealed"
                 yield ShardReport(part, number, shard, problem, shard in sealed)
 
 
 def _check_description(part: Part, numbers: list[int]) -> None:
     """Compare what Zarr is told of the arrays with what the layout says."""
-    expected = part_objects(part.spec, numbers, part.manifest)
-    for key, content in expected.items():
-        if not key.endswith("zarr.json") or key == "zarr.json":
+    _ = part.manifest  # likewise
+    for key, content in array_objects(part.layout, numbers).items():
+        if key == "zarr.json":
             continue
         try:
             found = part.objects.read(part.key(key))
@@ -78,17 +79,67 @@ def _json(content: bytes) -> object:
     import json
 
     try:
-        return json.loads(content)
+        found = json.loads(content)
     except (ValueError, RecursionError):
         return None
+    return {**found, "attributes": {}} if isinstance(found, dict) else found
 
 
-def _check(part: Part, number: int, shard: int) -> str | None:
-    start, stop = part.layout.span(shard)
+def unseal_unfit(part: Part, number: int) -> None:
+    """Remove the seals that cannot be right, so that their shards are collected anew.
+
+    Of a part or a checkpoint that does not belong to the store yet: what was cut off, or written by
+    two at once, may have left seals of other rows, or seals whose objects were removed.
+
+    Raises:
+        OSError: if it cannot be done.
+    """
+    sealed = sorted(part.sealed(number))
+    sizes = dict(part.objects.sizes(part.key(f"checkpoints/{number}")))
+
+    def fits(shard: int) -> bool:
+        if shard >= part.layout.shards:
+            return False
+        try:
+            seal = part.seal(number, shard)
+        except StoreError:
+            return False
+        return _problem(part, number, shard, seal) is None and all(
+            sizes.get(part.array_key(number, name, shard)) == one.nbytes
+            for name, one in seal.objects.items()
+        )
+
+    for shard, fit in zip(sealed, part.in_parallel(fits, sealed), strict=True):
+        if not fit:
+            unseal(part, number, shard)
+
+
+def check(part: Part, number: int, shard: int) -> str | None:
+    """Compare every byte of a sealed shard with its seal: what is wrong with it, or None."""
     try:
         seal = part.seal(number, shard)
     except StoreError as error:
         return str(error)
+    problem = _problem(part, number, shard, seal)
+    if problem:
+        return problem
+    wrong = []
+    for name, one in seal.objects.items():
+        try:
+            content = part.objects.read(part.array_key(number, name, shard))
+        except OSError as error:
+            wrong.append(f"{name} cannot be read ({error.strerror or error})")
+            continue
+        if len(content) != one.nbytes:
+            wrong.append(f"{name} has {len(content)} bytes, not {one.nbytes}")
+        elif sha256(content).hexdigest() != one.sha256:
+            wrong.append(f"{name} is not what was sealed")
+    return "; ".join(wrong) or None
+
+
+def _problem(part: Part, number: int, shard: int, seal: Seal) -> str | None:
+    """What is wrong with what a seal says."""
+    start, stop = part.layout.span(shard)
     if seal.fingerprint != part.fingerprints[number]:
         return "its seal has another fingerprint: it comes from another run"
     if seal.rows != stop - start:
@@ -96,15 +147,4 @@ def _check(part: Part, number: int, shard: int) -> str | None:
     names = ("direction", *part.columns)
     if set(seal.objects) != set(names):
         return f"its seal names {', '.join(seal.objects)}, not {', '.join(names)}"
-    wrong = []
-    for name in names:
-        try:
-            content = part.objects.read(part.array_key(number, name, shard))
-        except OSError as error:
-            wrong.append(f"{name} cannot be read ({error.strerror or error})")
-            continue
-        if len(content) != seal.objects[name].nbytes:
-            wrong.append(f"{name} has {len(content)} bytes, not {seal.objects[name].nbytes}")
-        elif sha256(content).hexdigest() != seal.objects[name].sha256:
-            wrong.append(f"{name} is not what was sealed")
-    return "; ".join(wrong) or None
+    return None

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from gradstore.spec import PartSpec, StoreSpec
 
 
+PART: Final = "gradstore_part"
+"""Attribute of a part's group that describes it."""
+
 # `c.7.0.0`, not `c/7/0/0`: no folder for each shard, which would have to be flushed as well.
 _KEYS: Final[Any] = {"name": "default", "separator": "."}
 
@@ -51,10 +54,8 @@ def create(
     """
     objects = objects_at(location)
     refuse_existing(objects)
-    contents = {
-        **part_objects(spec.parts[0], [c.number for c in spec.checkpoints], manifest),
-        ROOT: root_object(spec),
-    }
+    part, contents = part_objects(spec.parts[0], [c.number for c in spec.checkpoints], manifest)
+    contents[ROOT] = root_object(spec.model_copy(update={"parts": [part]}))
     try:
         objects.create("", contents)
     except OSError as error:
@@ -80,13 +81,19 @@ def refuse_existing(objects: Objects) -> None:
         )
 
 
-def part_objects(spec: PartSpec, numbers: Iterable[int], manifest: Manifest) -> dict[str, bytes]:
-    """The objects of an empty part, by key below it: its manifest, and what Zarr says of arrays.
+def part_objects(
+    spec: PartSpec, numbers: Iterable[int], manifest: Manifest
+) -> tuple[PartSpec, dict[str, bytes]]:
+    """An empty part, and its objects by key below it: its manifest, and what Zarr says of arrays.
 
     Args:
         spec: the part.
         numbers: the numbers of the checkpoints that it has arrays for.
         manifest: its samples.
+
+    Returns:
+        The part with the digest of its manifest, and the objects. It stands in the attributes of
+        its group, too, so that whoever goes on with one that was begun does so in the same way.
 
     Raises:
         StoreError: if there are not as many samples as the layout says.
@@ -94,13 +101,26 @@ def part_objects(spec: PartSpec, numbers: Iterable[int], manifest: Manifest) -> 
     layout = spec.layout.layout()
     if len(manifest) != layout.samples:
         raise StoreError(f"{len(manifest)} samples for a layout of {layout.samples}")
-    return {MANIFEST: manifest.content(), **array_objects(layout, numbers)}
+    listed = manifest.content()
+    spec = spec.model_copy(update={"manifest_sha256": sha256(listed).hexdigest()})
+    described = array_objects(layout, numbers, attributes={PART: spec.model_dump(mode="json")})
+    return spec, {MANIFEST: listed, **described}
 
 
-def array_objects(layout: Layout, numbers: Iterable[int]) -> dict[str, bytes]:
-    """What Zarr says of the arrays of some checkpoints, by key below the part."""
+def array_objects(
+    layout: Layout, numbers: Iterable[int], attributes: Mapping[str, Any] | None = None
+) -> dict[str, bytes]:
+    """What Zarr says of the arrays of some checkpoints, by key below the part.
+
+    Args:
+        layout: their shapes.
+        numbers: the numbers of the checkpoints.
+        attributes: of the part's group.
+    """
     found: dict[str, Any] = {}
-    root = zarr.create_group(MemoryStore(found), zarr_format=3)
+    root = zarr.create_group(
+        MemoryStore(found), zarr_format=3, attributes=dict(attributes) if attributes else None
+    )
     for number in numbers:
         _create_arrays(root.create_group(f"checkpoints/{number}"), layout)
     return {key: content.to_bytes() for key, content in found.items()}

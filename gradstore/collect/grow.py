@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any, Unpack
 from pydantic import ValidationError
 
 from gradstore.changes import (
-    add_checkpoint_arrays,
-    add_part,
-    commit,
-    discard_foreign,
+    add_parts,
+    begin_checkpoint,
+    commit_checkpoint,
     next_number,
-    with_checkpoint,
 )
+from gradstore.collect import checkpoints as ckpt
 from gradstore.collect.executor import InProcess, Task
 from gradstore.collect.job import CollectOptions, Into, Job, prepare
 from gradstore.collect.run import prepare_config, run
@@ -22,6 +21,7 @@ from gradstore.config import CollectConfig
 from gradstore.errors import ConfigError, StoreError
 from gradstore.reader import Store, open_store
 from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
+from gradstore.verify import unseal_unfit
 from gradstore.writer import unseal
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from gradstore.collect.executor import Executor
     from gradstore.collect.projectors import Projector
     from gradstore.config import DatasetSpec
-    from gradstore.spec import Identity, PartSpec, StoreSpec
+    from gradstore.spec import Identity, PartSpec
     from gradstore.verify import ShardReport
 
 
@@ -95,7 +95,7 @@ def _append(store: Store, job: Job, executor: Executor | None) -> Store:
     part = run(job, executor)[0]
     if any(part.missing(number) for number in store.numbers):
         return open_store(store.objects)  # other ranks still work on it; the last one adds it
-    return add_part(store, part)
+    return add_parts(store, [part])
 
 
 def add_checkpoint(
@@ -127,7 +127,11 @@ def add_checkpoint(
     """
     store = open_store(store.objects)
     store.require_complete()
-    number = next_number(store.spec)
+    (folder,) = ckpt.find_checkpoints([checkpoint])
+    weights = ckpt.load(folder).weights_digest()
+    if weights in [one["weights"] for one in store.spec.identity["checkpoints"]]:  # type: ignore[index,call-overload,union-attr]
+        raise StoreError(f"{store.location} has checkpoint {checkpoint} already")
+    number = next_number(store, weights)
     made_alike: dict[str, Any] = {**like(store), "etas": None, **options}
     own = made_alike.pop("projector")
     jobs = [
@@ -141,11 +145,6 @@ def add_checkpoint(
         for part, given in zip(store.parts, datasets or [None] * len(store.parts), strict=True)
     ]
     found = jobs[0].targets[0].spec
-    if found.identity["checkpoints"][0]["weights"] in [  # type: ignore[index,call-overload]
-        one["weights"]  # type: ignore[index,call-overload]
-        for one in store.spec.identity["checkpoints"]  # type: ignore[union-attr]
-    ]:
-        raise StoreError(f"{store.location} has checkpoint {checkpoint} already")
     spec = found.checkpoints[0]
     last = store.spec.checkpoints[-1].learning_rate_sum
     if eta is not None:
@@ -162,22 +161,14 @@ def add_checkpoint(
             f"the weight of {checkpoint} cannot be told, for not all checkpoints record their "
             "learning rates. Give it with --eta."
         )
-    add_checkpoint_arrays(store, number)
+    begin_checkpoint(store, number, weights)
+    parts = []
     for job in jobs:
         for part in job.open():
-            discard_foreign(part, number)  # of another checkpoint, whose adding was cut off
-        run(job, InProcess())
-
-    def change(now: Store) -> StoreSpec:
-        if now.spec.parts != store.spec.parts or now.numbers != store.numbers:
-            raise StoreError(
-                f"{store.location} was changed meanwhile. Run the same command again: what is "
-                "collected is kept."
-            )
-        identity = _with_checkpoint(now.spec.identity, found.identity)
-        return with_checkpoint(now.spec, spec, identity)
-
-    return commit(store, change)
+            unseal_unfit(part, number)
+        parts += run(job, InProcess())
+    identity = _with_checkpoint(store.spec.identity, found.identity)
+    return commit_checkpoint(store, parts, spec, identity)
 
 
 def _with_checkpoint(old: Identity, new: Identity) -> Identity:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unp
 import torch
 
 from gradstore import __version__
-from gradstore.changes import open_part, part_path, require_new
+from gradstore.changes import begun_part, open_part, part_path, require_new
 from gradstore.collect import checkpoints as ckpt
 from gradstore.collect import devices, projectors
 from gradstore.collect.budget import Budget
@@ -312,6 +312,7 @@ def prepare(
     first = samples[0]
     start = perf_counter()
     samples.scan(lambda sample: check_sample(sample, found.model, first))
+    samples.manifest.content()  # what cannot be stored is refused now, not after the first batch
     read_seconds = perf_counter() - start
     projected = [
         projectors.from_spec(one or ProjectorSpec())
@@ -526,10 +527,12 @@ def _standing_part(store: Store, spec: StoreSpec, manifest: Manifest, into: Into
         own.manifest.require_same(manifest, store=store.location)
         return into.part
     if into.append:
-        known = [part.spec for part in store.parts if part.spec.path == spec.parts[0].path]
-        if not known:
-            require_new(store, manifest)
-        return known[0] if known else spec.parts[0]
+        path = spec.parts[0].path
+        known = [part.spec for part in store.parts if part.spec.path == path]
+        if known:
+            return known[0]
+        require_new(store, manifest)
+        return begun_part(store, path) or spec.parts[0]
     for part in store.parts:
         if (part.manifest.ids, part.manifest.digests) == (manifest.ids, manifest.digests):
             return part.spec

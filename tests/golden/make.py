@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gradstore.changes import add_part, delete, open_part, part_path
+from gradstore.changes import add_parts, delete, open_part, part_path
 from gradstore.fingerprint import fingerprint
 from gradstore.layout import Layout
 from gradstore.manifest import Manifest
@@ -101,7 +101,7 @@ def make_grown(path: Path) -> Store:
     spec = PartSpec(path=part_path(store, more), layout=LayoutSpec.of(_layout(3, "int8")))
     part = open_part(store, spec, more)
     _fill(part)
-    return delete(add_part(store, part), ["sample-2", "new-1"])
+    return delete(add_parts(store, [part]), ["sample-2", "new-1"])
 
 
 STORES = {

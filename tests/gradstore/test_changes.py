@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from gradstore import delete, drop_checkpoint, merge, open_store, vacuum
-from gradstore.changes import add_part, discard_foreign, next_number, open_part, part_path
+from gradstore.changes import add_parts, begin_checkpoint, next_number, open_part, part_path
 from gradstore.deletions import Deletions
 from gradstore.errors import FingerprintError, StoreError, UnsealedError
 from gradstore.fingerprint import fingerprint
 from gradstore.layout import Layout
 from gradstore.manifest import Manifest
-from gradstore.objects import ChangedError, LocalObjects
+from gradstore.objects import ChangedError, LocalObjects, digest
 from gradstore.part import Part
 from gradstore.reader import Store
 from gradstore.rows import ARRAYS, Rows
 from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec
-from gradstore.verify import verify
-from gradstore.writer import create, unseal, write_shard
+from gradstore.verify import unseal_unfit, verify
+from gradstore.writer import create, unseal, write_arrays, write_shard
 from tests.gradstore.test_store import IDENTITY, filled, manifest, rows, spec
 
 
@@ -49,7 +49,7 @@ def grown(store: Store, ids: list[str], seed: int = 7) -> Store:
             low, high = layout.span(shard)
             rows = Rows(**{name: getattr(whole, name)[low:high] for name in ARRAYS})
             write_shard(part, number, shard, rows)
-    return add_part(store, part)
+    return add_parts(store, [part])
 
 
 def everything(store: Store, rows: Any = slice(None)) -> dict[str, Any]:
@@ -98,7 +98,7 @@ def test_an_unfinished_part_or_a_known_id_is_not_added(store: Store) -> None:
     )
     part = open_part(store, part_spec, names)
     with pytest.raises(UnsealedError):
-        add_part(store, part)
+        add_parts(store, [part])
     with pytest.raises(StoreError, match="holds sample 's3' already"):
         grown(store, ["x", "s3"])
     assert open_store(store.path).samples == 10
@@ -118,8 +118,9 @@ def test_deleted_samples_are_hidden_at_once(store: Store) -> None:
     assert len(after.deletions) == 3
     again = delete(after, ["s2"])
     assert len(again.deletions) == 4
-    assert len(list((store.path / "deleted").iterdir())) == 1  # the older table is gone
+    assert after.take(0, [0]).norm.shape == (1, 2)  # the older table is there for who reads it
     assert {report.problem for report in verify(again)} == {None}
+    assert len(list((vacuum(again).path / "deleted").iterdir())) == 0
 
 
 def test_wrong_deletions_change_nothing(store: Store) -> None:
@@ -208,7 +209,16 @@ class Dying(LocalObjects):
         super().remove_all(prefix)
 
 
+def merged(store: Store) -> Store:
+    """With a store of two parts, which come together or not at all."""
+    path = store.path.with_name("other.gradstore")
+    if not path.exists():
+        grown(other_store(path, ["p", "q", "r"]), ["u", "v"])
+    return merge(store, open_store(path))
+
+
 CHANGES: dict[str, Any] = {
+    "merge": merged,
     "delete": lambda store: delete(store, ["s3", "a"]),
     "append": lambda store: grown(store, ["x", "y", "z"]),
     "vacuum": vacuum,
@@ -239,7 +249,7 @@ def test_killed_anywhere_a_change_has_happened_or_has_not(name: str, tmp_path: P
                 for key in before
             )
             require_equal(found, before if as_before else after)
-            if not as_before and name in {"delete", "drop"}:
+            if not as_before and name in {"delete", "drop", "merge"}:
                 continue  # it has happened, and what is left over waits for vacuum
             require_equal(everything(change(open_store(path))), after)
             continue
@@ -352,10 +362,15 @@ def test_the_weights_of_those_that_stay(tmp_path: Path) -> None:
 def test_a_damaged_table_of_deletions(store: Store) -> None:
     after = delete(store, ["s4"])
     file = store.path / str(after.spec.deleted)
-    for content in (b"nonsense", Deletions({"": np.array([10])}).content()):
+    for content in (b"nonsense", Deletions({"": np.array([10])}).content(0)):
         file.write_bytes(content)
-        with pytest.raises(StoreError, match="cannot be read as a table of deleted rows"):
+        with pytest.raises(StoreError, match="which tells what was deleted, is not what was writ"):
             _ = open_store(store.path).samples
+        named = file.with_name(f"{digest(content)}.parquet")
+        named.write_bytes(content)
+        spec = after.spec.model_copy(update={"deleted": f"deleted/{named.name}"})
+        with pytest.raises(StoreError, match="cannot be read as a table of deleted rows"):
+            _ = Store(after.objects, spec, after.root).samples
     file.unlink()
     with pytest.raises(StoreError, match="which tells what was deleted, cannot be read"):
         open_store(store.path).rows(0)
@@ -394,19 +409,38 @@ def test_a_part_is_not_put_where_one_is_to_be_removed(
 
 def test_a_dropped_checkpoint_s_number_is_not_given_again_before_vacuum(tmp_path: Path) -> None:
     store = drop_checkpoint(filled(tmp_path / "s.gradstore"), 1)
-    assert next_number(store.spec) == 2
-    assert next_number(vacuum(store).spec) == 1
+    assert next_number(store, "w") == 2
+    assert next_number(vacuum(store), "w") == 1
+
+
+def test_a_checkpoint_s_number_is_of_its_weights(store: Store) -> None:
+    """Two processes add different checkpoints at once, or one was cut off."""
+    store = grown(store, ["a", "b"])
+    begin_checkpoint(store, next_number(store, "w"), "w")
+    assert next_number(store, "w") == 2  # goes on
+    assert next_number(store, "v") == 3
+    with pytest.raises(StoreError, match="another process has begun another checkpoint"):
+        begin_checkpoint(store, 2, "v")
+    assert next_number(vacuum(store), "v") == 2
 
 
 def test_seals_of_another_kind_do_not_count(tmp_path: Path) -> None:
     store = filled(tmp_path / "s.gradstore")
     (part,) = store.parts
-    discard_foreign(part, 1)
+    unseal_unfit(part, 1)
     assert part.missing(1) == []
     other = Part(part.objects, part.spec, {**part.fingerprints, 1: "0" * 32})
     write_shard(other, 1, 1, rows(1))
-    discard_foreign(part, 1)
+    unseal_unfit(part, 1)
     assert part.missing(1) == [1]
+    (store.path / part.array_key(1, "norm", 0)).unlink()
+    with (store.path / part.array_key(1, "direction", 2)).open("ab") as file:
+        file.write(b"x")
+    (store.path / part.seal_key(1, 7)).write_text("{}")
+    unseal_unfit(part, 1)
+    assert part.missing(1) == [0, 1, 2]
+    assert part.sealed(1) == set()
+    assert part.missing(0) == []
 
 
 def test_a_part_is_not_added_when_the_checkpoints_changed_meanwhile(tmp_path: Path) -> None:
@@ -418,29 +452,164 @@ def test_a_part_is_not_added_when_the_checkpoints_changed_meanwhile(tmp_path: Pa
         write_shard(part, number, 0, some_rows(1, number))
     drop_checkpoint(store, 0)
     with pytest.raises(StoreError, match="checkpoints of .* were changed meanwhile"):
-        add_part(store, part)
+        add_parts(store, [part])
 
 
-def test_a_removal_that_is_cut_off_leaves_no_seal_without_data(
+def half_removed(objects: LocalObjects, prefix: str) -> None:
+    """`remove_all` of a process that dies after the first file of each folder of arrays."""
+    for number in ("0", "1"):
+        for name in ("direction", "norm"):
+            files = list((objects.root / prefix / "checkpoints" / number / name).glob("c.*"))
+            for file in files[:1]:
+                file.unlink()
+    raise KeyboardInterrupt
+
+
+def test_a_removal_that_is_cut_off_leaves_no_seal_to_be_believed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = filled(tmp_path / "s.gradstore")
     names = Manifest(["a"], ["1"])
     layout = LayoutSpec.of(Layout(1, 2, 6, "float16", 1, 1))
-    part = open_part(store, PartSpec(path=part_path(store, names), layout=layout), names)
+    begun = PartSpec(path=part_path(store, names), layout=layout)
+    part = open_part(store, begun, names)
     for number in store.numbers:
         write_shard(part, number, 0, some_rows(1, number))
-    whole = LocalObjects.remove_all
-
-    def once(objects: LocalObjects, prefix: str) -> None:
-        whole(objects, prefix)
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr(LocalObjects, "remove_all", once)
+        patch.setattr(LocalObjects, "remove_all", half_removed)
         with pytest.raises(KeyboardInterrupt):
             vacuum(store)
-    assert all(part.missing(number) == [0] for number in store.numbers)
+    now = open_store(store.path)
+    assert begun.path in now.spec.retired
+    assert part_path(now, names) != begun.path
+    with pytest.raises(StoreError, match="just being removed by vacuum"):
+        add_parts(store, [part])
+    assert vacuum(now).spec.retired == []
+    assert not (store.path / begun.path).exists()
+    with pytest.raises(UnsealedError, match="lacks 1 of 1"):
+        add_parts(store, [part])
+
+
+def interrupted(monkeypatch: pytest.MonkeyPatch, name: str, first: Any) -> None:
+    """Have `first` done before the next call of a method of `LocalObjects`."""
+    real, once = getattr(LocalObjects, name), iter([True])
+
+    def method(*args: Any, **named: Any) -> Any:
+        if next(once, False):
+            first()
+        return real(*args, **named)
+
+    monkeypatch.setattr(LocalObjects, name, method)
+
+
+@pytest.mark.parametrize("at", ["sizes", "replace", "remove"])
+def test_deleting_while_vacuum_runs(store: Store, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete(store, ["s1"])
+    interrupted(monkeypatch, at, lambda: delete(open_store(store.path), ["s2"]))
+    try:
+        vacuum(store)
+    except StoreError as error:
+        assert "changed meanwhile" in str(error)  # noqa: PT017, it may be so or not
+    now = open_store(store.path)
+    assert {"s1", "s2"}.isdisjoint(now.manifest.ids)
+    assert now.samples == 8
+    expected = everything(now)
+    require_equal(everything(vacuum(now)), expected)
+
+
+@pytest.mark.parametrize("at", ["write", "replace", "flush"])
+def test_vacuum_while_deleting(store: Store, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    delete(store, ["s1"])
+    interrupted(monkeypatch, at, lambda: vacuum(open_store(store.path)))
+    now = delete(store, ["s2"])
+    assert now.samples == 8
+    assert {report.problem for report in verify(now)} == {None}
+    expected = everything(now)
+    require_equal(everything(vacuum(now)), expected)
+
+
+@pytest.mark.parametrize("at", ["write", "create", "replace", "names"])
+def test_two_vacuums_at_once(store: Store, at: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = delete(grown(store, ["a", "b"]), ["s1", "a"])
+    expected = everything(store)
+    interrupted(monkeypatch, at, lambda: vacuum(open_store(store.path)))
+    try:
+        vacuum(store)
+    except StoreError as error:
+        assert "meanwhile" in str(error) or "lacks" in str(error)  # noqa: PT017
+    now = vacuum(open_store(store.path))
+    require_equal(everything(now), expected)
+    assert {report.problem for report in verify(now)} == {None}
+
+
+def test_vacuum_leaves_what_is_not_its_own_and_takes_what_writers_left(store: Store) -> None:
+    store = grown(store, ["a"])
+    mine = [
+        store.path / "parts" / ".DS_Store",
+        store.path / "checkpoints" / "notes.txt",
+        store.path / "checkpoints" / "0" / ".nfs0001",
+    ]
+    left = [
+        store.path / "checkpoints" / "0" / "norm" / f".c.0.0.{'0' * 32}",
+        store.path / "parts" / f".{'1' * 32}.building-{'2' * 32}" / "zarr.json",
+    ]
+    for file in (*mine, *left):
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    vacuum(delete(store, ["s1"]))
+    assert not any(file.exists() for file in left)
+    assert [file.exists() for file in mine] == [True, False, False]  # the rest went with its part
+    vacuum(open_store(store.path))
+
+
+def test_vacuum_seals_nothing_anew_that_verify_would_find(store: Store) -> None:
+    part = store.parts[0]
+    arrays = part.read(0, 0, 4)
+    other = {**arrays, "norm": arrays["norm"] + 1}
+    seal = (store.path / part.seal_key(0, 0)).read_bytes()
+    write_arrays(part, 0, 0, other)  # well-formed, but not what was sealed
+    (store.path / part.seal_key(0, 0)).write_bytes(seal)
+    before = delete(store, ["s9"])
+    with pytest.raises(StoreError, match="norm is not what was sealed"):
+        vacuum(before)
+    assert open_store(store.path).samples == 9
+
+
+def test_a_begun_part_is_gone_on_with_as_it_was_begun(store: Store) -> None:
+    names = Manifest(["a", "b", "c"], ["1"] * 3)
+
+    def begun(shard: int, **made_by: Any) -> Part:
+        layout = LayoutSpec.of(Layout(3, 2, 6, "float16", 1, shard))
+        spec = PartSpec(path=part_path(store, names), layout=layout, made_by=made_by)
+        return open_part(store, spec, names)
+
+    first = begun(2, engine="loop")
+    write_shard(first, 0, 0, some_rows(2, 1))
+    second = begun(3, engine="vmap")
+    assert second.layout == first.layout
+    assert second.spec == first.spec
+    assert second.missing(0) == [1]
+
+
+def test_manifest_and_deletions_are_what_was_written(store: Store) -> None:
+    other = Manifest([f"t{n}" for n in range(10)], list(manifest().digests))
+    kept = (store.path / "samples/manifest.parquet").read_bytes()
+    (store.path / "samples/manifest.parquet").write_bytes(other.content())
+    with pytest.raises(StoreError, match="manifest.parquet is not what was written"):
+        list(verify(open_store(store.path)))
+    (store.path / "samples/manifest.parquet").write_bytes(kept)
+    after = delete(store, ["s1"])
+    table = after.path / str(after.spec.deleted)
+    table.write_bytes(Deletions({"": np.array([2])}).content(0))
+    with pytest.raises(StoreError, match="what was deleted, is not what was written"):
+        list(verify(open_store(store.path)))
+
+
+def test_who_opened_a_store_before_is_told_that_it_changed(store: Store) -> None:
+    old = delete(store, ["s1"])
+    vacuum(old)
+    with pytest.raises(StoreError, match="was changed since it was opened"):
+        old.rows(0)
 
 
 def test_samples_are_taken_by_number(tmp_path: Path) -> None:

@@ -39,8 +39,14 @@ MOST_SECONDS = 20.0
 def template() -> Path:
     """A store with two parts and a deletion, and an index of it."""
     folder = Path(tempfile.mkdtemp())
-    store = delete(grown(filled(folder / "s.gradstore"), ["a", "b"]), ["s4"])
-    build_index(store, "retrac")
+    delete(grown(filled(folder / "s.gradstore"), ["a", "b"]), ["s4"])
+
+    def older(root: Any) -> None:
+        for part in root["parts"]:
+            part["manifest_sha256"] = None  # else a manifest that was changed is not even parsed
+
+    change_root(folder, older)
+    build_index(open_store(folder / "s.gradstore"), "retrac")
     return folder
 
 
@@ -217,6 +223,18 @@ def test_huge_shapes_take_no_memory(folder: Path, layout: dict[str, int]) -> Non
 
     change_root(folder, change)
     assert require_bounded(folder)
+
+
+def test_many_parts_are_no_more_believed_than_one(folder: Path) -> None:
+    def change(root: Any) -> None:
+        part = root["parts"][0]
+        layout = {**part["layout"], "samples": 2**20}
+        more = [{**part, "path": f"parts/{n:032x}", "layout": layout} for n in range(100)]
+        root["parts"] = [*root["parts"], *more]
+
+    change_root(folder, change)
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_store(folder / "s.gradstore")
 
 
 def test_deep_json(folder: Path) -> None:

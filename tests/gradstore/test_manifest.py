@@ -27,6 +27,7 @@ def test_round_trip_and_pandas(tmp_path: Path) -> None:
         (["a", "b", "a"], r"id 'a' stands 2 times \(rows 0, 2"),
         (["a", ""], "row 1 has id ''"),
         (["a", "x" * 513], "1 to 512 characters"),
+        (["ä", "b\udce4.png"], r"row 1 has id 'b\\udce4.png', which is no Unicode text"),
     ],
 )
 def test_bad_ids(ids: list[str], message: str) -> None:
@@ -39,6 +40,9 @@ def test_reserved_names_and_mixed_types() -> None:
         Manifest(["a"], ["1"], {"id": ["x"]})
     with pytest.raises(DatasetError, match="'year' cannot be stored as one type"):
         Manifest(["a", "b"], ["1", "2"], {"year": [1, "x"]}).content()
+    for value in (2**64, "\udce4"):
+        with pytest.raises(DatasetError, match="'what' cannot be stored as one type"):
+            Manifest(["a"], ["1"], {"what": [value]}).content()
 
 
 def test_columns_must_be_as_long_as_ids() -> None:

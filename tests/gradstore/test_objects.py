@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,53 @@ def test_several_are_created_once(place: Objects) -> None:
     assert {key for key, _ in objects.sizes()} == {
         "zarr.json", "a/b", "parts/p/zarr.json", "parts/p/a/b",
     }  # fmt: skip
+
+
+def test_two_who_create_do_not_mix(bucket: str) -> None:
+    """One has written all but the last object when the other comes."""
+    first, second = objects_at(bucket), objects_at(bucket)
+    first.write("samples/manifest.parquet", b"first")
+    with pytest.raises(OSError, match="is there already and says something else"):
+        second.create("", {"samples/manifest.parquet": b"second", "zarr.json": b"2"})
+    assert first.read("samples/manifest.parquet") == b"first"
+    first.create("", {"samples/manifest.parquet": b"first", "zarr.json": b"1"})
+    assert second.read("zarr.json") == b"1"
+
+
+def test_a_lost_reply_is_no_failure(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server wrote it, the client did not hear of it and tried again."""
+    mine = objects_at(bucket)
+    assert isinstance(mine, RemoteObjects)
+    mine.write("zarr.json", b"1")
+    real = mine._obstore
+
+    class Twice:
+        """obstore, as it sees a server whose first reply is lost."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def put(self, *given: Any, **options: Any) -> Any:
+            real.put(*given, **options)
+            return real.put(*given, **options)
+
+    monkeypatch.setattr(mine, "_obstore", Twice())
+    mine.replace("zarr.json", b"2", seen=b"1")
+    assert mine.read("zarr.json") == b"2"
+
+
+def test_what_vanishes_while_it_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"12")
+    real = os.walk
+
+    def walk(top: Any) -> Any:
+        for folder, folders, files in real(top):
+            (tmp_path / "a").unlink(missing_ok=True)
+            yield folder, folders, files
+
+    monkeypatch.setattr(os, "walk", walk)
+    assert dict(objects_at(tmp_path).sizes()) == {"b": 2}
 
 
 def test_only_what_was_seen_is_replaced(objects: Objects) -> None:

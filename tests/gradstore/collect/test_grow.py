@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradstore import delete, drop_checkpoint, open_store, vacuum
-from gradstore.changes import add_checkpoint_arrays
+from gradstore.changes import begin_checkpoint
 from gradstore.collect import (
     EventSpec,
     InProcess,
@@ -21,7 +21,7 @@ from gradstore.collect import (
     repair,
 )
 from gradstore.collect.grow import append_config
-from gradstore.collect.run import collect_config
+from gradstore.collect.run import collect_config, run
 from gradstore.config import CollectConfig, DatasetSpec
 from gradstore.errors import ConfigError, DatasetError, StoreError
 from gradstore.reader import Store
@@ -94,8 +94,10 @@ def test_an_append_that_was_killed_goes_on(world: World, tmp_path: Path) -> None
     (pending,) = (store.path / "parts").iterdir()
     sealed = {file: file.stat().st_mtime_ns for file in pending.glob("seals/*/*")}
     assert len(sealed) == 2
-    after = append(more, store, shard_samples=2)
+    after = append(more, store, shard_samples=3)  # it goes on with those that it was begun with
     assert after.samples == 7
+    assert after.spec.parts[1].layout.shard_samples == 2
+    assert {report.problem for report in verify(after)} == {None}
     assert {file: file.stat().st_mtime_ns for file in sealed} == sealed
 
 
@@ -132,7 +134,7 @@ def test_a_checkpoint_more_or_less(world: World, tmp_path: Path, events: Any) ->
     assert {report.problem for report in verify(after)} == {None}
     with pytest.raises(StoreError, match="already"):
         add_checkpoint(after, third, datasets=datasets)
-    add_checkpoint_arrays(after, 3)  # as one that was cut off leaves them
+    begin_checkpoint(after, 3, "w")  # as one that was cut off leaves them
     vacuum(after)
     assert sorted(p.name for p in path.glob("**/checkpoints/[0-9]*")) == [
         "0",
@@ -175,6 +177,35 @@ def test_a_checkpoint_takes_nothing_from_one_that_was_dropped(world: World, tmp_
     clean = vacuum(after)
     np.testing.assert_array_equal(clean.rows(1).direction, new.direction)
     assert {report.problem for report in verify(clean)} == {None}
+
+
+def test_two_checkpoints_added_at_once_do_not_mix(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    mine, theirs = (
+        save_checkpoint(tmp_path / f"epoch-0{epoch}", epoch=epoch, learning_rate_sum=epoch)
+        for epoch in (3, 4)
+    )
+    whole = collect(world.train, [*world.checkpoints, mine], tmp_path / "b.gradstore", **SMALL)
+    first = iter([True])
+
+    def run_after(job: Any, executor: Any) -> Any:
+        if next(first, False):  # another process has begun before, and does it all meanwhile
+            with pytest.raises(_Killed):
+                run(job, _Dies())
+            add_checkpoint(store, theirs, datasets=[world.train])
+        return run(job, executor)
+
+    monkeypatch.setattr("gradstore.collect.grow.run", run_after)
+    with pytest.raises(StoreError, match="was changed meanwhile"):
+        add_checkpoint(store, mine, datasets=[world.train])
+    after = open_store(store.path)
+    assert after.numbers == [0, 1, 3]
+    assert {report.problem for report in verify(after)} == {None}
+    back = add_checkpoint(drop_checkpoint(after, 2), mine, datasets=[world.train])
+    assert back.numbers == [0, 1, 4]
+    np.testing.assert_array_equal(back.rows(2).norm, whole.rows(2).norm)
 
 
 def test_other_images_under_the_same_ids_are_refused(world: World, tmp_path: Path) -> None:
