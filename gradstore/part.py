@@ -185,7 +185,9 @@ class Part:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def take(self, number: int, rows: NDArray[np.int64]) -> Arrays:
+    def take(
+        self, number: int, rows: NDArray[np.int64], columns: Sequence[str] | None = None
+    ) -> Arrays:
         """The stored arrays of some samples at a checkpoint, in the order asked for.
 
         Reads no more than the chunks that hold them.
@@ -193,6 +195,7 @@ class Part:
         Args:
             number: the checkpoint.
             rows: numbers of samples, in any order, also twice.
+            columns: which arrays beside the directions; by default all.
 
         Raises:
             UnsealedError: if a shard is not sealed.
@@ -220,8 +223,11 @@ class Part:
         direction = self.codec.rows(buffer)
         if len(place) != len(direction) or len(rows) != len(wanted) or (back[1:] < back[:-1]).any():
             direction = direction[place[back]]
-        columns = {name: self._picked(number, name, wanted)[back] for name in self.columns}
-        return {"direction": direction, **columns}
+        names = self.columns if columns is None else columns
+        return {
+            "direction": direction,
+            **{name: self._picked(number, name, wanted)[back] for name in names},
+        }
 
     def _chunks(
         self,
@@ -239,14 +245,16 @@ class Part:
             out: where they go; by default into a new array.
         """
         own = chunks - shard * (self.layout.shard_samples // self.layout.chunk_samples)
-        gaps = np.flatnonzero(np.diff(own) > 1)
-        firsts = own[np.concatenate([[0], gaps + 1])]  # of runs of neighbours: one read for each
-        lengths = own[np.concatenate([gaps, [len(own) - 1]])] - firsts + 1
         stride = self.codec.stride
-        spans = zip((firsts * stride).tolist(), (lengths * stride).tolist(), strict=True)
+        spans: list[tuple[int, int]] = []
+        for chunk in own.tolist():  # runs of neighbours: one read for each
+            if spans and sum(spans[-1]) == chunk * stride:
+                spans[-1] = spans[-1][0], spans[-1][1] + stride
+            else:
+                spans.append((chunk * stride, stride))
         with self._reading(number, "direction", shard) as key:
             flat = None if out is None else out.reshape(-1)
-            return self.codec.checked(self.objects.read_ranges(key, list(spans), out=flat))
+            return self.codec.checked(self.objects.read_ranges(key, spans, out=flat))
 
     def _shard(self, number: int, shard: int, start: int, stop: int) -> Arrays:
         with self._reading(number, "direction", shard) as key:

@@ -53,10 +53,13 @@ class Rows:
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Rows:
         """Rows from the arrays that a store holds. Directions of int8 become float32."""
-        direction = arrays["direction"]
-        if "scale" in arrays:
-            direction = direction * arrays["scale"][:, :, None]
+        direction = restored_direction(arrays["direction"], arrays.get("scale"))
         return cls(direction, arrays["norm"], arrays["loss"], arrays["timestep"])
+
+
+def restored_direction(direction: NDArray[Any], scale: NDArray[np.float32] | None) -> NDArray[Any]:
+    """Directions as they were before they were stored: of int8 and its scale, float32."""
+    return direction if scale is None else direction * scale[:, :, None]
 
 
 ROWS = fields(Rows)

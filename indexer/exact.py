@@ -9,15 +9,16 @@ import numpy as np
 
 from gradstore.errors import QueryError
 from gradstore.progress import progress
+from indexer.feature import RowWeights
 from indexer.product import Multiplier, multiplies_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from indexer.feature import Features
+    from indexer.feature import Features, Part
 
 # Beside k: enough that what bfloat16 puts in another order is among the candidates.
 _MORE: Final = 32
@@ -43,6 +44,7 @@ def rescored(
     features: Features,
     queries: NDArray[np.float32],
     candidates: NDArray[np.int64],
+    weights: RowWeights | None = None,
 ) -> NDArray[np.float32]:
     """Exact scores of each query's own candidates, from the store, in float32.
 
@@ -53,6 +55,7 @@ def rescored(
         features: how its rows become features.
         queries: features of the queries, float32 `[queries, dim]`.
         candidates: numbers of samples, `[queries, candidates]`.
+        weights: of the store's rows, if they are at hand.
 
     Returns:
         float32 `[queries, candidates]`.
@@ -62,13 +65,14 @@ def rescored(
     place = place.reshape(candidates.shape)
     step = max(1, 64 * 2**20 // (4 * features.dim(store)))
     for start in range(0, len(wanted), step):
-        vectors = features.take(store, wanted[start : start + step])
+        vectors = features.take(store, wanted[start : start + step], weights)
         here = (place >= start) & (place < start + step)
-        query, _ = np.nonzero(here)
-        if len(queries) == 1:
-            scores[here] = (vectors @ queries[0])[place[here] - start]
-        else:
-            scores[here] = (queries @ vectors.T)[query, place[here] - start]
+        for query in np.flatnonzero(here.any(axis=1)).tolist():
+            own = here[query]
+            # Not a product of BLAS, which rounds a row by where it stands: equal rows have to tie.
+            scores[query, own] = np.einsum(
+                "nd,d->n", vectors[place[query, own] - start], queries[query]
+            )
     return scores
 
 
@@ -93,24 +97,76 @@ def require_k(k: int, store: Store, keep: NDArray[np.int64] | None = None) -> No
 class Highest:
     """The highest scores of a stream of samples, which come in the order of the store.
 
+    What may be among them is put by, and sorted out when there is much of it: after the first
+    blocks that is seldom.
+
     Args:
         queries: number of queries.
         count: how many are kept of each.
     """
 
     def __init__(self, queries: int, count: int) -> None:
-        self._count = count
-        self.ranking = Ranking(np.empty((queries, 0), np.int64), np.empty((queries, 0), np.float32))
+        self._queries, self._count = queries, count
+        self._least = np.full(queries, -np.inf, np.float32)
+        self._found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+        self._waiting = 0
 
     def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
         """Some more samples, and their scores `[queries, samples]`."""
-        old = self.ranking
-        some = _highest(scores, old.scores, self._count)
-        self.ranking = best(
-            np.concatenate([old.scores, np.take_along_axis(scores, some, 1)], 1),
-            np.concatenate([old.rows, samples[some]], 1),
-            self._count,
-        )
+        # Of equal scores the earlier stays.
+        query, place = np.nonzero(scores > self._least[:, None])
+        self._found.append((query, samples[place], scores[query, place]))
+        self._waiting += len(query)
+        if self._waiting > self._queries * self._count:
+            self._sort()
+
+    def _sort(self) -> None:
+        query, rows, scores = (np.concatenate(column) for column in zip(*self._found, strict=True))
+        order = np.lexsort((rows, -scores, query))
+        query, rows, scores = query[order], rows[order], scores[order]
+        rank = np.arange(len(query)) - np.searchsorted(query, query)
+        last = rank == self._count - 1
+        self._least[query[last]] = scores[last]
+        kept = rank < self._count
+        self._found, self._waiting = [(query[kept], rows[kept], scores[kept])], 0
+
+    @property
+    def ranking(self) -> Ranking:
+        """The highest, as far as samples were added."""
+        self._sort()
+        _, rows, scores = self._found[0]
+        shape = (self._queries, len(rows) // self._queries)
+        return Ranking(rows.reshape(shape), scores.reshape(shape))
+
+
+class Products:
+    """Queries, ready to be scored with the parts of features.
+
+    Args:
+        store: the training store.
+        features: how its rows become features.
+        queries: features of the queries, float32 `[queries, dim]`.
+        bfloat16: whether to round both sides to bfloat16.
+    """
+
+    def __init__(
+        self, store: Store, features: Features, queries: NDArray[np.float32], *, bfloat16: bool
+    ) -> None:
+        width = features.width(store)
+        self._shape = len(queries)
+        self._parts = {
+            place: Multiplier(queries[:, place * width : (place + 1) * width], bfloat16=bfloat16)
+            for place in features.checkpoints
+        }
+
+    def __call__(self, parts: Mapping[int, Part], samples: int) -> NDArray[np.float32]:
+        """Scores of some samples, float32 `[queries, samples]`."""
+        total = np.zeros((self._shape, samples), np.float32)
+        for place, (vectors, scale) in parts.items():
+            product = self._parts[place](vectors)
+            product *= scale  # what is stored is multiplied as it is, and the product weighed
+            total += product
+        return total
 
 
 class ExactEngine:
@@ -124,6 +180,7 @@ class ExactEngine:
     def __init__(self, store: Store, features: Features) -> None:
         self.store = store
         self.features = features
+        self._weights = RowWeights(store, features)
 
     def __repr__(self) -> str:
         return f"ExactEngine({self.store.location!r}, measure={self.features.measure.name!r})"
@@ -147,39 +204,17 @@ class ExactEngine:
             Numbers of samples, and scores, float32 `[queries, samples]`.
         """
         features, store = self.features, self.store
-        width = features.width(store)
         if queries.ndim != 2 or queries.shape[1] != features.dim(store):
             raise QueryError(
                 f"the queries have shape {queries.shape}, but features of {store.location} have "
                 f"length {features.dim(store)}. Make them with indexer.Features."
             )
-        parts = {
-            place: Multiplier(queries[:, place * width : (place + 1) * width], bfloat16=bfloat16)
-            for place in features.checkpoints
-        }
-        total_samples = store.samples if keep is None else len(keep)
-        with progress(total_samples, "searching", "samples") as bar:
-            for start, stop in features.spans(store):
-                samples = np.arange(start, stop)
-                if keep is not None:
-                    low, high = np.searchsorted(keep, (start, stop))
-                    samples = keep[low:high]
-                if not len(samples):
-                    continue
-                total = np.zeros((len(queries), len(samples)), np.float32)
-                for place, multiply in parts.items():
-                    if len(samples) == stop - start:
-                        rows = store.rows(place, start, stop)
-                    else:
-                        rows = store.take(place, samples)
-                    if store.slots == 1 and store.dtype != "int8":
-                        # What is stored is multiplied as it is, and the product weighed.
-                        weights = features.weights(store, place, rows)
-                        total += multiply(rows.direction[:, 0]) * weights[:, 0]
-                    else:
-                        total += multiply(features.part(store, place, rows))
+        multiply = Products(store, features, queries, bfloat16=bfloat16)
+        total = store.samples if keep is None else len(keep)
+        with progress(total, "searching", "samples") as bar:
+            for samples, parts in features.stream(store, keep=keep):
+                yield samples, multiply(parts, len(samples))
                 bar.update(len(samples))
-                yield samples, total
 
     def search(
         self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
@@ -221,7 +256,7 @@ class ExactEngine:
             found[0].add(samples, scores)
             found[1].add(samples, -scores)
         both = np.concatenate([side.ranking.rows for side in found], axis=1)
-        scores = rescored(self.store, self.features, queries, both)
+        scores = rescored(self.store, self.features, queries, both, self._weights)
         certain = np.ones(len(queries), bool)
         sides = []
         for sign, side, exact in zip((1, -1), found, np.split(scores, 2, axis=1), strict=True):
@@ -232,27 +267,3 @@ class ExactEngine:
                 certain &= gap > _CERTAIN * error
             sides.append(Ranking(final.rows, sign * final.scores))
         return (sides[0], sides[1]), certain
-
-
-def _highest(
-    scores: NDArray[np.float32], found: NDArray[np.float32], count: int
-) -> NDArray[np.int64]:
-    """Places of what may be among the `count` highest of each query, `[queries, places]`.
-
-    Args:
-        scores: of a block of samples, `[queries, samples]`.
-        found: the highest so far, falling. Those come first in the store: of equal scores they
-            stay, and so does whatever comes first in the block.
-        count: how many are sought.
-    """
-    if found.shape[1] == count:  # few can be, once many were seen
-        count = min(count, int((scores > found[:, -1:]).sum(axis=1).max()))
-    if count >= scores.shape[1]:
-        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    if count == 0:
-        return np.empty((len(scores), 0), np.int64)
-    least = np.partition(scores, -count, axis=1)[:, -count, None]
-    higher, equal = scores > least, scores == least
-    left = count - higher.sum(axis=1, keepdims=True)
-    chosen = higher | (equal & (np.cumsum(equal, axis=1) <= left))
-    return np.nonzero(chosen)[1].reshape(len(scores), count)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from gradstore.errors import ConfigError, QueryError
+from gradstore.rows import Rows
 from indexer.product import as_float32
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from concurrent.futures import Future
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from gradstore.rows import Rows
     from indexer.measures import Measure
 
-_BLOCK_BYTES = 128 * 2**20
+# What is worked on at once stays near the processor, and takes memory that was used before.
+_BLOCK_BYTES: Final = 16 * 2**20
+_READ_AHEAD: Final = 2
+
+# The part of features that is one checkpoint's, as `scale[:, None] * vectors`: vectors
+# [samples, width], float16 where they are just what is stored, else float32; scale float32.
+Part = tuple["NDArray[Any]", "NDArray[np.float32]"]
 
 
 def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
@@ -99,12 +108,72 @@ class Features:
             self._put(store, checkpoint, store.rows(checkpoint, start, stop), out)
         return out
 
-    def take(self, store: Store, samples: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Features of some samples, by number, in the order asked for."""
+    def take(
+        self, store: Store, samples: NDArray[np.int64], weights: RowWeights | None = None
+    ) -> NDArray[np.float32]:
+        """Features of some samples, by number, in the order asked for.
+
+        Args:
+            store: the store.
+            samples: numbers of samples.
+            weights: the store's, if they are at hand: then only directions are read.
+        """
         out = np.zeros((len(samples), self.dim(store)), np.float32)
         for checkpoint in self.checkpoints:
-            self._put(store, checkpoint, store.take(checkpoint, samples), out)
+            if weights is None:
+                self._put(store, checkpoint, store.take(checkpoint, samples), out)
+            else:
+                width = self.width(store)
+                out[:, checkpoint * width : (checkpoint + 1) * width] = self._weighed(
+                    store.directions(checkpoint, samples), weights.at(checkpoint)[samples]
+                )
         return out
+
+    def stream(
+        self, store: Store, *, start: int = 0, keep: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], dict[int, Part]]]:
+        """The parts of features of all samples, a block at a time; the next is read meanwhile.
+
+        Args:
+            store: the store.
+            start: the first sample.
+            keep: numbers of the samples that are wanted, rising; by default all.
+
+        Yields:
+            Numbers of samples, and the part of their features that is each checkpoint's.
+        """
+
+        def read(samples: NDArray[np.int64]) -> dict[int, Part]:
+            first, last = int(samples[0]), int(samples[-1]) + 1
+            whole = last - first == len(samples)
+            found = {}
+            for place in self.checkpoints:
+                rows = store.rows(place, first, last) if whole else store.take(place, samples)
+                found[place] = self.scaled(store, place, rows)
+            return found
+
+        def wanted() -> Iterator[NDArray[np.int64]]:
+            for low, high in self.spans(store):
+                samples = np.arange(max(low, start), high)
+                if keep is not None:
+                    samples = keep[slice(*np.searchsorted(keep, (max(low, start), high)))]
+                if len(samples):
+                    yield samples
+
+        with ThreadPoolExecutor(_READ_AHEAD) as pool:
+            ahead: deque[tuple[NDArray[np.int64], Future[dict[int, Part]]]] = deque()
+            try:
+                for samples in wanted():
+                    ahead.append((samples, pool.submit(read, samples)))
+                    if len(ahead) > _READ_AHEAD:
+                        done, parts = ahead.popleft()
+                        yield done, parts.result()
+                while ahead:
+                    done, parts = ahead.popleft()
+                    yield done, parts.result()
+            finally:
+                for _, parts in ahead:  # whoever asked wants no more
+                    parts.cancel()
 
     def blocks(self, store: Store) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Features of all samples, at most a shard at a time, as (first sample, features)."""
@@ -129,12 +198,25 @@ class Features:
 
     def part(self, store: Store, checkpoint: int, rows: Rows) -> NDArray[np.float32]:
         """The part of features that is one checkpoint's, float32 `[samples, width]`."""
+        return self._weighed(rows.direction, self.weights(store, checkpoint, rows))
+
+    def scaled(self, store: Store, checkpoint: int, rows: Rows) -> Part:
+        """`part`, not yet multiplied out where there is but one slot."""
         weights = self.weights(store, checkpoint, rows)
-        direction = as_float32(rows.direction)
-        if self.slots is None:
-            mean: NDArray[np.float32] = np.einsum("ns,nsd->nd", weights, direction, optimize=True)
-            return mean
-        return (direction * weights[:, :, None]).reshape(len(rows), -1)
+        if store.slots == 1:
+            return rows.direction[:, 0], weights[:, 0]
+        return self._weighed(rows.direction, weights), np.ones(len(rows), np.float32)
+
+    def _weighed(
+        self, direction: NDArray[Any], weights: NDArray[np.float32]
+    ) -> NDArray[np.float32]:
+        direction = as_float32(direction)
+        if self.slots is not None:
+            return (direction * weights[:, :, None]).reshape(len(direction), -1)
+        if direction.shape[1] == 1:
+            return np.asarray(direction[:, 0] * weights)
+        mean: NDArray[np.float32] = np.einsum("ns,nsd->nd", weights, direction, optimize=True)
+        return mean
 
     def weights(self, store: Store, checkpoint: int, rows: Rows) -> NDArray[np.float32]:
         """Weights of rows within features, float32 `[samples, slots]`."""
@@ -162,6 +244,30 @@ class Features:
                     f"slots of {train.location} and {queries.location} cannot be matched: their "
                     "timesteps differ, or differ from sample to sample. Average them instead."
                 )
+
+
+class RowWeights:
+    """Weights of all rows of a store, read when they are first needed: four bytes a row.
+
+    Args:
+        store: the store.
+        features: how its rows become features.
+    """
+
+    def __init__(self, store: Store, features: Features) -> None:
+        self._store, self._features = store, features
+        self._known: dict[int, NDArray[np.float32]] = {}
+
+    def at(self, checkpoint: int) -> NDArray[np.float32]:
+        """Weights of the rows at a checkpoint, float32 `[samples, slots]`."""
+        if checkpoint not in self._known:
+            store = self._store
+            norm, loss, timestep = (
+                store.column(name, checkpoint) for name in ("norm", "loss", "timestep")
+            )
+            rows = Rows(np.empty((*norm.shape, 0), np.float16), norm, loss, timestep)
+            self._known[checkpoint] = self._features.weights(store, checkpoint, rows)
+        return self._known[checkpoint]
 
 
 def features(

@@ -8,14 +8,16 @@ import numpy as np
 
 from gradstore.errors import ConfigError, DependencyError
 from indexer.codes import encode
+from indexer.product import as_float32
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from indexer.feature import Features
+    from indexer.feature import Features, Part
 
 # Bits that each entry of a query is rounded to: at 0, its default, FAISS takes a thousand times as
 # long; at 1 it needs twice the candidates.
@@ -79,15 +81,18 @@ class FirstStage:
         """Length of a vector."""
         return int(self._vectors.d)
 
-    def add(self, features: NDArray[np.float32]) -> None:
-        """Add samples, by their features `[samples, checkpoints × dim]`."""
-        if not len(features):
-            return
-        folded = self._folded(features)
+    def add(self, parts: Mapping[int, Part]) -> None:
+        """Add samples, by the parts of their features that are each checkpoint's."""
+        (vectors, scale), *others = parts.values()
+        if others or (scale < 0).any() or not self._by_signs:
+            vectors = as_float32(vectors) * scale[:, None]
+            for more, factor in others:
+                vectors += as_float32(more) * factor[:, None]
+            scale = np.ones(len(vectors), np.float32)
         if self._by_signs:
-            self._vectors.add_sa_codes(encode(folded))
+            self._vectors.add_sa_codes(encode(np.ascontiguousarray(vectors), scale))
         else:
-            self._vectors.add(folded)
+            self._vectors.add(vectors)
 
     def remove(self, rows: NDArray[np.int64]) -> bool:
         """Remove samples; False if this kind of index cannot."""

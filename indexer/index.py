@@ -34,7 +34,7 @@ from gradstore.objects import objects_at
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
 from indexer.exact import Ranking, best, require_k, rescored
-from indexer.feature import Features
+from indexer.feature import Features, RowWeights
 from indexer.first_stage import FirstStage
 from indexer.measures import Measure, measure_of
 from indexer.precondition import QuerySide
@@ -112,6 +112,7 @@ class SearchIndex:
         self.store = store
         self.features = features
         self._stage = stage
+        self._weights = RowWeights(store, features)
 
     def __repr__(self) -> str:
         return (
@@ -164,11 +165,11 @@ class SearchIndex:
             raise QueryError("a query's features are not finite: its gradients are damaged")
         left = self.spec.count if keep is None else len(keep)
         count = min(left, max(self.spec.measured.candidates, 2 * k))
-        high = self._stage.search(queries, count, keep)
-        low = self._stage.search(-queries, count, keep)
-        # What both sides need of the store is read at once.
+        # Both ends at once: FAISS gives each query a thread, and threads share what they read.
+        found_twice = self._stage.search(np.concatenate([queries, -queries]), count, keep)
+        high, low = np.split(found_twice, 2)
         both = np.concatenate([high, low], axis=1)
-        scores = rescored(self.store, self.features, queries, np.maximum(both, 0))
+        scores = rescored(self.store, self.features, queries, np.maximum(both, 0), self._weights)
         sides = []
         for sign, rows, exact in zip(
             (1, -1), (high, low), np.split(scores, 2, axis=1), strict=True
@@ -232,14 +233,16 @@ def build_index(
         stage, start, measured = FirstStage.empty(factory, store, features), 0, None
     recall = Recall(store, features, queries) if measured is None else None
     with progress(store.samples - start, f"indexing {measure.name}", "samples") as bar:
-        for low, high in features.spans(store):
-            if recall is not None or high > start:
-                block = features.range(store, low, high)
-                new = block[max(0, start - low) :]
-                stage.add(new)
-                bar.update(len(new))
-                if recall is not None:
-                    recall.add(low, block)
+        for numbers, parts in features.stream(store, start=0 if recall is not None else start):
+            new = numbers >= start
+            if new.any():
+                more = parts
+                if not new.all():
+                    more = {place: (one[new], scale[new]) for place, (one, scale) in parts.items()}
+                stage.add(more)
+                bar.update(int(new.sum()))
+            if recall is not None:
+                recall.add(numbers, parts)
     if recall is not None:
         measured = recall.of(stage)
     # Built beside and renamed: a half-written index never has an index's name.

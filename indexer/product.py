@@ -7,12 +7,18 @@ binary digits, which is enough to find candidates: those are scored again in flo
 from __future__ import annotations
 
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+
+# By how many powers of two bfloat16's exponents reach further than float16's.
+_SHIFT: Final = 112
+# All bits but those that the shift filled with copies of the sign, as an int16.
+_NO_SIGNS: Final = 0x8FFF - 0x10000
 
 
 @cache
@@ -32,12 +38,23 @@ def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(torch.from_numpy(array).float().numpy())
 
 
+def lengths(vectors: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Σ|x_i| and Σx_i² of each vector, float16 or float32 `[vectors, dim]`."""
+    import torch
+
+    given = torch.from_numpy(vectors).float()
+    squares = torch.linalg.vector_norm(given, 2, dim=1).square_()
+    sizes = given.abs().sum(dim=1)
+    return np.asarray(sizes.numpy()), np.asarray(squares.numpy())
+
+
 class Multiplier:
     """Queries, ready to be multiplied with rows.
 
     Args:
         queries: float32 `[queries, dim]`.
-        bfloat16: whether to round both sides to bfloat16; sums are kept in float32 either way.
+        bfloat16: whether to round both sides to bfloat16; sums are kept in float32 until the
+            result is rounded likewise.
     """
 
     def __init__(self, queries: NDArray[np.float32], *, bfloat16: bool) -> None:
@@ -46,15 +63,24 @@ class Multiplier:
         self._device = torch.device("cuda" if bfloat16 and torch.cuda.is_available() else "cpu")
         self._dtype = torch.bfloat16 if bfloat16 else torch.float32
         given = torch.from_numpy(np.ascontiguousarray(queries))
-        self._queries = given.to(self._device, self._dtype)
+        self._largest = float(given.abs().max()) or 1.0
+        self._queries = (given / self._largest).to(self._device, self._dtype)
+        self._shifted = self._queries * 2.0**_SHIFT
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Inner products of `rows`, float16 or float32 `[rows, dim]`, as `[queries, rows]`."""
         import torch
 
-        # By way of float32, which from float16 is a quarter of the straight way's time.
-        given = torch.from_numpy(rows).to(self._device).float().to(self._dtype)
-        return np.asarray((self._queries @ given.T).float().cpu().numpy())
+        given, queries = torch.from_numpy(rows), self._queries
+        if given.dtype == torch.float16 and self._dtype == torch.bfloat16 and not given.is_cuda:
+            # A float16 whose bits move three places to the right is a bfloat16, 2^112 times
+            # smaller: that is half the time of the way by float32. 4 is added to round; numbers
+            # below float16's normal ones may count as 0.
+            bits = given.view(torch.int16).add(4).bitwise_right_shift_(3).bitwise_and_(_NO_SIGNS)
+            given, queries = bits.view(torch.bfloat16), self._shifted
+        else:
+            given = given.to(self._device).float().to(self._dtype)
+        return np.asarray((queries @ given.T).float().cpu().numpy()) * np.float32(self._largest)
 
 
 class Cholesky:

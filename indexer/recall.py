@@ -8,14 +8,16 @@ import numpy as np
 from pydantic import Field
 
 from gradstore.spec import Spec
-from indexer.exact import Highest, best, rescored
-from indexer.product import Multiplier, multiplies_bfloat16
+from indexer.exact import Highest, Products, best, rescored
+from indexer.product import multiplies_bfloat16
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from indexer.feature import Features
+    from indexer.feature import Features, Part
     from indexer.first_stage import FirstStage
 
 _PROBES: Final = 32
@@ -63,12 +65,12 @@ class Recall:
         # No sample is to find itself, which is easy.
         self._own = chosen if queries is None else np.full(len(chosen), -1)
         self._origin = "samples" if queries is None else queries.location
-        self._multiply = Multiplier(self._probes, bfloat16=multiplies_bfloat16())
+        self._multiply = Products(store, features, self._probes, bfloat16=multiplies_bfloat16())
         self._highest = Highest(len(chosen), min(store.samples, _TRUTH + _MORE))
 
-    def add(self, start: int, block: NDArray[np.float32]) -> None:
-        """See the features of samples from `start` on."""
-        self._highest.add(np.arange(start, start + len(block)), self._multiply(block))
+    def add(self, samples: NDArray[np.int64], parts: Mapping[int, Part]) -> None:
+        """See the parts of some samples' features."""
+        self._highest.add(samples, self._multiply(parts, len(samples)))
 
     def of(self, stage: FirstStage) -> Measured:
         """The recall with the fewest candidates that find what is to be found."""

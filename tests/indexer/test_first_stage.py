@@ -104,7 +104,8 @@ def test_checkpoints_are_folded(tmp_path: Path) -> None:
     features = Features.of(train, measure_of("retrac"))
     stage = FirstStage.empty("Flat", train, features)
     assert stage.dim == 64
-    stage.add(features.range(train))
+    for _, parts in features.stream(train):
+        stage.add(parts)
     assert len(stage) == 300
     whole = features.range(train)
     folded = whole[:, :64] + whole[:, 64:]
