@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from gradstore.config import DatasetSpec
@@ -27,6 +29,12 @@ class QueryConfig(DatasetSpec):
         False, description="leave out training samples that are not collected yet"
     )
     k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
+    rerank: int = Field(
+        0,
+        ge=0,
+        description="rank so many candidates of each side again, by true influence, from gradients "
+        "that are computed anew and not projected",
+    )
     labels: list[str] | None = Field(None, description="search only samples of these labels")
     groups: list[str] | None = Field(None, description="search only samples of these groups")
     ids: list[str] | None = Field(None, description="search only the samples of these ids")
@@ -37,6 +45,7 @@ class QueryConfig(DatasetSpec):
         None, description="the store's checkpoints, if they moved [default: where they were]"
     )
     out: str = Field(description="folder of the results; it must not exist")
+    format: Literal["parquet", "jsonl"] = Field("parquet", description="format of the results")
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")

@@ -125,6 +125,29 @@ def test_query_a_folder_generated_images_and_a_query_store(
         assert page == (tmp_path / made / "report.html").read_text()
 
 
+def test_candidates_are_ranked_again_by_true_influence(
+    road: Path, run: Run, tmp_path: Path
+) -> None:
+    store = road / "run" / "train.gradstore"
+    few = (
+        "query", "--store", store, "--dataset", "digits", "--limit", 2, "--timesteps", 2,
+        "--draws", 1, "--measures", "retrac",
+    )  # fmt: skip
+    run(*few, "--k", 40, "--out", tmp_path / "all")
+    run(*few, "--k", 3, "--rerank", 100, "--out", tmp_path / "true")
+    table = pd.read_parquet(tmp_path / "true" / "results.parquet")
+    assert len(table) == 2 * 2 * 3
+    assert (table["standard_error"] == 0).all()
+    projected = pd.read_parquet(tmp_path / "all" / "results.parquet")
+    projected = projected[projected.side == "proponent"].set_index(["query_id", "sample_id"])
+    near = projected.loc[list(zip(table.query_id, table.sample_id, strict=True))]
+    off = np.abs(near["score"].to_numpy() - table["score"].to_numpy())
+    assert off.max() > 0
+    assert (off < 6 * near["standard_error"].to_numpy()).all()
+    told = run(*few[:-1], "trak", "--rerank", 9, "--out", tmp_path / "t", status=1)
+    assert "trak changes queries" in told
+
+
 def test_info_and_verify(road: Path, run: Run) -> None:
     store = road / "run" / "train.gradstore"
     told = run("info", store)
