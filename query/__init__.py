@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from query.hubs import Hubness, hubness
     from query.queries import Queries
     from query.report import Section, write_report
+    from query.scores import write_scores
     from query.table import to_table
     from query.true_influence import Sources, rerank
 
@@ -30,6 +31,7 @@ __all__ = [
     "search",
     "to_table",
     "write_report",
+    "write_scores",
 ]
 
 _HOMES = {
@@ -43,5 +45,6 @@ _HOMES = {
     "rerank": "query.true_influence",
     "to_table": "query.table",
     "write_report": "query.report",
+    "write_scores": "query.scores",
 }
 __getattr__ = exporter(__name__, {name: _HOMES.get(name, "query.engine") for name in __all__})

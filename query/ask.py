@@ -70,7 +70,7 @@ def ask(config: QueryConfig) -> Result:
     # What is cheap and can be wrong comes before what takes long.
     keep = chosen(store, where=config.where(), ids=config.ids)
     require_k(config.k, store, keep)
-    engines = [engine_of(store, name) for name in config.measures]
+    engines = [engine_of(store, name, config.etas) for name in config.measures]
     if config.rerank:
         require_rankable(config.measures, store)
     train = pictures(store)
@@ -103,8 +103,8 @@ def ask(config: QueryConfig) -> Result:
             config=spec.recorded(),
         )
         shown = images
-    images_shown = shown, train
-    return _answer(config, out, Queries.of(queries), engines, keep=keep, images=images_shown)
+    queries_asked = questions(queries, config.mean_by, config.minus)
+    return _answer(config, out, queries_asked, engines, keep=keep, images=(shown, train))
 
 
 def _answer(
@@ -188,16 +188,32 @@ def _answer(
     return Result(table_file, out / "report.html", summary_text(lines))
 
 
-def engine_of(store: Store, measure: str) -> SearchIndex | ExactEngine:
-    """The index of a store under a measure, if there is one; else the exact engine."""
+def engine_of(
+    store: Store, measure: str, etas: Sequence[float] | None = None
+) -> SearchIndex | ExactEngine:
+    """The index of a store under a measure, if there is one; else the exact engine.
+
+    An index is of the store's own checkpoint weights: others are searched exactly.
+    """
     path = index_path(store, measure)
-    if path.exists():
+    if path.exists() and (etas is None or list(etas) == store.etas):
         return open_index(path, store, measure)
+    return exact_engine(store, measure, etas)
+
+
+def exact_engine(store: Store, measure: str, etas: Sequence[float] | None = None) -> ExactEngine:
+    """The exact engine of a store under a measure."""
     store.require_complete()
     served = measure_of(measure)
     if isinstance(served, QuerySide):
         served = served.indexed
-    return ExactEngine(store, Features.of(store, served))
+    return ExactEngine(store, Features.of(store, served, etas=etas))
+
+
+def questions(store: Store, mean_by: str | None, minus: str | None) -> Queries:
+    """What is asked of a query store: its samples, or means of them, or those less one of them."""
+    queries = Queries.of(store) if mean_by is None else Queries.means(store, mean_by)
+    return queries if minus is None else queries.minus(minus)
 
 
 def claim(out: Path, config: Spec, name: str) -> None:

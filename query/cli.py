@@ -11,7 +11,7 @@ import click
 from gradstore import __version__
 from gradstore.config import AppendConfig, CollectConfig, TrainConfig
 from gradstore.errors import ConfigError, GradstoreError, StoreError
-from query.config import DemoConfig, QueryConfig
+from query.config import DemoConfig, QueryConfig, ScoresConfig
 from query.flags import flags, parse
 
 try:
@@ -118,6 +118,24 @@ def query(config: Path | None, **given: Any) -> None:
     from query.ask import ask
 
     _tell(ask(settings))
+
+
+@cli.command()
+@flags(ScoresConfig)
+def scores(config: Path | None, **given: Any) -> None:
+    """Write every score of a query store. Run again, it goes on where it stopped."""
+    settings = parse(ScoresConfig, config, given)
+    from pathlib import Path
+
+    from gradstore import open_store
+    from query.ask import exact_engine, questions
+    from query.scores import write_scores
+
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    engine = exact_engine(store, settings.measure, settings.etas)
+    queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
+    write_scores(engine, queries, Path(settings.out), measure=settings.measure)
+    click.echo(f"{settings.out}: {len(queries):,} queries × {store.samples:,} samples")
 
 
 @cli.command()

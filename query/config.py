@@ -11,6 +11,25 @@ from gradstore.errors import ConfigError
 from gradstore.spec import Spec
 
 
+class ScoresConfig(Spec):
+    """All scores of all queries."""
+
+    store: str = Field(description="the training store to search")
+    queries: str = Field(description="a query store, such as gradstore query leaves in its folder")
+    measure: str = Field("retrac", description="what to rank by")
+    etas: list[float] | None = Field(
+        None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+    )
+    mean_by: str | None = Field(
+        None, description="ask about the mean of the queries of each value of this column"
+    )
+    minus: str | None = Field(None, description="ask about every query less the one of this name")
+    skip_unsealed: bool = Field(
+        False, description="leave out training samples that are not collected yet"
+    )
+    out: str = Field(description="NAME.zarr, a matrix; or NAME.parquet, a row per query and sample")
+
+
 class QueryConfig(DatasetSpec):
     """From images to ranked training samples."""
 
@@ -24,7 +43,14 @@ class QueryConfig(DatasetSpec):
     )
     generate: int = Field(0, ge=0, description="ask about so many images of the last checkpoint")
     generate_seed: int = Field(0, ge=0, description="seed of the generated images")
+    mean_by: str | None = Field(
+        None, description="ask about the mean of the queries of each value of this column"
+    )
+    minus: str | None = Field(None, description="ask about every query less the one of this name")
     measures: list[str] = Field(["tracin", "retrac"], min_length=1, description="what to rank by")
+    etas: list[float] | None = Field(
+        None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+    )
     skip_unsealed: bool = Field(
         False, description="leave out training samples that are not collected yet"
     )

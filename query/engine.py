@@ -176,19 +176,7 @@ def search(
     """
     store, features = engine.store, engine.features
     queries = queries if isinstance(queries, Queries) else Queries.of(queries)
-    require_comparable(store, queries.store)
-    chosen = features.measure if measure is None else measure_of(measure)
-    features.require_matching(store, queries.store)
-    asked = queries.features(features)
-    served = chosen
-    if isinstance(chosen, QuerySide):
-        served, chosen = chosen.indexed, chosen.fitted(store)
-        asked = chosen.prepared(asked)
-    if served.name != features.measure.name:
-        raise QueryError(
-            f"{engine!r} is of {features.measure.name} and does not serve {chosen.name}. Build "
-            f"its own: gradstore index --store {store.location} --measures {served.name}"
-        )
+    asked, chosen = prepared(engine, queries, measure)
     proponents, opponents = engine.search(asked, k, keep=keep)
     both = np.concatenate([proponents.rows, opponents.rows], axis=1)
     explained = explain(store, features, asked, both)
@@ -203,6 +191,35 @@ def search(
         opponents=opponents,
         explained=explained,
     )
+
+
+def prepared(
+    engine: SearchIndex | ExactEngine, queries: Queries, measure: Measure | str | None = None
+) -> tuple[NDArray[np.float32], Measure]:
+    """What an engine is asked under a measure, and the measure, fitted to its store.
+
+    Returns:
+        float32 `[queries, dim]`, and the measure.
+
+    Raises:
+        FingerprintError: if the two stores' rows cannot be compared.
+        QueryError: if the engine does not serve the measure.
+    """
+    store, features = engine.store, engine.features
+    require_comparable(store, queries.store)
+    chosen = features.measure if measure is None else measure_of(measure)
+    served = chosen.indexed if isinstance(chosen, QuerySide) else chosen
+    if served.name != features.measure.name:
+        raise QueryError(
+            f"{engine!r} is of {features.measure.name} and does not serve {chosen.name}. Build "
+            f"its own: gradstore index --store {store.location} --measures {served.name}"
+        )
+    features.require_matching(store, queries.store)
+    asked = queries.features(features)
+    if isinstance(chosen, QuerySide):
+        chosen = chosen.fitted(store)
+        asked = chosen.prepared(asked)
+    return asked, chosen
 
 
 def require_comparable(store: Store, queries: Store) -> None:

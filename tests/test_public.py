@@ -36,4 +36,5 @@ def test_the_exported_names() -> None:
     assert set(query.__all__) == {
         "Answer", "Hubness", "Queries", "Section", "Sources", "batches", "chosen",
         "collect_queries", "hubness", "rerank", "search", "to_table", "write_report",
+        "write_scores",
     }  # fmt: skip

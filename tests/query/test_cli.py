@@ -125,6 +125,28 @@ def test_query_a_folder_generated_images_and_a_query_store(
         assert page == (tmp_path / made / "report.html").read_text()
 
 
+def test_sums_of_queries_weights_of_checkpoints_and_all_scores(
+    road: Path, run: Run, tmp_path: Path
+) -> None:
+    store = road / "run" / "train.gradstore"
+    run("query", "--store", store, "--dataset", "digits", "--limit", 12, "--timesteps", 2,
+        "--draws", 1, "--k", 40, "--out", tmp_path / "a")  # fmt: skip
+    asked = ("--store", store, "--queries", tmp_path / "a" / "queries.gradstore", "--etas", "0,1")
+    less = ("--mean-by", "label", "--minus", "label=1")
+    run("query", *asked, *less, "--k", 40, "--measures", "tracin", "--out", tmp_path / "b")
+    table = pd.read_parquet(tmp_path / "b" / "results.parquet")
+    assert set(table["query_id"].str.endswith(" - label=1")) == {True}
+    assert all(parts[0] == 0 for parts in table["parts"])
+    told = run("scores", *asked, *less, "--measure", "tracin", "--out", tmp_path / "s.parquet")
+    assert "× 40 samples" in told
+    scores = pd.read_parquet(tmp_path / "s.parquet").astype({"query_id": str, "sample_id": str})
+    both = table[table.side == "proponent"].merge(scores, on=["query_id", "sample_id"])
+    assert len(both) == len(scores)
+    np.testing.assert_allclose(both["score_x"], both["score_y"], rtol=1e-4, atol=1e-6)
+    told = run("query", *asked[:-1], "1", "--out", tmp_path / "c", status=1)
+    assert "one finite number ≥ 0 for each" in told
+
+
 def test_candidates_are_ranked_again_by_true_influence(
     road: Path, run: Run, tmp_path: Path
 ) -> None:
@@ -238,6 +260,7 @@ def test_doctor_and_every_command_name_a_shadowing_package(tmp_path: Path) -> No
         "drop-checkpoint",
         "index",
         "query",
+        "scores",
         "info",
         "verify",
         "demo",
