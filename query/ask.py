@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -9,13 +10,14 @@ from typing import TYPE_CHECKING, Final
 import yaml
 
 from gradstore.config import DatasetSpec
-from gradstore.errors import ConfigError
+from gradstore.errors import ConfigError, SearchIndexError
 from gradstore.progress import progress
 from gradstore.reader import open_store
 from gradstore.spec import EventSpec, Spec
 from indexer import ExactEngine, Features, index_path, measure_of, open_index
 from indexer.exact import require_k
-from indexer.precondition import QuerySide
+from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
+from indexer.precondition import QuerySide, Trak
 from query.blocks import Blocks, block_size, made_from
 from query.engine import Answer, collect_queries, search
 from query.filters import chosen
@@ -33,10 +35,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from indexer import SearchIndex
+    from indexer import Measure, SearchIndex
     from query.config import QueryConfig
     from query.pictures import Pictures
     from query.report import Line
+
+_log = logging.getLogger("gradstore")
 
 # A report is a page to look at: of so many pictures, and so many on each side of a query.
 _SHOWN_PICTURES: Final = 2000
@@ -140,7 +144,7 @@ def _answer(
 
     def answered(place: int, part: Queries) -> Answer:
         # Fitted when it is needed, and once: the preconditioner takes a pass over the store.
-        measures[place] = measures[place].fitted(engines[place].store)
+        measures[place] = fitted(measures[place], engines[place].store)
         found = search(engines[place], part, most, measure=measures[place], keep=keep)
         if not config.rerank:
             return found
@@ -208,6 +212,23 @@ def exact_engine(store: Store, measure: str, etas: Sequence[float] | None = None
     if isinstance(served, QuerySide):
         served = served.indexed
     return ExactEngine(store, Features.of(store, served, etas=etas))
+
+
+def fitted(measure: Measure, store: Store) -> Measure:
+    """A measure with what it must know of a store; TRAK's kernel is kept for the next question.
+
+    Raises:
+        SearchIndexError: if the kernel that stands there was built from something else.
+    """
+    if not isinstance(measure, Trak) or measure.lambdas is not None:
+        return measure.fitted(store)
+    if not kernel_path(store).exists():
+        try:
+            build_kernel(store)
+        except SearchIndexError as error:
+            _log.warning("%s It is computed for this question alone.", error)
+            return measure.fitted(store)
+    return fitted_by_kernel(measure, store)
 
 
 def questions(store: Store, mean_by: str | None, minus: str | None) -> Queries:

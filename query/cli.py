@@ -99,9 +99,12 @@ def index(config: Path | None, **given: Any) -> None:
     settings = parse(IndexConfig, config, given)
     from gradstore import open_store
     from indexer import build_index
+    from indexer.kernel import build_kernel
 
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     for measure in settings.measures:
+        if measure.partition(":")[0] == "trak":
+            click.echo(f"{build_kernel(store)}: serves trak with every λ")
         built = build_index(store, measure)
         click.echo(
             f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, "
@@ -128,13 +131,15 @@ def scores(config: Path | None, **given: Any) -> None:
     from pathlib import Path
 
     from gradstore import open_store
-    from query.ask import exact_engine, questions
+    from indexer import measure_of
+    from query.ask import exact_engine, fitted, questions
     from query.scores import write_scores
 
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     engine = exact_engine(store, settings.measure, settings.etas)
     queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
-    write_scores(engine, queries, Path(settings.out), measure=settings.measure)
+    measure = fitted(measure_of(settings.measure), store)
+    write_scores(engine, queries, Path(settings.out), measure=measure)
     click.echo(f"{settings.out}: {len(queries):,} queries × {store.samples:,} samples")
 
 
