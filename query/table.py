@@ -105,6 +105,22 @@ def write_table(table: pa.Table | Iterable[pa.Table], path: Path, schema: pa.Sch
     writing.replace(path)
 
 
+def shown(table: pa.Table, rows: int = 10) -> str:
+    """The first rows of a table as text, and how many more there are."""
+    first = [table.column_names, *(list(row.values()) for row in table.slice(0, rows).to_pylist())]
+    texts = [
+        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
+        for row in first
+    ]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in texts
+    ]
+    more = len(table) - rows
+    return "\n".join([*lines, f"… and {more:,} more"] if more > 0 else lines)
+
+
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _finite(one) for name, one in value.items()}
