@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from gradstore.reader import Store
     from indexer.feature import Features
+
+_BLOCK_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -59,18 +61,30 @@ def explain(
     """
     width = features.width(store)
     wanted, place = np.unique(samples, return_inverse=True)
-    place = place.reshape(samples.shape)
     parts = np.zeros((*samples.shape, len(features.etas)), np.float32)
     null, own = np.zeros(samples.shape), np.zeros(samples.shape)
+    # Pairs of a query and a sample, by the sample's place in the store, whose rows are read once
+    # and no more than a few at a time.
+    order = np.argsort(place.ravel(), kind="stable")
+    asker, ranked = order // samples.shape[1], place.ravel()[order]
+    step = max(1, _BLOCK_BYTES // (4 * width * store.slots))
     for checkpoint in features.checkpoints:
-        rows = store.take(checkpoint, wanted)
-        train = features.part(store, checkpoint, rows)
         asked = queries[:, checkpoint * width : (checkpoint + 1) * width]
-        lengths = np.einsum("nd,nd->n", train, train, dtype=np.float64)
         asked_lengths = np.einsum("nd,nd->n", asked, asked, dtype=np.float64)
-        for query in range(len(queries)):
-            parts[query, :, checkpoint] = train[place[query]] @ asked[query]
-        null += asked_lengths[:, None] * lengths[place]
+        here = parts[:, :, checkpoint].ravel()
+        squares = np.zeros(here.shape)
+        for start in range(0, len(wanted), step):
+            rows = store.take(checkpoint, wanted[start : start + step])
+            train = features.part(store, checkpoint, rows)
+            lengths = np.einsum("nd,nd->n", train, train, dtype=np.float64)
+            low, high = np.searchsorted(ranked, (start, start + len(train)))
+            for first in range(low, high, step):
+                some = slice(first, min(first + step, high))
+                own_rows = ranked[some] - start
+                here[order[some]] = np.einsum("nd,nd->n", train[own_rows], asked[asker[some]])
+                squares[order[some]] = asked_lengths[asker[some]] * lengths[own_rows]
+        parts[:, :, checkpoint] = here.reshape(samples.shape)
+        null += squares.reshape(samples.shape)
         own += np.square(parts[:, :, checkpoint], dtype=np.float64)
     if not is_projected(store):
         null, own = np.zeros_like(null), np.zeros_like(own)

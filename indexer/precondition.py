@@ -19,6 +19,8 @@ from indexer.measures import Measure, TracIn
 from indexer.product import Cholesky
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
@@ -89,19 +91,15 @@ class Trak:
         """
         if self.lambdas is not None:
             return self
-        features = Features(self.indexed, (1.0,) * store.checkpoints)
+        return self.of(grams(store))
+
+    def of(self, grams: Iterable[NDArray[np.float64]]) -> Self:
+        """The measure, fitted to what ΦᵀΦ is at each checkpoint; those are changed."""
         lambdas, factors = [], list[Cholesky | None]()
-        with progress(store.checkpoints * store.samples, "preconditioning", "samples") as bar:
-            for checkpoint in range(store.checkpoints):
-                gram = np.zeros((store.dim, store.dim))
-                for start, stop in features.spans(store):
-                    rows = store.rows(checkpoint, start, stop)
-                    part = features.part(store, checkpoint, rows).astype(np.float64)
-                    gram += part.T @ part
-                    bar.update(stop - start)
-                lambdas.append(self.share * float(np.trace(gram)) / store.dim)
-                gram[np.diag_indices(store.dim)] += lambdas[-1]
-                factors.append(Cholesky(gram) if lambdas[-1] > 0 else None)
+        for gram in grams:
+            lambdas.append(self.share * float(np.trace(gram)) / len(gram))
+            gram[np.diag_indices(len(gram))] += lambdas[-1]
+            factors.append(Cholesky(gram) if lambdas[-1] > 0 else None)
         return replace(self, lambdas=tuple(lambdas), _factors=tuple(factors))
 
     def prepared(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -116,3 +114,20 @@ class Trak:
             ],
             axis=1,
         )
+
+
+def grams(store: Store) -> Iterator[NDArray[np.float64]]:
+    """ΦᵀΦ at each checkpoint of a store, float64 `[dim, dim]`, by one pass over it.
+
+    Φ are TracIn's features, whatever the checkpoints weigh; sums are kept in float64.
+    """
+    features = Features(Trak.indexed, (1.0,) * store.checkpoints)
+    with progress(store.checkpoints * store.samples, "preconditioning", "samples") as bar:
+        for checkpoint in range(store.checkpoints):
+            gram = np.zeros((store.dim, store.dim))
+            for start, stop in features.spans(store):
+                rows = store.rows(checkpoint, start, stop)
+                part = features.part(store, checkpoint, rows).astype(np.float64)
+                gram += part.T @ part
+                bar.update(stop - start)
+            yield gram

@@ -2,31 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import yaml
 
 from gradstore.config import DatasetSpec
-from gradstore.errors import ConfigError
+from gradstore.errors import ConfigError, SearchIndexError
+from gradstore.progress import progress
 from gradstore.reader import open_store
 from gradstore.spec import EventSpec, Spec
 from indexer import ExactEngine, Features, index_path, measure_of, open_index
 from indexer.exact import require_k
-from indexer.precondition import QuerySide
-from query.engine import Answer, collect_queries, search, to_table
+from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
+from indexer.precondition import QuerySide, Trak
+from query.blocks import Blocks, block_size, made_from
+from query.engine import Answer, collect_queries, search
 from query.filters import chosen
 from query.pictures import pictures
+from query.queries import Queries
 from query.report import Section, summary, write_report
+from query.table import to_table, write_table
+from query.tally import Tally
+from query.true_influence import Sources, require_rankable, rerank
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from gradstore.reader import Store
-    from indexer import SearchIndex
+    from indexer import Measure, SearchIndex
     from query.config import QueryConfig
     from query.pictures import Pictures
+    from query.report import Line
+
+_log = logging.getLogger("gradstore")
+
+# A report is a page to look at: of so many pictures, and so many on each side of a query.
+_SHOWN_PICTURES: Final = 2000
+_SHOWN_RANKS: Final = 100
 
 
 @dataclass(frozen=True)
@@ -56,7 +74,9 @@ def ask(config: QueryConfig) -> Result:
     # What is cheap and can be wrong comes before what takes long.
     keep = chosen(store, where=config.where(), ids=config.ids)
     require_k(config.k, store, keep)
-    engines = [engine_of(store, name) for name in config.measures]
+    engines = [engine_of(store, name, config.etas) for name in config.measures]
+    if config.rerank:
+        require_rankable(config.measures, store)
     train = pictures(store)
     asked = open_store(config.queries) if config.queries else None
     images = Samples.from_spec(config) if config.dataset else None
@@ -87,24 +107,134 @@ def ask(config: QueryConfig) -> Result:
             config=spec.recorded(),
         )
         shown = images
-    answers = [
-        search(engine, queries, config.k, measure=name, keep=keep)
+    queries_asked = questions(queries, config.mean_by, config.minus)
+    return _answer(config, out, queries_asked, engines, keep=keep, images=(shown, train))
+
+
+def _answer(
+    config: QueryConfig,
+    out: Path,
+    queries: Queries,
+    engines: Sequence[SearchIndex | ExactEngine],
+    *,
+    keep: NDArray[np.int64] | None,
+    images: tuple[Pictures | None, Pictures | None],
+) -> Result:
+    """Search block by block; write the table of all, and the report of the first."""
+    left = engines[0].store.samples if keep is None else len(keep)
+    most = min(left, max(config.k, config.rerank))
+    sizes = [block_size(engine, most) for engine in engines]
+    measures = [measure_of(name) for name in config.measures]
+    origin = [
+        made_from(engine, queries, name, keep=keep)
         for name, engine in zip(config.measures, engines, strict=True)
     ]
-    title = f"{queries.samples} queries of {store.name}"
-    return write_answers(out, title, [Section("Queries", answers, shown)], train)
+    blocks = Blocks(
+        out / "blocks", {"answers": origin, "k": config.k, "most": most, "sizes": sizes}
+    )
+    missing = [
+        (place, start)
+        for place, size in enumerate(sizes)
+        for start in range(0, len(queries), size)
+        if not blocks.has(place, start)
+    ]
+    ranks = min(config.k, _SHOWN_RANKS)
+    count = max(1, _SHOWN_PICTURES // (2 * ranks * len(measures)))
+    first: dict[int, Answer] = {}
+
+    def answered(place: int, part: Queries) -> Answer:
+        # Fitted when it is needed, and once: the preconditioner takes a pass over the store.
+        measures[place] = fitted(measures[place], engines[place].store)
+        found = search(engines[place], part, most, measure=measures[place], keep=keep)
+        if not config.rerank:
+            return found
+        return rerank(
+            found,
+            engines[place].features,
+            config.k,
+            Sources(checkpoints=config.checkpoints),
+            batch_size=config.batch_size,
+            memory=config.memory,
+            device=config.device,
+        )
+
+    total = sum(min(sizes[place], len(queries) - start) for place, start in missing)
+    with progress(total, "answering", "queries") as bar:
+        for place, start in missing:
+            part = queries.part(start, start + sizes[place])
+            answer = answered(place, part)
+            if start == 0 and len(part) >= min(count, len(queries)):
+                first[place] = answer.first(count, ranks)
+            blocks.write(place, start, answer)
+            bar.update(len(part))
+    tally, schema = Tally(engines[0].store, queries), blocks.schema()
+    for table in blocks.tables():
+        tally.add(table)
+    table_file = out / f"results.{config.format}"
+    write_table(blocks.tables(), table_file, schema)
+    shown = [
+        first[place]
+        if place in first
+        else answered(place, queries.part(0, count)).first(count, ranks)
+        for place in range(len(measures))
+    ]
+    note = ""
+    if count < len(queries) or ranks < config.k:
+        note = (
+            f"The first {min(count, len(queries)):,} of {len(queries):,} queries are shown, and "
+            f"{ranks} samples on each side; {table_file.name} has them all."
+        )
+    title = f"{len(queries):,} queries of {engines[0].store.name}"
+    lines = tally.lines("Queries")
+    section = Section("Queries", shown, images[0], note)
+    write_report(out / "report.html", title, [section], images[1], lines=lines)
+    blocks.remove()
+    return Result(table_file, out / "report.html", summary_text(lines))
 
 
-def engine_of(store: Store, measure: str) -> SearchIndex | ExactEngine:
-    """The index of a store under a measure, if there is one; else the exact engine."""
+def engine_of(
+    store: Store, measure: str, etas: Sequence[float] | None = None
+) -> SearchIndex | ExactEngine:
+    """The index of a store under a measure, if there is one; else the exact engine.
+
+    An index is of the store's own checkpoint weights: others are searched exactly.
+    """
     path = index_path(store, measure)
-    if path.exists():
+    if path.exists() and (etas is None or list(etas) == store.etas):
         return open_index(path, store, measure)
+    return exact_engine(store, measure, etas)
+
+
+def exact_engine(store: Store, measure: str, etas: Sequence[float] | None = None) -> ExactEngine:
+    """The exact engine of a store under a measure."""
     store.require_complete()
     served = measure_of(measure)
     if isinstance(served, QuerySide):
         served = served.indexed
-    return ExactEngine(store, Features.of(store, served))
+    return ExactEngine(store, Features.of(store, served, etas=etas))
+
+
+def fitted(measure: Measure, store: Store) -> Measure:
+    """A measure with what it must know of a store; TRAK's kernel is kept for the next question.
+
+    Raises:
+        SearchIndexError: if the kernel that stands there was built from something else.
+    """
+    if not isinstance(measure, Trak) or measure.lambdas is not None:
+        return measure.fitted(store)
+    if not kernel_path(store).exists():
+        try:
+            build_kernel(store)
+        except SearchIndexError as error:
+            _log.warning("%s It is computed for this question alone.", error)
+            return measure.fitted(store)
+    return fitted_by_kernel(measure, store)
+
+
+def questions(store: Store, mean_by: str | None, minus: str | None) -> Queries:
+    """What is asked of a query store: its samples, or means of them, or those less one of them."""
+    queries = Queries.of(store) if mean_by is None else Queries.means(store, mean_by)
+    return queries if minus is None else queries.minus(minus)
 
 
 def claim(out: Path, config: Spec, name: str) -> None:
@@ -144,10 +274,10 @@ def write_answers(
     table, report = out / "results.parquet", out / "report.html"
     pq.write_table(to_table(answers), table)
     write_report(report, title, sections, train)
-    return Result(table, report, summary_text(sections))
+    return Result(table, report, summary_text(summary(sections)))
 
 
-def summary_text(sections: Sequence[Section]) -> str:
+def summary_text(lines: Sequence[Line]) -> str:
     """The summary as a plain text table."""
     headings = {
         "section": "queries",
@@ -156,7 +286,7 @@ def summary_text(sections: Sequence[Section]) -> str:
         "chance": "chance",
         "distinctness": "distinct",
     }
-    rows = [headings, *summary(sections)]
+    rows = [headings, *lines]
     widths = {name: max(len(row[name]) for row in rows) for name in headings}
     return "\n".join("  ".join(row[name].ljust(widths[name]) for name in headings) for row in rows)
 

@@ -11,7 +11,15 @@ import click
 from gradstore import __version__
 from gradstore.config import AppendConfig, CollectConfig, TrainConfig
 from gradstore.errors import ConfigError, GradstoreError, StoreError
-from query.config import DemoConfig, QueryConfig
+from query.config import (
+    BreakdownConfig,
+    DemoConfig,
+    HubnessConfig,
+    QueryConfig,
+    RollupConfig,
+    ScoresConfig,
+    SelfInfluenceConfig,
+)
 from query.flags import flags, parse
 
 try:
@@ -99,9 +107,12 @@ def index(config: Path | None, **given: Any) -> None:
     settings = parse(IndexConfig, config, given)
     from gradstore import open_store
     from indexer import build_index
+    from indexer.kernel import build_kernel
 
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     for measure in settings.measures:
+        if measure.partition(":")[0] == "trak":
+            click.echo(f"{build_kernel(store)}: serves trak with every λ")
         built = build_index(store, measure)
         click.echo(
             f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, "
@@ -118,6 +129,126 @@ def query(config: Path | None, **given: Any) -> None:
     from query.ask import ask
 
     _tell(ask(settings))
+
+
+@cli.command()
+@flags(ScoresConfig)
+def scores(config: Path | None, **given: Any) -> None:
+    """Write every score of a query store. Run again, it goes on where it stopped."""
+    settings = parse(ScoresConfig, config, given)
+    from pathlib import Path
+
+    from gradstore import open_store
+    from indexer import measure_of
+    from query.ask import exact_engine, fitted, questions
+    from query.scores import write_scores
+
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    engine = exact_engine(store, settings.measure, settings.etas)
+    queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
+    measure = fitted(measure_of(settings.measure), store)
+    write_scores(engine, queries, Path(settings.out), measure=measure)
+    click.echo(f"{settings.out}: {len(queries):,} queries × {store.samples:,} samples")
+
+
+@cli.command()
+@flags(RollupConfig)
+def rollup(config: Path | None, **given: Any) -> None:
+    """Tell the influence of whole groups of training samples: exact totals, means and maxima."""
+    settings = parse(RollupConfig, config, given)
+    from gradstore import open_store
+    from indexer import measure_of
+    from query.ask import exact_engine, fitted, questions
+    from query.studies import rollup_table
+
+    out = _new_table(settings.out)
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    engine = exact_engine(store, settings.measure, settings.etas)
+    queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
+    measure = fitted(measure_of(settings.measure), store)
+    _write(rollup_table(engine, queries, settings.by, measure=measure, top=settings.top), out)
+
+
+@cli.command()
+@flags(SelfInfluenceConfig)
+def self_influence(config: Path | None, **given: Any) -> None:
+    """List training samples by their influence on themselves: what is hard, strange or mislabelled.
+
+    The first rows are the outliers.
+    """
+    settings = parse(SelfInfluenceConfig, config, given)
+    from gradstore import open_store
+    from query.ask import exact_engine
+    from query.studies import self_influence_table
+
+    out = _new_table(settings.out)
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    _write(self_influence_table(exact_engine(store, settings.measure, settings.etas)), out)
+
+
+@cli.command()
+@flags(HubnessConfig)
+def hubness(config: Path | None, **given: Any) -> None:
+    """Tell which training samples are influential for everyone, from what `query` wrote."""
+    settings = parse(HubnessConfig, config, given)
+    from pathlib import Path
+
+    from gradstore import open_store
+    from query.hubs import hubness_of_results
+    from query.table import shown, write_table
+
+    out = Path(settings.out)
+    if out.exists():
+        raise ConfigError(f"{out} exists; nothing was changed. Choose another --out.")
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    found = hubness_of_results(store, Path(settings.results))
+    out.mkdir(parents=True)
+    for one in found:
+        name, table = one.measure.replace(":", "-"), one.to_table()
+        write_table(table, out / f"{name}.parquet", table.schema)
+        one.plot(out / f"{name}.png")
+        click.echo(
+            f"{one.measure}: distinctness {one.distinctness:.2f}, Spearman with norm "
+            f"{one.with_norm:.2f}, with timestep {one.with_timestep:.2f}\n{shown(table)}\n"
+        )
+    click.echo(f"wrote {out}")
+
+
+@cli.command()
+@flags(BreakdownConfig)
+def breakdown(config: Path | None, **given: Any) -> None:
+    """Take one score apart, by checkpoint and pair of timesteps."""
+    settings = parse(BreakdownConfig, config, given)
+    from gradstore import open_store
+    from query.ask import exact_engine
+    from query.studies import breakdown_table
+
+    out = _new_table(settings.out)
+    if settings.measure.partition(":")[0] == "trak":
+        raise ConfigError("trak is no sum over pairs of rows. Use a measure of rows: tracin, ….")
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    engine = exact_engine(store, settings.measure, settings.etas)
+    queries = open_store(settings.queries)
+    _write(breakdown_table(engine, queries, settings.query, settings.sample), out)
+
+
+def _new_table(name: str) -> Path:
+    from pathlib import Path
+
+    out = Path(name)
+    if out.suffix not in {".parquet", ".jsonl"}:
+        raise ConfigError(f"--out is {name!r}: a table is written as NAME.parquet or NAME.jsonl.")
+    if out.exists():
+        raise ConfigError(f"{out} exists; nothing was changed. Choose another --out.")
+    return out
+
+
+def _write(table: Any, out: Path) -> None:
+    from query.table import shown, write_table
+
+    write_table(table, out, table.schema)
+    click.echo(shown(table))
+    click.echo(f"wrote {out}")
 
 
 @cli.command()

@@ -2,11 +2,77 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from gradstore.config import DatasetSpec
 from gradstore.errors import ConfigError
 from gradstore.spec import Spec
+
+
+class SearchConfig(Spec):
+    """A training store under a measure."""
+
+    store: str = Field(description="the training store")
+    measure: str = Field("retrac", description="what to rank by")
+    etas: list[float] | None = Field(
+        None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+    )
+    skip_unsealed: bool = Field(
+        False, description="leave out training samples that are not collected yet"
+    )
+
+
+class SelfInfluenceConfig(SearchConfig):
+    """Training samples by their influence on themselves."""
+
+    measure: str = Field("tracin", description="what to rank by")
+    out: str = Field(description="NAME.parquet or NAME.jsonl")
+
+
+class BreakdownConfig(SearchConfig):
+    """One score by checkpoint and pair of timesteps."""
+
+    queries: str = Field(description="a query store, such as gradstore query leaves in its folder")
+    query: str = Field(description="id of the query")
+    sample: str = Field(description="id of the training sample")
+    out: str = Field(description="NAME.parquet or NAME.jsonl")
+
+
+class AskingConfig(SearchConfig):
+    """What is asked of a query store, by sums of its samples or themselves."""
+
+    queries: str = Field(description="a query store, such as gradstore query leaves in its folder")
+    mean_by: str | None = Field(
+        None, description="ask about the mean of the queries of each value of this column"
+    )
+    minus: str | None = Field(None, description="ask about every query less the one of this name")
+
+
+class ScoresConfig(AskingConfig):
+    """All scores of all queries."""
+
+    out: str = Field(description="NAME.zarr, a matrix; or NAME.parquet, a row per query and sample")
+
+
+class RollupConfig(AskingConfig):
+    """Influence of whole groups of training samples."""
+
+    by: str = Field("label", description="column of the training samples that holds their groups")
+    top: int = Field(10, ge=1, le=10_000, description="how many highest scores top_mean averages")
+    out: str = Field(description="NAME.parquet or NAME.jsonl")
+
+
+class HubnessConfig(Spec):
+    """Which training samples are influential for everyone."""
+
+    store: str = Field(description="the training store")
+    results: str = Field(description="results.parquet of gradstore query")
+    out: str = Field(description="folder of a table and a plot per measure; it must not exist")
+    skip_unsealed: bool = Field(
+        False, description="leave out training samples that are not collected yet"
+    )
 
 
 class QueryConfig(DatasetSpec):
@@ -22,11 +88,24 @@ class QueryConfig(DatasetSpec):
     )
     generate: int = Field(0, ge=0, description="ask about so many images of the last checkpoint")
     generate_seed: int = Field(0, ge=0, description="seed of the generated images")
+    mean_by: str | None = Field(
+        None, description="ask about the mean of the queries of each value of this column"
+    )
+    minus: str | None = Field(None, description="ask about every query less the one of this name")
     measures: list[str] = Field(["tracin", "retrac"], min_length=1, description="what to rank by")
+    etas: list[float] | None = Field(
+        None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+    )
     skip_unsealed: bool = Field(
         False, description="leave out training samples that are not collected yet"
     )
     k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
+    rerank: int = Field(
+        0,
+        ge=0,
+        description="rank so many candidates of each side again, by true influence, from gradients "
+        "that are computed anew and not projected",
+    )
     labels: list[str] | None = Field(None, description="search only samples of these labels")
     groups: list[str] | None = Field(None, description="search only samples of these groups")
     ids: list[str] | None = Field(None, description="search only the samples of these ids")
@@ -37,6 +116,7 @@ class QueryConfig(DatasetSpec):
         None, description="the store's checkpoints, if they moved [default: where they were]"
     )
     out: str = Field(description="folder of the results; it must not exist")
+    format: Literal["parquet", "jsonl"] = Field("parquet", description="format of the results")
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")

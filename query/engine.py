@@ -10,20 +10,20 @@ import numpy as np
 from gradstore.errors import QueryError
 from gradstore.fingerprint import COMPARED, require_same
 from gradstore.spec import EventSpec
-from indexer import measure_of
+from indexer import Ranking, measure_of
 from indexer.explanation import Explanation, explain
 from indexer.precondition import QuerySide
+from query.queries import Queries
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import pyarrow as pa
     from numpy.typing import NDArray
 
     from gradstore.collect import Objective, Projector
     from gradstore.reader import Store
-    from indexer import ExactEngine, Measure, Ranking, SearchIndex
+    from indexer import ExactEngine, Measure, SearchIndex
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Answer:
 
     Attributes:
         measure: name of the measure.
-        queries: the query store.
+        queries: what was asked.
         store: the training store.
         proponents: training samples that pushed the model towards each query.
         opponents: the other end of the list. Those with negative scores pushed against the query;
@@ -42,7 +42,7 @@ class Answer:
     """
 
     measure: str
-    queries: Store
+    queries: Queries
     store: Store
     proponents: Ranking
     opponents: Ranking
@@ -53,6 +53,23 @@ class Answer:
         """Both rankings by name."""
         return {"proponent": self.proponents, "opponent": self.opponents}
 
+    def first(self, queries: int, k: int) -> Answer:
+        """The answer to the first queries, of at most `k` samples on each side."""
+        count = self.proponents.rows.shape[1]
+        ranks = np.arange(min(k, count))
+        both = np.concatenate([ranks, count + ranks])
+        return replace(
+            self,
+            queries=self.queries.part(0, queries),
+            proponents=_cut(self.proponents, queries, k),
+            opponents=_cut(self.opponents, queries, k),
+            explained=Explanation(
+                self.explained.parts[:queries, both],
+                self.explained.standard_error[:queries, both],
+                self.explained.z[:queries, both],
+            ),
+        )
+
     def distinctness(self) -> float:
         """Distinct proponents over all of them: |∪ top-k| / (queries · k); 1 if none recurs."""
         return len(np.unique(self.proponents.rows)) / self.proponents.rows.size
@@ -60,7 +77,7 @@ class Answer:
     @property
     def labels_comparable(self) -> bool:
         """Whether some query has a label that some training sample has."""
-        shared = set(labels(self.queries) or []) & set(labels(self.store) or [])
+        shared = set(self.queries.labels or []) & set(labels(self.store) or [])
         return bool(shared - {None})
 
     def label_share(self) -> tuple[float, float]:
@@ -69,13 +86,17 @@ class Answer:
         Raises:
             QueryError: if there are no labels to compare.
         """
-        query_labels, train_labels = labels(self.queries), labels(self.store)
+        query_labels, train_labels = self.queries.labels, labels(self.store)
         if not self.labels_comparable or query_labels is None or train_labels is None:
             raise QueryError("there are no labels to compare: queries and training set share none")
         asked, found = np.array(query_labels), np.array(train_labels)
         same = found[self.proponents.rows] == asked[:, None]
         chance = float(np.mean([np.mean(found == label) for label in asked]))
         return float(same.mean()), chance
+
+
+def _cut(ranking: Ranking, queries: int, k: int) -> Ranking:
+    return Ranking(ranking.rows[:queries, :k], ranking.scores[:queries, :k])
 
 
 def labels(store: Store) -> Sequence[Any] | None:
@@ -133,7 +154,7 @@ def collect_queries(
 
 def search(
     engine: SearchIndex | ExactEngine,
-    queries: Store,
+    queries: Store | Queries,
     k: int = 10,
     *,
     measure: Measure | str | None = None,
@@ -143,7 +164,7 @@ def search(
 
     Args:
         engine: an index of the training store, or the exact engine.
-        queries: a complete query store.
+        queries: a complete query store, or sums of its samples.
         k: how many of each.
         measure: a measure that the engine serves though it was made for another, such as `trak`,
             which changes the queries alone; by default the engine's.
@@ -154,26 +175,8 @@ def search(
         QueryError: if `k` is larger than the store, or the engine does not serve the measure.
     """
     store, features = engine.store, engine.features
-    require_same(
-        store.spec.identity,
-        queries.spec.identity,
-        expected_name=store.location,
-        found_name=queries.location,
-        sections=COMPARED,
-        mend=f"collect the queries anew: gradstore query --store {store.location}",
-    )
-    chosen = features.measure if measure is None else measure_of(measure)
-    features.require_matching(store, queries)
-    asked = features.range(queries)
-    served = chosen
-    if isinstance(chosen, QuerySide):
-        served, chosen = chosen.indexed, chosen.fitted(store)
-        asked = chosen.prepared(asked)
-    if served.name != features.measure.name:
-        raise QueryError(
-            f"{engine!r} is of {features.measure.name} and does not serve {chosen.name}. Build "
-            f"its own: gradstore index --store {store.location} --measures {served.name}"
-        )
+    queries = queries if isinstance(queries, Queries) else Queries.of(queries)
+    asked, chosen = prepared(engine, queries, measure)
     proponents, opponents = engine.search(asked, k, keep=keep)
     both = np.concatenate([proponents.rows, opponents.rows], axis=1)
     explained = explain(store, features, asked, both)
@@ -190,52 +193,45 @@ def search(
     )
 
 
-def to_table(answers: Sequence[Answer]) -> pa.Table:
-    """Answers as a table: one row per query, measure, side and rank.
+def prepared(
+    engine: SearchIndex | ExactEngine, queries: Queries, measure: Measure | str | None = None
+) -> tuple[NDArray[np.float32], Measure]:
+    """What an engine is asked under a measure, and the measure, fitted to its store.
 
-    An opponent with a positive score did not push against the query: it pushed least.
+    Returns:
+        float32 `[queries, dim]`, and the measure.
 
-    Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
-    `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
-    checkpoint, then at the second, …), `standard_error` and `z` (float32; see
-    `indexer.explanation.Explanation`), `parts` (float32, what each checkpoint adds to the score).
+    Raises:
+        FingerprintError: if the two stores' rows cannot be compared.
+        QueryError: if the engine does not serve the measure.
     """
-    import pyarrow as pa
-
-    columns: dict[str, Any] = {
-        name: []
-        for name in (
-            "query_id", "query_label", "measure", "side", "rank", "sample_id", "label", "score",
-            "timesteps", "standard_error", "z", "parts",
+    store, features = engine.store, engine.features
+    require_comparable(store, queries.store)
+    chosen = features.measure if measure is None else measure_of(measure)
+    served = chosen.indexed if isinstance(chosen, QuerySide) else chosen
+    if served.name != features.measure.name:
+        raise QueryError(
+            f"{engine!r} is of {features.measure.name} and does not serve {chosen.name}. Build "
+            f"its own: gradstore index --store {store.location} --measures {served.name}"
         )
-    }  # fmt: skip
-    for answer in answers:
-        query_labels, train_labels = labels(answer.queries), labels(answer.store)
-        steps = timesteps([answer])
-        for place, (side, ranking) in enumerate(answer.sides.items()):
-            first = place * ranking.rows.shape[1]  # of this side in what is explained
-            for query, name in enumerate(answer.queries.manifest.ids):
-                for rank, row in enumerate(ranking.rows[query].tolist()):
-                    values = (
-                        name,
-                        query_labels[query] if query_labels else None,
-                        answer.measure,
-                        side,
-                        rank + 1,
-                        answer.store.manifest.ids[row],
-                        train_labels[row] if train_labels else None,
-                        float(ranking.scores[query, rank]),
-                        steps[row],
-                        float(answer.explained.standard_error[query, first + rank]),
-                        float(answer.explained.z[query, first + rank]),
-                        answer.explained.parts[query, first + rank].tolist(),
-                    )
-                    for column, value in zip(columns.values(), values, strict=True):
-                        column.append(value)
-    for name in ("score", "standard_error", "z"):
-        columns[name] = pa.array(columns[name], pa.float32())
-    columns["parts"] = pa.array(columns["parts"], pa.list_(pa.float32()))
-    return pa.table(columns)
+    features.require_matching(store, queries.store)
+    asked = queries.features(features)
+    if isinstance(chosen, QuerySide):
+        chosen = chosen.fitted(store)
+        asked = chosen.prepared(asked)
+    return asked, chosen
+
+
+def require_comparable(store: Store, queries: Store) -> None:
+    """Raise `FingerprintError` unless the rows of two stores can be compared."""
+    require_same(
+        store.spec.identity,
+        queries.spec.identity,
+        expected_name=store.location,
+        found_name=queries.location,
+        sections=COMPARED,
+        mend=f"collect the queries anew: gradstore query --store {store.location}",
+    )
 
 
 def timesteps(answers: Sequence[Answer]) -> dict[int, list[int]]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradstore.errors import DependencyError
+from gradstore.errors import DependencyError, QueryError
 from query.engine import labels
 
 if TYPE_CHECKING:
@@ -104,15 +104,58 @@ class Hubness:
 
 def hubness(answer: Answer) -> Hubness:
     """How often training samples recur among the proponents of an answer's queries."""
-    store, rows = answer.store, answer.proponents.rows
+    rows = answer.proponents.rows
+    counts = np.bincount(rows.ravel(), minlength=answer.store.samples)
+    return _hubness(answer.measure, answer.store, counts, len(rows))
+
+
+def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
+    """The same of each measure in what `gradstore query` wrote, however many queries there were.
+
+    Args:
+        store: the training store.
+        results: `results.parquet`.
+
+    Raises:
+        QueryError: if it is no such table, or of samples that the store does not have.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = {name: row for row, name in enumerate(store.manifest.ids)}
+    counts: dict[str, NDArray[np.int64]] = {}
+    asked: dict[str, set[str]] = {}
+    try:
+        file = pq.ParquetFile(results)
+        for batch in file.iter_batches(columns=["query_id", "measure", "side", "sample_id"]):
+            for row in batch.to_pylist():
+                if row["side"] == "proponent":
+                    measure = row["measure"]
+                    own = counts.setdefault(measure, np.zeros(store.samples, np.int64))
+                    own[place[row["sample_id"]]] += 1
+                    asked.setdefault(measure, set()).add(row["query_id"])
+    except (OSError, pa.ArrowException) as error:
+        raise QueryError(
+            f"{results} cannot be read as results: {error}. Give the results.parquet of gradstore "
+            "query."
+        ) from error
+    except KeyError as error:
+        raise QueryError(
+            f"{results} is of a sample {error}, which {store.location} does not have: it was "
+            "deleted, or these are another store's results. Ask again: gradstore query"
+        ) from error
+    return [_hubness(name, store, own, len(asked[name])) for name, own in counts.items()]
+
+
+def _hubness(measure: str, store: Store, counts: NDArray[np.int64], queries: int) -> Hubness:
     places = range(store.checkpoints)
     return Hubness(
-        measure=answer.measure,
+        measure=measure,
         store=store,
-        queries=len(rows),
-        k=rows.shape[1],
-        counts=np.bincount(rows.ravel(), minlength=store.samples),
-        distinctness=answer.distinctness(),
+        queries=queries,
+        k=int(counts.sum()) // queries,
+        counts=counts,
+        distinctness=int((counts > 0).sum()) / int(counts.sum()),
         norm=np.mean([store.column("norm", k).mean(axis=1, dtype=np.float64) for k in places], 0),
         timestep=np.mean([store.column("timestep", k).mean(axis=1) for k in places], 0),
     )

@@ -6,7 +6,7 @@ import base64
 import io
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradstore import __version__
 from gradstore.errors import DatasetError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from query.engine import Answer
     from query.pictures import Pictures
 
+Line: TypeAlias = dict[str, str]
 NAMES = {"tracin": "TracIn", "retrac": "ReTrac"}
 _THUMBNAIL = 128
 
@@ -34,16 +35,23 @@ class Section:
     Attributes:
         title: heading.
         answers: one per measure, all of the same queries.
-        images: the queries, in the order of their store; None to show none.
+        images: the samples of the query store, in its order; None to show none.
+        note: what there is to be said of it.
     """
 
     title: str
     answers: Sequence[Answer]
     images: Pictures | None
+    note: str = ""
 
 
 def write_report(
-    path: Path, title: str, sections: Sequence[Section], train: Pictures | None
+    path: Path,
+    title: str,
+    sections: Sequence[Section],
+    train: Pictures | None,
+    *,
+    lines: Sequence[Line] | None = None,
 ) -> None:
     """Write the report of some answers.
 
@@ -52,6 +60,7 @@ def write_report(
         title: title of the page.
         sections: what to show.
         train: the training samples, in the order of their store; None to show none.
+        lines: the summary, where it is of more than what is shown.
 
     Raises:
         DatasetError: if a sample to be shown is not what it was when its store was made.
@@ -67,9 +76,13 @@ def write_report(
         subtitle=f"{store.samples:,} training images, {store.checkpoints} checkpoints, "
         f"{store.spec.identity['model']['num_parameters']:,} parameters projected to "  # type: ignore[index,call-overload]
         f"{store.dim:,} dimensions",
-        summary=summary(sections),
+        summary=summary(sections) if lines is None else lines,
         sections=[
-            {"title": section.title, "queries": _queries(section, number, train, images)}
+            {
+                "title": section.title,
+                "note": section.note,
+                "queries": _queries(section, number, train, images),
+            }
             for number, section in enumerate(sections)
         ],
         images=images,
@@ -80,31 +93,45 @@ def write_report(
     path.write_text(page, encoding="utf-8")
 
 
-def summary(sections: Sequence[Section]) -> list[dict[str, str]]:
-    """One row per section and measure: label share, chance and distinctness, as text."""
-    rows = []
-    for section in sections:
-        for answer in section.answers:
-            share, chance = "–", "–"
-            if answer.labels_comparable:
-                share, chance = (f"{value:.2f}" for value in answer.label_share())
-            rows.append(
-                {
-                    "section": section.title,
-                    "measure": NAMES.get(answer.measure, answer.measure),
-                    "share": share,
-                    "chance": chance,
-                    "distinctness": f"{answer.distinctness():.2f}",
-                }
-            )
-    return rows
+def summary(sections: Sequence[Section]) -> list[Line]:
+    """One line per section and measure: label share, chance and distinctness."""
+    return [
+        line(
+            section.title,
+            answer.measure,
+            answer.label_share() if answer.labels_comparable else None,
+            answer.distinctness(),
+        )
+        for section in sections
+        for answer in section.answers
+    ]
+
+
+def line(section: str, measure: str, share: tuple[float, float] | None, distinct: float) -> Line:
+    """A line of the summary, as text.
+
+    Args:
+        section: title of the section.
+        measure: name of the measure.
+        share: share of proponents with the query's label, and what chance gives; None if there are
+            no labels to compare.
+        distinct: share of distinct proponents.
+    """
+    same, chance = ("–", "–") if share is None else (f"{value:.2f}" for value in share)
+    return {
+        "section": section,
+        "measure": NAMES.get(measure, measure),
+        "share": same,
+        "chance": chance,
+        "distinctness": f"{distinct:.2f}",
+    }
 
 
 def _queries(
     section: Section, number: int, train: Pictures | None, images: dict[str, str]
 ) -> list[dict[str, Any]]:
     first = section.answers[0]
-    query_labels, train_labels = labels(first.queries), labels(first.store)
+    query_labels, train_labels = first.queries.labels, labels(first.store)
     steps = timesteps(section.answers)
     comparable = first.labels_comparable
     replayed = _replayed(first.store)
@@ -130,11 +157,17 @@ def _queries(
             )
         return shown
 
+    def asked(query: int) -> str:
+        row = first.queries.sample(query)  # there is no picture of a sum
+        if row is None:
+            return ""
+        return _image(section.images, first.queries.store, row, f"q{number}-{row}", images)
+
     return [
         {
             "id": name,
             "label": query_labels[query] if query_labels else None,
-            "image": _image(section.images, first.queries, query, f"q{number}-{query}", images),
+            "image": asked(query),
             "measures": [
                 {
                     "name": NAMES.get(answer.measure, answer.measure),
@@ -149,7 +182,7 @@ def _queries(
                 for answer in section.answers
             ],
         }
-        for query, name in enumerate(first.queries.manifest.ids)
+        for query, name in enumerate(first.queries.ids)
     ]
 
 

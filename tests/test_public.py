@@ -34,6 +34,7 @@ def test_the_exported_names() -> None:
         "measure_of", "open_index", "rollup", "self_influence",
     }  # fmt: skip
     assert set(query.__all__) == {
-        "Answer", "Hubness", "Section", "chosen", "collect_queries", "hubness", "search",
-        "to_table", "write_report",
+        "Answer", "Hubness", "Queries", "Section", "Sources", "batches", "chosen",
+        "collect_queries", "hubness", "rerank", "search", "to_table", "write_report",
+        "write_scores",
     }  # fmt: skip

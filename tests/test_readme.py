@@ -77,7 +77,7 @@ def test_the_commands_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = [line for block in blocks("sh") for line in block.strip().splitlines()]
-    assert len(lines) == 13
+    assert len(lines) == 17
     Path("more").mkdir()
     for number, image in enumerate(images(3)):
         image.save(f"more/{number}.png")

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from gradstore.fingerprint import fingerprint
 from gradstore.layout import Layout
 from gradstore.manifest import Manifest
 from gradstore.rows import Rows
-from gradstore.spec import LayoutSpec, PartSpec
+from gradstore.spec import Identity, LayoutSpec, PartSpec
 from gradstore.writer import create, write_shard
-from tests.gradstore.test_store import spec
+from tests.gradstore.test_store import IDENTITY, spec
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +48,14 @@ def random_store(
     )
     names = [f"s{n}" for n in range(samples)]
     manifest = Manifest(names, ["0"] * samples, metadata or {})
-    store = create(path, spec(parts=[PartSpec(layout=LayoutSpec.of(layout))]), manifest)
+    identity: Identity = {
+        **IDENTITY,
+        "model": {"num_parameters": 1000},
+        "events": {"kind": "planned"},
+    }
+    parts = [PartSpec(layout=LayoutSpec.of(layout))]
+    made = spec(parts=parts, identity=identity, fingerprint=fingerprint(identity))
+    store = create(path, made, manifest)
     generator = np.random.default_rng(seed)
     common = np.random.default_rng(99).standard_normal((2, dim))
     for checkpoint in range(2):

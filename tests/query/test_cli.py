@@ -125,6 +125,51 @@ def test_query_a_folder_generated_images_and_a_query_store(
         assert page == (tmp_path / made / "report.html").read_text()
 
 
+def test_sums_of_queries_weights_of_checkpoints_and_all_scores(
+    road: Path, run: Run, tmp_path: Path
+) -> None:
+    store = road / "run" / "train.gradstore"
+    run("query", "--store", store, "--dataset", "digits", "--limit", 12, "--timesteps", 2,
+        "--draws", 1, "--k", 40, "--out", tmp_path / "a")  # fmt: skip
+    asked = ("--store", store, "--queries", tmp_path / "a" / "queries.gradstore", "--etas", "0,1")
+    less = ("--mean-by", "label", "--minus", "label=1")
+    run("query", *asked, *less, "--k", 40, "--measures", "tracin", "--out", tmp_path / "b")
+    table = pd.read_parquet(tmp_path / "b" / "results.parquet")
+    assert set(table["query_id"].str.endswith(" - label=1")) == {True}
+    assert all(parts[0] == 0 for parts in table["parts"])
+    told = run("scores", *asked, *less, "--measure", "tracin", "--out", tmp_path / "s.parquet")
+    assert "× 40 samples" in told
+    scores = pd.read_parquet(tmp_path / "s.parquet").astype({"query_id": str, "sample_id": str})
+    both = table[table.side == "proponent"].merge(scores, on=["query_id", "sample_id"])
+    assert len(both) == len(scores)
+    np.testing.assert_allclose(both["score_x"], both["score_y"], rtol=1e-4, atol=1e-6)
+    told = run("query", *asked[:-1], "1", "--out", tmp_path / "c", status=1)
+    assert "one finite number ≥ 0 for each" in told
+
+
+def test_candidates_are_ranked_again_by_true_influence(
+    road: Path, run: Run, tmp_path: Path
+) -> None:
+    store = road / "run" / "train.gradstore"
+    few = (
+        "query", "--store", store, "--dataset", "digits", "--limit", 2, "--timesteps", 2,
+        "--draws", 1, "--measures", "retrac",
+    )  # fmt: skip
+    run(*few, "--k", 40, "--out", tmp_path / "all")
+    run(*few, "--k", 3, "--rerank", 100, "--out", tmp_path / "true")
+    table = pd.read_parquet(tmp_path / "true" / "results.parquet")
+    assert len(table) == 2 * 2 * 3
+    assert (table["standard_error"] == 0).all()
+    projected = pd.read_parquet(tmp_path / "all" / "results.parquet")
+    projected = projected[projected.side == "proponent"].set_index(["query_id", "sample_id"])
+    near = projected.loc[list(zip(table.query_id, table.sample_id, strict=True))]
+    off = np.abs(near["score"].to_numpy() - table["score"].to_numpy())
+    assert off.max() > 0
+    assert (off < 6 * near["standard_error"].to_numpy()).all()
+    told = run(*few[:-1], "trak", "--rerank", 9, "--out", tmp_path / "t", status=1)
+    assert "trak changes queries" in told
+
+
 def test_info_and_verify(road: Path, run: Run) -> None:
     store = road / "run" / "train.gradstore"
     told = run("info", store)
@@ -215,6 +260,11 @@ def test_doctor_and_every_command_name_a_shadowing_package(tmp_path: Path) -> No
         "drop-checkpoint",
         "index",
         "query",
+        "scores",
+        "rollup",
+        "self-influence",
+        "hubness",
+        "breakdown",
         "info",
         "verify",
         "demo",

@@ -1,0 +1,283 @@
+"""Full gradients of some of a store's samples, computed again: their sums, and products with those.
+
+A store keeps projections. What they approximate is found again from samples, checkpoints and
+events, all of which must be what the store was made from: that is checked, down to each gradient's
+norm.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Unpack
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from gradstore.collect.checkpoints import find_checkpoints
+from gradstore.collect.engines.choice import tolerance_of
+from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents, noise
+from gradstore.collect.grow import gradient_spec
+from gradstore.collect.job import CollectOptions, Job, prepare
+from gradstore.collect.objective import Batch
+from gradstore.collect.samples import Samples
+from gradstore.collect.worker import LoadedCheckpoint, read
+from gradstore.errors import ConfigError, FingerprintError
+from gradstore.fingerprint import require_same
+from gradstore.manifest import Manifest
+from gradstore.progress import progress
+from gradstore.spec import EventSpec, ProjectorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from gradstore.collect.engines import Receive
+    from gradstore.collect.events import Events
+    from gradstore.config import DatasetSpec
+    from gradstore.reader import Store
+
+# A store's norm is float32, and engines differ by rounding: ten times what they may differ by.
+_SLACK: Final = 10
+# Prepared as if to collect the smallest rows there are; none is collected.
+_NO_ROWS: Final = ProjectorSpec(projector="sjlt", proj_dim=1)
+
+
+class Unprojected:
+    """Some samples of a store, whose full gradients can be had again, a few at a time.
+
+    Args:
+        store: the store.
+        samples: numbers of samples, rising.
+        dataset: what the store was made from, with all those samples at least; by default as the
+            store records it.
+        checkpoints: the store's checkpoints, if they moved.
+        options: as of `collect`; objective, events and gradients are the store's.
+
+    Raises:
+        ConfigError: if the store does not record its dataset, and none is given.
+        DatasetError: if a sample is not in the dataset, or not what it was.
+        FingerprintError: if checkpoints, objective or events are not the store's.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        samples: NDArray[np.int64],
+        dataset: Any = None,
+        *,
+        checkpoints: Sequence[str | Path] | None = None,
+        **options: Unpack[CollectOptions],
+    ) -> None:
+        self._store, self._numbers = store, samples
+        identity: dict[str, Any] = store.spec.identity
+        folders = find_checkpoints(checkpoints or [one.path for one in store.spec.checkpoints])
+        given: dict[str, Any] = {
+            "objective": identity["objective"].get("loss"),
+            "events": _events(identity, folders, store.numbers),
+            "gradients": gradient_spec(store),
+            "etas": store.etas,
+            **options,
+        }
+        self._jobs: list[tuple[NDArray[np.int64], Job]] = []
+        names = store.manifest.ids
+        for own, found in _found(store, samples, dataset):
+            # A place where nothing is, and nothing will be.
+            nowhere = Path(tempfile.gettempdir()) / f"{uuid4().hex}.gradstore"
+            job = prepare(
+                found.only([names[row] for row in own.tolist()]),
+                folders,
+                {nowhere: _NO_ROWS},
+                **given,
+            )
+            expected = store.manifest.chosen(own)
+            bare = Manifest(expected.ids, expected.digests)
+            bare.require_same(job.samples.manifest, store=store.location)
+            require_same(
+                identity,
+                job.targets[0].spec.identity,
+                expected_name=store.location,
+                found_name="what is there now",
+                sections=("model", "checkpoints", "objective", "events"),
+                mend="give the checkpoints and events that the store was made from",
+            )
+            self._jobs.append((own, job))
+
+    def sums(self, checkpoint: int, weights: NDArray[np.float32]) -> Tensor:
+        """Weighted sums of the gradients at a checkpoint.
+
+        Args:
+            checkpoint: place of the checkpoint.
+            weights: of each gradient in each sum, float32 `[sums, samples, slots]`.
+
+        Returns:
+            float32 `[sums, parameters]`, on the device. Beside them there are no more gradients
+            than the memory budget lets the engine compute at once.
+        """
+        total: Tensor | None = None
+        flat = weights.reshape(len(weights), -1)
+        for piece in self._pieces(checkpoint):
+            device = piece.batch.inputs.device
+            if total is None:
+                total = torch.zeros(len(weights), piece.loaded.num_parameters, device=device)
+            shares = torch.from_numpy(np.ascontiguousarray(flat[:, piece.rows])).to(device)
+
+            def add(start: int, part: Tensor, sums: Tensor = total, by: Tensor = shares) -> None:
+                sums[:, start : start + part.shape[1]] += by @ part.float()
+
+            self._differentiate(checkpoint, piece, add)
+        if total is None:
+            raise ConfigError("no sample was named whose gradients are wanted")
+        return total
+
+    def products(self, checkpoint: int, sums: Tensor) -> NDArray[np.float32]:
+        """Inner products of the gradients at a checkpoint with some vectors.
+
+        Args:
+            checkpoint: place of the checkpoint.
+            sums: float32 `[sums, parameters]`.
+
+        Returns:
+            float32 `[sums, samples, slots]`.
+        """
+        out = np.empty((len(sums), len(self._numbers) * self._store.slots), np.float32)
+        for piece in self._pieces(checkpoint):
+            shape = (len(sums), len(piece.rows))
+            found = torch.zeros(shape, dtype=torch.float64, device=sums.device)
+
+            def add(start: int, part: Tensor, found: Tensor = found) -> None:
+                found.add_(sums[:, start : start + part.shape[1]] @ part.float().T)
+
+            self._differentiate(checkpoint, piece, add)
+            out[:, piece.rows] = found.cpu().numpy()
+        return out.reshape(len(sums), len(self._numbers), self._store.slots)
+
+    def _pieces(self, checkpoint: int) -> Iterator[_Piece]:
+        slots, number = self._store.slots, self._store.numbers[checkpoint]
+        with progress(len(self._numbers) * slots, "true gradients", "rows") as bar:
+            for own, job in self._jobs:
+                loaded, events = job.load(checkpoint), job.budget.events
+                ids = job.samples.ids
+                draws = job.plan.at(number, ids[:1]).key.shape[2]
+                most = max(1, events // draws)
+                step = max(1, most // slots)
+                for first in range(0, len(own), step):
+                    last = min(first + step, len(own))
+                    inputs = read(job.samples, first, last, loaded.model, job.device)
+                    moments = job.plan.at(number, ids[first:last])
+                    place = np.searchsorted(self._numbers, own[first:last])
+                    for low in range(0, len(place) * slots, most):
+                        sample, slot = np.divmod(
+                            np.arange(low, min(low + most, len(place) * slots)), slots
+                        )
+                        batch = _batch(*inputs, moments, sample, slot)
+                        yield _Piece(place[sample] * slots + slot, batch, loaded, events)
+                        bar.update(len(sample))
+
+    @torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+    @torch.enable_grad()
+    def _differentiate(self, checkpoint: int, piece: _Piece, receive: Receive) -> None:
+        _, norms = piece.loaded.differentiate(piece.batch, piece.events, receive)
+        sample, slot = np.divmod(piece.rows, self._store.slots)
+        own, place = np.unique(sample, return_inverse=True)
+        stored = self._store.column("norm", checkpoint, self._numbers[own])[place, slot]
+        found = norms.cpu().numpy()
+        tolerance = _SLACK * tolerance_of(self._jobs[0][1].survey.objective)
+        wrong = np.flatnonzero(~np.isclose(found, stored, rtol=tolerance, atol=1e-12))
+        if len(wrong):
+            name = self._store.manifest.ids[int(self._numbers[sample[wrong[0]]])]
+            raise FingerprintError(
+                f"a gradient of sample {name!r} at checkpoint {piece.loaded.folder} has norm "
+                f"{found[wrong[0]]:g}, but {self._store.location} holds {stored[wrong[0]]:g}: it "
+                "is not of what the store was made from. Check the store with gradstore verify."
+            )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Rows to be differentiated at once.
+
+    Attributes:
+        rows: their numbers among all samples × slots.
+        batch: their events.
+        loaded: the checkpoint.
+        events: how many events the engine is given at once.
+    """
+
+    rows: NDArray[np.int64]
+    batch: Batch
+    loaded: LoadedCheckpoint
+    events: int
+
+
+def _batch(
+    inputs: Tensor,
+    conditions: dict[str, Tensor],
+    events: Events,
+    sample: NDArray[np.int64],
+    slot: NDArray[np.int64],
+) -> Batch:
+    """Some rows of some samples, by the samples' places and slots."""
+    keys, shape = events.key[sample, slot], tuple(inputs.shape[1:])
+    drawn = np.stack([noise(key, shape) for key in keys.ravel().tolist()])
+    chosen = torch.as_tensor(sample, device=inputs.device)
+    return Batch(
+        inputs=inputs[chosen],
+        timesteps=torch.as_tensor(events.timestep[sample, slot], device=inputs.device),
+        noise=torch.from_numpy(drawn.reshape(*keys.shape, *shape)).to(inputs.device),
+        conditions={name: value[chosen] for name, value in conditions.items()},
+    )
+
+
+def _found(
+    store: Store, samples: NDArray[np.int64], dataset: Any
+) -> Iterator[tuple[NDArray[np.int64], Samples]]:
+    """Numbers of the samples that are to be found in each dataset of a store's."""
+    if dataset is not None:
+        yield samples, Samples.of(dataset)
+        return
+    place = {name: row for row, name in enumerate(store.manifest.ids)}
+    wanted = set(samples.tolist())
+    for part in store.parts:
+        rows = [place[name] for name in part.manifest.ids if place.get(name) in wanted]
+        if rows:
+            yield np.array(sorted(rows)), Samples.from_spec(recorded_dataset(store, part.spec))
+
+
+def recorded_dataset(store: Store, part: Any) -> DatasetSpec:
+    """The dataset of a part of a store, as `gradstore collect` or `gradstore query` recorded it.
+
+    Raises:
+        ConfigError: if Python made it, which does not know.
+    """
+    from gradstore.config import DatasetSpec
+
+    config = part.made_by.get("config") or {}
+    if not config.get("dataset"):
+        raise ConfigError(
+            f"{store.location} was collected from Python and does not know its dataset, which true "
+            "gradients are computed from. Call query.rerank with it."
+        )
+    return DatasetSpec.model_validate(
+        {name: config[name] for name in DatasetSpec.model_fields if name in config}
+    )
+
+
+def _events(identity: dict[str, Any], folders: Sequence[Path], numbers: Sequence[int]) -> EventPlan:
+    steps = int(identity["objective"]["num_train_timesteps"])
+    events = identity["events"]
+    if events["kind"] == "planned":
+        spec = EventSpec(
+            events="planned",
+            timesteps=len(events["timesteps"]),
+            draws=events["draws"],
+            event_seed=events["seed"],
+        )
+        return PlannedEvents(spec, steps, events["role"])
+    if events["kind"] == "replayed":
+        return ReplayedEvents(folders, steps, numbers)
+    raise ConfigError(f"the store's events are {events['kind']!r}: pass them as events=")

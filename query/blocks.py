@@ -1,0 +1,159 @@
+"""Any number of queries in bounded memory: a block at a time, each block kept when it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+from gradstore.errors import QueryError
+from indexer import measure_of
+from query.engine import search
+from query.queries import Queries
+from query.table import to_table, write_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import numpy as np
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+    from indexer import ExactEngine, Measure, SearchIndex
+    from query.engine import Answer
+
+# What a block's queries may take: their features, as they are found and multiplied, and a
+# kilobyte for whatever is told of a sample.
+_BLOCK_BYTES: Final = 2**29
+_FEATURE_COPIES: Final = 4
+_FOUND_BYTES: Final = 1024
+
+
+def block_size(engine: SearchIndex | ExactEngine, k: int) -> int:
+    """How many queries at once take about half a GiB."""
+    feature = 4 * _FEATURE_COPIES * engine.features.dim(engine.store)
+    return max(1, _BLOCK_BYTES // (feature + 2 * k * _FOUND_BYTES))
+
+
+def batches(
+    engine: SearchIndex | ExactEngine,
+    queries: Store | Queries,
+    k: int = 10,
+    *,
+    measure: Measure | str | None = None,
+    keep: NDArray[np.int64] | None = None,
+    size: int | None = None,
+) -> Iterator[Answer]:
+    """Answers to any number of queries, a block of them at a time, in their order.
+
+    They are what `search` finds of all at once, in memory that does not grow with the queries.
+
+    Args:
+        engine: as in `search`, and so are `queries`, `k`, `measure` and `keep`.
+        queries: a complete query store, or sums of its samples.
+        k: how many proponents and how many opponents.
+        measure: by default the engine's.
+        keep: numbers of the training samples to search, rising; by default all.
+        size: queries in a block; by default as many as take about half a GiB.
+
+    Yields:
+        One answer per block; `answer.queries.ids` names its queries.
+
+    Raises:
+        GradstoreError: what `search` raises.
+    """
+    queries = queries if isinstance(queries, Queries) else Queries.of(queries)
+    size = size or block_size(engine, k)
+    if measure is not None:
+        measure = measure_of(measure).fitted(engine.store)  # once, not for every block
+    for start in range(0, len(queries), size):
+        part = queries.part(start, start + size)
+        yield search(engine, part, k, measure=measure, keep=keep)
+
+
+class Blocks:
+    """Tables of answers in a folder, a file per block, which outlast the process that made them.
+
+    Each is written beside and renamed: a file of a block's name holds all of the block.
+
+    Args:
+        folder: where they are kept.
+        made_from: all that the answers depend on. Blocks of anything else are thrown away: they
+            are a part of answers that nobody would want.
+    """
+
+    def __init__(self, folder: Path, made_from: dict[str, Any]) -> None:
+        self._folder = folder
+        text = json.dumps(made_from, sort_keys=True)
+        name = folder / "made_from.json"
+        if folder.exists() and not (name.is_file() and name.read_text("utf-8") == text):
+            shutil.rmtree(folder)
+        folder.mkdir(exist_ok=True)
+        name.write_text(text, encoding="utf-8")
+
+    def _file(self, measure: int, start: int) -> Path:
+        return self._folder / f"{measure:04d}-{start:012d}.parquet"
+
+    def has(self, measure: int, start: int) -> bool:
+        """Whether a block is there, by the place of its measure and its first query."""
+        return self._file(measure, start).exists()
+
+    def write(self, measure: int, start: int, answer: Answer) -> None:
+        """Keep a block."""
+        table = to_table([answer])
+        write_table(table, self._file(measure, start), table.schema)
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The blocks, measure by measure, in the order of the queries."""
+        import pyarrow.parquet as pq
+
+        for file in self._files():
+            yield pq.read_table(file)
+
+    def schema(self) -> pa.Schema:
+        """What all blocks can become: a block of queries without labels has another type there.
+
+        Raises:
+            QueryError: if they cannot become one table.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schemas = [pq.read_schema(file) for file in self._files()]
+        try:
+            return pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowException as error:
+            raise QueryError(f"labels of several types do not fit in a table: {error}") from error
+
+    def remove(self) -> None:
+        """Remove them all."""
+        shutil.rmtree(self._folder)
+
+    def _files(self) -> list[Path]:
+        return sorted(self._folder.glob("*-*.parquet"))
+
+
+def made_from(
+    engine: SearchIndex | ExactEngine,
+    queries: Queries,
+    measure: str,
+    *,
+    keep: NDArray[np.int64] | None,
+) -> dict[str, Any]:
+    """What the answers of an engine depend on, by hashes, as JSON."""
+    digest = hashlib.sha256(queries.store.root)
+    for array in (queries.samples, queries.weights, queries.starts):
+        digest.update(array.tobytes())
+    spec = getattr(engine, "spec", None)
+    return {
+        "store": hashlib.sha256(engine.store.root).hexdigest(),
+        "samples": engine.store.samples,
+        "queries": digest.hexdigest(),
+        "measure": measure,
+        "etas": list(engine.features.etas),
+        "index": None if spec is None else spec.sha256,
+        "keep": None if keep is None else hashlib.sha256(keep.tobytes()).hexdigest(),
+    }

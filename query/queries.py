@@ -1,0 +1,191 @@
+"""What is asked: the samples of a query store, or sums of them, each as one query.
+
+Influence is linear on the query's side, and so is the projection: a weighted sum of queries is a
+query like any other, searched by the same index, and the standard error of its scores is told from
+its length in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gradstore.errors import QueryError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+    from indexer import Features
+
+_BLOCK_BYTES: Final = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Named weighted sums of a query store's samples; mostly, the samples themselves.
+
+    Query `i` is the sum over `j` from `starts[i]` to `starts[i + 1]` of `weights[j]` times sample
+    `samples[j]`.
+
+    Attributes:
+        store: the query store.
+        ids: name of each query.
+        labels: label of each query, None where it has none; None if no query has one.
+        samples: numbers of samples of the store, int64 `[terms]`.
+        weights: float64 `[terms]`.
+        starts: int64 `[queries + 1]`.
+    """
+
+    store: Store
+    ids: Sequence[str]
+    labels: Sequence[Any] | None
+    samples: NDArray[np.int64]
+    weights: NDArray[np.float64]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, store: Store) -> Queries:
+        """Every sample of a query store, each by itself."""
+        count = store.samples
+        return cls(
+            store,
+            store.manifest.ids,
+            store.manifest.metadata.get("label"),
+            np.arange(count),
+            np.ones(count),
+            np.arange(count + 1),
+        )
+
+    @classmethod
+    def combined(cls, store: Store, sums: Mapping[str, Mapping[str, float]]) -> Queries:
+        """Weighted sums of samples of a query store.
+
+        Args:
+            store: the query store.
+            sums: weight of each sample, by id, in each query, by name. A query has a label if its
+                samples all have that label.
+
+        Raises:
+            QueryError: if there is no query, one is empty, or the store lacks a sample.
+        """
+        if not sums or not all(sums.values()):
+            raise QueryError("nothing is asked: name at least one sample for each query")
+        place = {name: row for row, name in enumerate(store.manifest.ids)}
+        lacking = [name for terms in sums.values() for name in terms if name not in place]
+        if lacking:
+            raise QueryError(f"{store.location} has no sample {lacking[0]!r}.")
+        own = store.manifest.metadata.get("label")
+        labels = None
+        if own is not None:
+            found = [{own[place[name]] for name in terms} for terms in sums.values()]
+            labels = [one.pop() if len(one) == 1 else None for one in found]
+        return cls(
+            store,
+            list(sums),
+            labels,
+            np.array([place[name] for terms in sums.values() for name in terms]),
+            np.array([weight for terms in sums.values() for weight in terms.values()], np.float64),
+            np.cumsum([0, *map(len, sums.values())]),
+        )
+
+    @classmethod
+    def means(cls, store: Store, column: str) -> Queries:
+        """The mean of the samples of each value of a column of the manifest, as `column=value`.
+
+        Samples without a value are left out.
+
+        Raises:
+            QueryError: if there is no such column, or it is empty.
+        """
+        metadata = store.manifest.metadata
+        if column not in metadata:
+            known = ", ".join(sorted(metadata)) or "none"
+            raise QueryError(f"{store.location} has no column {column!r}; it has {known}.")
+        members: dict[str, list[str]] = {}
+        for name, value in zip(store.manifest.ids, metadata[column], strict=True):
+            if value is not None:
+                members.setdefault(f"{column}={value}", []).append(name)
+        return cls.combined(
+            store,
+            {group: dict.fromkeys(own, 1 / len(own)) for group, own in sorted(members.items())},
+        )
+
+    def minus(self, name: str) -> Queries:
+        """Every other query less the one of this name: what pushes towards it rather than that.
+
+        A difference is named `a - b`, and has no label.
+
+        Raises:
+            QueryError: if there is no such query, or no other.
+        """
+        if name not in self.ids:
+            shown = ", ".join(map(repr, list(self.ids)[:5]))
+            raise QueryError(f"there is no query {name!r} to subtract; there are {shown}, ….")
+        if len(self) == 1:
+            raise QueryError(f"{name!r} is the only query: there is none to subtract it from.")
+        less = list(self.ids).index(name)
+        taken, taken_weights = self._terms(less)
+        pairs = [self._terms(query) for query in range(len(self)) if query != less]
+        return Queries(
+            self.store,
+            [f"{other} - {name}" for other in self.ids if other != name],
+            None,
+            np.concatenate([part for own, _ in pairs for part in (own, taken)]),
+            np.concatenate([part for _, own in pairs for part in (own, -taken_weights)]),
+            np.cumsum([0, *(len(own) + len(taken) for own, _ in pairs)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def _terms(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        here = slice(self.starts[query], self.starts[query + 1])
+        return self.samples[here], self.weights[here]
+
+    def part(self, start: int, stop: int) -> Queries:
+        """Queries `start` to `stop` (one past the last, or beyond)."""
+        starts = self.starts[start : stop + 1]
+        here = slice(starts[0], starts[-1])
+        return Queries(
+            self.store,
+            self.ids[start:stop],
+            None if self.labels is None else self.labels[start:stop],
+            self.samples[here],
+            self.weights[here],
+            starts - starts[0],
+        )
+
+    def sample(self, query: int) -> int | None:
+        """Number of the sample that a query is, or None if it is a sum."""
+        samples, weights = self._terms(query)
+        return int(samples[0]) if len(samples) == 1 and weights[0] == 1 else None
+
+    def features(self, features: Features) -> NDArray[np.float32]:
+        """Their features, float32 `[queries, dim]`; sums are summed in float64.
+
+        No more than a block of samples' features is held beside them.
+        """
+        store = self.store
+        if len(self.samples) == len(self) and (self.weights == 1).all():
+            first, count = int(self.samples[0]), len(self)
+            if np.array_equal(self.samples, np.arange(first, first + count)):
+                return features.range(store, first, first + count)
+            return features.take(store, self.samples)
+        out = np.zeros((len(self), features.dim(store)))
+        owner = np.repeat(np.arange(len(self)), np.diff(self.starts))
+        order = np.argsort(self.samples, kind="stable")
+        wanted = np.unique(self.samples)
+        step = max(1, _BLOCK_BYTES // (4 * features.dim(store)))
+        for start in range(0, len(wanted), step):
+            some = wanted[start : start + step]
+            vectors = features.take(store, some)
+            first, last = np.searchsorted(self.samples[order], (some[0], some[-1] + 1))
+            for term in order[first:last].tolist():
+                vector = vectors[np.searchsorted(some, self.samples[term])]
+                out[owner[term]] += self.weights[term] * vector
+        return out.astype(np.float32)

@@ -1,0 +1,197 @@
+"""All scores of all queries: a matrix that the exact engine writes as it streams the store.
+
+NAME.zarr/
+zarr.json       attribute `gradstore_scores`: what the scores were made from
+scores          [query, sample]  float32, fill NaN; what is NaN is not computed yet
+query_id        [query]          string
+sample_id       [sample]         string
+done            [block of queries, block of samples]  bool: which are computed
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gradstore import __version__
+from gradstore.errors import QueryError
+from gradstore.progress import progress
+from indexer import measure_of
+from query.blocks import made_from
+from query.engine import prepared
+from query.queries import Queries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import pyarrow as pa
+    import zarr
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+    from indexer import ExactEngine, Measure
+
+ATTRIBUTE: Final = "gradstore_scores"
+# A chunk is 4 MB. Blocks are of whole chunks, and what of them is held at once is bounded.
+_CHUNK: Final = (64, 1 << 14)
+_MOST_QUERIES: Final = 4096
+_FEATURE_BYTES: Final = 2**29
+_ROW_BYTES: Final = 2**28
+
+
+def write_scores(
+    engine: ExactEngine,
+    queries: Store | Queries,
+    out: Path,
+    *,
+    measure: Measure | str | None = None,
+) -> None:
+    """Write the influence of every training sample on every query, in float32.
+
+    Memory does not grow with either. Killed and run again, it goes on at whole blocks of at most
+    4,096 queries × 16,384 samples.
+
+    Args:
+        engine: the exact engine of the training store.
+        queries: a complete query store, or sums of its samples.
+        out: `NAME.zarr`, the matrix; or `NAME.parquet`, a row per query and sample, made from a
+            matrix that stands beside it meanwhile.
+        measure: one that the engine serves though it was made for another; by default its own.
+
+    Raises:
+        QueryError: if `out` is something else, or of something else; it is not changed.
+        GradstoreError: what `query.search` raises.
+    """
+    queries = queries if isinstance(queries, Queries) else Queries.of(queries)
+    chosen = engine.features.measure if measure is None else measure_of(measure)
+    if out.suffix == ".zarr":
+        _write_matrix(engine, queries, out, chosen)
+        return
+    if out.suffix != ".parquet":
+        raise QueryError(f"{out}: scores are written as NAME.zarr or NAME.parquet.")
+    if out.exists():
+        raise QueryError(f"{out} exists; nothing was changed. Choose another --out or remove it.")
+    beside = out.with_name(f".{out.name}.zarr")
+    _write_table(_write_matrix(engine, queries, beside, chosen), out)
+    shutil.rmtree(beside)
+
+
+def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Measure) -> zarr.Group:
+    import zarr
+
+    width = 4 * 4 * engine.features.dim(engine.store)
+    rows = min(_MOST_QUERIES, _FEATURE_BYTES // width) // _CHUNK[0] * _CHUNK[0]
+    size = min(len(queries), max(_CHUNK[0], rows))
+    columns = min(engine.store.samples, _CHUNK[1])
+    identity = {
+        **made_from(engine, queries, measure.name, keep=None),
+        "block": [size, columns],
+        "store_location": engine.store.location,
+        "store_fingerprint": engine.store.spec.fingerprint,
+        "queries_location": queries.store.location,
+        "queries_fingerprint": queries.store.spec.fingerprint,
+        "gradstore": __version__,
+    }
+    if not out.exists():
+        _create(engine.store, queries, out, identity)
+    try:
+        group = zarr.open_group(out, mode="r+")
+    except (OSError, ValueError) as error:
+        raise QueryError(f"{out} exists and is no Zarr group. Choose another --out.") from error
+    if group.attrs.get(ATTRIBUTE) != identity:
+        raise QueryError(
+            f"{out} holds something else, or scores of other samples, queries or weights; nothing "
+            "was changed. Choose another --out or remove it."
+        )
+    done = np.asarray(group["done"][:])  # type: ignore[index]
+    spans = [
+        min(size, len(queries) - size * row) * min(columns, engine.store.samples - columns * column)
+        for row, column in np.argwhere(~done).tolist()
+    ]
+    with progress(sum(spans), f"scores of {measure.name}", "scores") as bar:
+        for row in np.flatnonzero(~done.all(axis=1)).tolist():
+            measure = measure.fitted(engine.store)  # when it is needed, and once
+            part = queries.part(row * size, (row + 1) * size)
+            vectors, _ = prepared(engine, part, measure)
+            # Blocks are written in order: what is left of a row of them is its end.
+            column = int(np.argmin(done[row]))
+            for low, scores in _columns(engine, vectors, column * columns, columns):
+                here = slice(row * size, row * size + len(part))
+                group["scores"][here, low : low + scores.shape[1]] = scores  # type: ignore[index]
+                group["done"][row, low // columns] = True  # type: ignore[index]
+                bar.update(scores.size)
+    return group
+
+
+def _create(store: Store, queries: Queries, out: Path, identity: dict[str, Any]) -> None:
+    """The arrays, empty; made beside and renamed, so that one of its name has all of them."""
+    import zarr
+
+    size, columns = identity["block"]
+    shape = (len(queries), store.samples)
+    writing = out.with_name(f".{out.name}.writing")
+    group = zarr.open_group(writing, mode="w", attributes={ATTRIBUTE: identity})
+    group.create_array(
+        "scores",
+        shape=shape,
+        chunks=(min(_CHUNK[0], size), columns),
+        dtype="float32",
+        fill_value=float("nan"),
+        compressors=None,
+        dimension_names=("query", "sample"),
+    )
+    for name, ids in (("query_id", queries.ids), ("sample_id", store.manifest.ids)):
+        array = group.create_array(name, shape=(len(ids),), chunks=(len(ids),), dtype=str)
+        array[:] = np.array(list(ids), dtype=object)
+    blocks = (-(-shape[0] // size), -(-shape[1] // columns))
+    group.create_array("done", shape=blocks, chunks=(1, blocks[1]), dtype=bool, fill_value=False)
+    writing.rename(out)
+
+
+def _columns(
+    engine: ExactEngine, vectors: NDArray[np.float32], start: int, width: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Scores of samples from `start` on, `width` samples at a time, with the first's number."""
+    total = engine.store.samples
+    keep = None if start == 0 else np.arange(start, total)
+    held = np.empty((len(vectors), width), np.float32)
+    for samples, scores in engine.scores(vectors, keep=keep):
+        for low in range(int(samples[0]) // width * width, int(samples[-1]) + 1, width):
+            here = (samples >= low) & (samples < low + width)
+            held[:, samples[here] - low] = scores[:, here]
+            end = min(low + width, total)
+            if samples[here][-1] == end - 1:
+                yield low, held[:, : end - low]
+
+
+def _write_table(group: zarr.Group, out: Path) -> None:
+    """A row per query and sample: `query_id`, `sample_id`, `score` (float32)."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrays: dict[str, Any] = dict(group.arrays())
+    scores = arrays["scores"]
+    ids = {name: pa.array(arrays[name][:].tolist()) for name in ("query_id", "sample_id")}
+    queries, samples = scores.shape
+    step = max(1, _ROW_BYTES // (4 * samples))
+    writing = out.with_name(f".{out.name}.writing")
+
+    def coded(name: str, numbers: NDArray[np.int64]) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.array(numbers.astype(np.int32)), ids[name])
+
+    kind = pa.dictionary(pa.int32(), pa.string())
+    schema = pa.schema([("query_id", kind), ("sample_id", kind), ("score", pa.float32())])
+    with pq.ParquetWriter(writing, schema) as writer:
+        for start in range(0, queries, step):
+            block = scores[start : start + step]
+            for query, row in enumerate(block, start):
+                columns = [
+                    coded("query_id", np.full(samples, query)),
+                    coded("sample_id", np.arange(samples)),
+                    pa.array(row),
+                ]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    writing.replace(out)

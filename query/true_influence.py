@@ -1,0 +1,190 @@
+"""The last step of a search: true influence of the best candidates, from gradients in whole.
+
+A projection leaves an error in every score, and a list's order within it is noise. What was found
+is scored again with full gradients, computed anew from samples and checkpoints: exact influence, as
+the identity projector would give it for all samples, for the price of a few hundred.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Unpack
+
+import numpy as np
+
+from gradstore.errors import ConfigError, QueryError
+from gradstore.rows import Rows
+from indexer import Ranking
+from indexer.exact import best
+from indexer.explanation import Explanation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore.collect import CollectOptions
+    from gradstore.reader import Store
+    from indexer import Features
+    from query.engine import Answer
+    from query.queries import Queries
+
+_FLOAT: Final = 4
+# What share of the memory queries may take.
+_HELD: Final = 0.5
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where gradients come from again, where stores do not know or what they know has moved.
+
+    Attributes:
+        train: what the training store was made from, or more.
+        queries: what the query store was made from, or more.
+        checkpoints: their checkpoints.
+    """
+
+    train: Any = None
+    queries: Any = None
+    checkpoints: Sequence[str | Path] | None = None
+
+
+def rerank(
+    answer: Answer,
+    features: Features,
+    k: int,
+    sources: Sources | None = None,
+    **options: Unpack[CollectOptions],
+) -> Answer:
+    """The `k` samples of highest and of lowest *true* influence, among those that were found.
+
+    Gradients are unprojected: standard errors are 0 and z is infinite. Queries' sums are held at a
+    checkpoint, as many queries at once as half the memory takes; candidates' gradients are never
+    more at once than their engine computes.
+
+    Args:
+        answer: what was found: as many samples per query and side as are to be scored again.
+        features: the measure's, as of the engine that found it.
+        k: how many of each side are left.
+        sources: samples and checkpoints; by default as the stores record them.
+        options: as of `gradstore.collect.collect`, of which memory, device and batch_size matter.
+
+    Raises:
+        QueryError: if fewer than `k` were found, or the measure is not made of rows' weights.
+        GradstoreError: if samples, checkpoints or events cannot be had again as they were.
+    """
+    from gradstore.collect.unprojected import Unprojected
+
+    sources = sources or Sources()
+    found = answer.proponents.rows.shape[1]
+    if not 1 <= k <= found:
+        raise QueryError(f"k is {k}, but {found} candidates of each side were found.")
+    _require_rows(answer.measure)
+    rows = np.concatenate([side.rows for side in answer.sides.values()], axis=1)
+    candidates = np.unique(rows)
+    queries, slots = answer.queries, features.slots or 1
+    memory = options.setdefault("memory", 4.0)
+    trained = Unprojected(
+        answer.store, candidates, sources.train, checkpoints=sources.checkpoints, **options
+    )
+    place = np.searchsorted(candidates, rows)
+    parts = np.zeros((*rows.shape, len(features.etas)), np.float32)
+    length = int(answer.store.spec.identity["model"]["num_parameters"])  # type: ignore[index,call-overload,arg-type]
+    step = max(1, int(_HELD * memory * 2**30) // (_FLOAT * length * slots))
+    for start in range(0, len(queries), step):
+        own = queries.part(start, start + step)
+        used = np.unique(own.samples)
+        asked = Unprojected(
+            queries.store, used, sources.queries, checkpoints=sources.checkpoints, **options
+        )
+        for checkpoint in features.checkpoints:
+            shares = _shares(queries.store, features, checkpoint, used)
+            sums = asked.sums(checkpoint, _coefficients(own, used, shares, features.slots))
+            products = trained.products(checkpoint, sums)
+            weights = _shares(answer.store, features, checkpoint, candidates)
+            scores = products.reshape(len(own), slots, *weights.shape) * weights
+            if features.slots is None:
+                total = scores.sum(axis=(1, 3))
+            else:  # each slot with the query's own
+                total = np.einsum("qtnt->qn", scores)
+            here = slice(start, start + len(own))
+            parts[here, :, checkpoint] = np.take_along_axis(total, place[here], axis=1)
+    return _ranked(answer, rows, parts, k)
+
+
+def require_rankable(measures: Sequence[str], store: Store) -> None:
+    """Raise `ConfigError` unless a store records its dataset, and every measure is one of rows."""
+    from gradstore.collect.unprojected import recorded_dataset
+
+    for name in measures:
+        _require_rows(name)
+    for part in store.parts:
+        recorded_dataset(store, part.spec)
+
+
+def _require_rows(measure: str) -> None:
+    if measure.partition(":")[0] == "trak":
+        raise ConfigError(
+            f"{measure} changes queries by what is projected, and has no true influence to rank "
+            "by. Rank by a measure of rows, such as tracin or retrac."
+        )
+
+
+def _shares(
+    store: Store, features: Features, checkpoint: int, samples: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """What each gradient weighs in a feature, `[samples, slots]`: its row's weight by its norm."""
+    columns = {
+        name: store.column(name, checkpoint, samples) for name in ("norm", "loss", "timestep")
+    }
+    norm = columns["norm"].astype(np.float64)
+    weights = features.weights(
+        store, checkpoint, Rows(np.empty((*norm.shape, 0), np.float32), **columns)
+    )
+    return np.divide(weights, norm, out=np.zeros(norm.shape), where=norm > 0)
+
+
+def _coefficients(
+    queries: Queries, used: NDArray[np.int64], shares: NDArray[np.float64], matched: int | None
+) -> NDArray[np.float32]:
+    """What each gradient weighs in each vector, `[vectors, samples, slots]`."""
+    mixed = np.zeros((len(queries), len(used)))
+    owner = np.repeat(np.arange(len(queries)), np.diff(queries.starts))
+    np.add.at(mixed, (owner, np.searchsorted(used, queries.samples)), queries.weights)
+    if matched is None:
+        return np.asarray(mixed[:, :, None] * shares, np.float32)
+    each = np.eye(matched)[None, :, None, :] * (mixed[:, None, :, None] * shares)
+    return np.asarray(each.reshape(len(queries) * matched, *shares.shape), np.float32)
+
+
+def _ranked(answer: Answer, rows: NDArray[np.int64], parts: NDArray[np.float32], k: int) -> Answer:
+    """The answer whose sides are the best of all candidates by the sums of their parts."""
+    scores = parts.sum(axis=2)
+    sides, kept = [], []
+    for sign in (1, -1):
+        ranked = []
+        for query in range(len(rows)):  # whoever is on both sides is ranked once
+            own, first = np.unique(rows[query], return_index=True)
+            found = best(sign * scores[query, first][None], own[None], k)
+            ranked.append(found)
+            kept.append(first[np.searchsorted(own, found.rows[0])])
+        sides.append(
+            Ranking(
+                np.concatenate([one.rows for one in ranked]),
+                sign * np.concatenate([one.scores for one in ranked]),
+            )
+        )
+    chosen = np.concatenate(np.split(np.array(kept), 2), axis=1)
+    left = np.take_along_axis(parts, chosen[:, :, None], axis=1)
+    total = left.sum(axis=2)
+    return replace(
+        answer,
+        proponents=sides[0],
+        opponents=sides[1],
+        explained=Explanation(
+            left,
+            np.zeros_like(total),
+            np.where(total == 0, 0, np.copysign(np.inf, total)).astype(np.float32),
+        ),
+    )
