@@ -35,7 +35,7 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def build(name: str) -> UNet2DModel:
-    """A model of `MODELS` with random weights, of RGB images."""
-    options = {"sample_size": 32, "in_channels": 3, "out_channels": 3, **MODELS[name]}
+def build(name: str, **other: Any) -> UNet2DModel:
+    """A model of `MODELS` with random weights, of RGB images unless other options are given."""
+    options = {"sample_size": 32, "in_channels": 3, "out_channels": 3, **MODELS[name], **other}
     return UNet2DModel(**options).eval()

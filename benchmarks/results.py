@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 RESULTS = Path(__file__).parent / "results"
+NOTES = Path(__file__).parent / "notes"
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,12 @@ def save(
     }
     (out / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     (out / f"{name}.md").write_text(page, encoding="utf-8")
+
+
+def notes(name: str) -> str:
+    """What a person makes of a benchmark's figures, kept apart from them; empty if nobody has."""
+    file = NOTES / f"{name}.md"
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def target_table(targets: Sequence[Target]) -> str:
