@@ -39,9 +39,10 @@ class Interval:
         return asdict(self)
 
 
-def text(figure: Mapping[str, Any]) -> str:
+def text(figure: Mapping[str, Any], digits: int = 3) -> str:
     """An interval, as JSON has it, in a table."""
-    return f"{figure['mean']:.3f} ({figure['low']:.3f} … {figure['high']:.3f})"
+    mean, low, high = (f"{figure[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} … {high})"
 
 
 def interval(values: ArrayLike, seed: int = 0) -> Interval:

@@ -23,6 +23,17 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
         "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         "norm_num_groups": 32,
     },
+    # 0.2 million, for scikit-learn's digits: small enough to be trained a hundred times over.
+    "digits": {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+    },
     # For tests of the benchmarks.
     "tiny": {
         "sample_size": 8,

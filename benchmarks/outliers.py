@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.intervals import Interval, interval, text
 from benchmarks.plots import bars, canvas, keep
-from benchmarks.results import Target, machine, notes, save, target_table
+from benchmarks.results import Target, cell, machine, notes, save, target_table
 from benchmarks.scoring import own_influence, scores, top
 from benchmarks.setting import SETTINGS, Folders, Setting, World, command, prepare
 
@@ -215,9 +215,7 @@ def _page(
         planes, zeros = one["zeros of plane queries"], one["zeros of zero queries"]
         cells = [planes[f"@{near}"], planes[f"@{far}"], zeros[f"@{near}"], zeros[f"@{far}"]]
         cells.append(one["average precision of zeros"])
-        lines.append(
-            f"| {name.replace('|', chr(92) + '|')} | " + " | ".join(map(text, cells)) + " |"
-        )
+        lines.append(f"| {cell(name)} | " + " | ".join(map(text, cells)) + " |")
     lines += [
         "",
         "## Which are the outliers, without a query",

@@ -110,11 +110,16 @@ def notes(name: str) -> str:
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
+def cell(words: str) -> str:
+    """Words within a Markdown table."""
+    return words.replace("|", "\\|")
+
+
 def target_table(targets: Sequence[Target]) -> str:
     """Targets as a Markdown table."""
     lines = ["| target | promised | measured | met |", "|---|---|---|---|"]
     lines += [
-        f"| {t.name} | {t.target} | {t.measured:.2f} | {'yes' if t.met else '**no**'} |"
+        f"| {cell(t.name)} | {t.target} | {t.measured:.2f} | {'yes' if t.met else '**no**'} |"
         for t in targets
     ]
     return "\n".join(lines)

@@ -41,12 +41,12 @@ _SOURCES: Final = {
     "cifar10-test": ("uoft-cs/cifar10", "test"),
     "mnist": ("ylecun/mnist", "train"),
 }
-# Source and class number. Queries are from the test split, of MNIST from behind the training zeros.
+# Dataset and class number.
 _CLASSES: Final = {
-    "plane": ("cifar10-test", 0),
-    "automobile": ("cifar10-test", 1),
-    "bird": ("cifar10-test", 2),
-    "horse": ("cifar10-test", 7),
+    "plane": ("cifar10", 0),
+    "automobile": ("cifar10", 1),
+    "bird": ("cifar10", 2),
+    "horse": ("cifar10", 7),
     "zero": ("mnist", 0),
     "one": ("mnist", 1),
     "two": ("mnist", 2),
@@ -198,8 +198,9 @@ def prepare(setting: Setting, folders: Folders) -> World:
         DatasetError: if the images cannot be found; it says which are wanted.
     """
     trained = replace(setting, queries=(), timesteps=0, draws=0, proj_dim=0)
-    train = _images(folders, _training(setting, folders), setting)
-    key = _hash(asdict(trained), train.manifest.digests)
+    counts = {"plane": setting.planes, "zero": setting.zeros}
+    train = images_of(folders, counts, "train", setting.size)
+    key = digest(asdict(trained), train.manifest.digests)
     folder = folders.cache / f"planes-{setting.model}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "setting.json").write_text(json.dumps(asdict(trained), indent=2) + "\n")
@@ -218,7 +219,7 @@ def prepare(setting: Setting, folders: Folders) -> World:
         train, checkpoints, folder / f"train-{setting.proj_dim}.gradstore", projector=projector
     )
     asked = _asked(setting, folders, checkpoints[-1])
-    name = _hash(asked.manifest.digests, setting.proj_dim, setting.timesteps, setting.draws)
+    name = digest(asked.manifest.digests, setting.proj_dim, setting.timesteps, setting.draws)
     queries = collect_queries(
         store,
         asked,
@@ -233,26 +234,13 @@ def prepare(setting: Setting, folders: Folders) -> World:
     return World(setting, folder, train, asked, checkpoints, store, queries)
 
 
-def _training(setting: Setting, folders: Folders) -> list[tuple[str, str, Any, int]]:
-    cifar, mnist = _source("cifar10-train", folders), _source("mnist", folders)
-    return [
-        *_taken(("plane-train", "plane"), cifar, 0, setting.planes),
-        *_taken(("zero-train", "zero"), mnist, 0, setting.zeros),
-    ]
-
-
 def _asked(setting: Setting, folders: Folders, checkpoint: Path) -> Samples:
-    items = []
-    for label, count in setting.queries:
-        if label == GENERATED:
-            continue
-        name, number = _CLASSES[label]
-        skip = setting.zeros if label == "zero" else 0
-        items += _taken((f"{label}-query", label), _source(name, folders), number, count, skip=skip)
-    held_out = _images(folders, items, setting)
-    made = _generated(checkpoint, dict(setting.queries).get(GENERATED, 0), setting.seed)
+    counts = dict(setting.queries)
+    made = _generated(checkpoint, counts.pop(GENERATED, 0), setting.seed)
+    # MNIST's from behind the training zeros.
+    held_out = images_of(folders, counts, "query", setting.size, skip={"zero": setting.zeros})
     images = [held_out.image(row) for row in range(len(held_out))] + made
-    labels = [label for _, label, _, _ in items] + [GENERATED] * len(made)
+    labels = [*held_out.manifest.metadata["label"], *[GENERATED] * len(made)]
     ids = [*held_out.ids, *(f"{GENERATED}-{number:04d}" for number in range(len(made)))]
     return Samples(list(zip(images, labels, strict=True)), ids=ids)
 
@@ -273,34 +261,47 @@ def _generated(checkpoint: Path, count: int, seed: int) -> list[Image.Image]:
     return images
 
 
-def _taken(
-    name: tuple[str, str], dataset: Any, number: int, count: int, *, skip: int = 0
-) -> list[tuple[str, str, Any, int]]:
-    """Id, label, dataset and row of the first images of a class, after `skip` of them."""
-    prefix, label = name
-    rows = np.flatnonzero(np.array(dataset["label"]) == number)[skip : skip + count]
-    if len(rows) < count:
-        raise DatasetError(
-            f"{skip + count} images of class {number} are wanted for {label!r}; there are "
-            f"{skip + len(rows)}. Give the whole dataset, or choose another --preset."
-        )
-    return [
-        (f"{prefix}-{place:04d}", label, dataset, row) for place, row in enumerate(rows.tolist())
-    ]
-
-
-def _images(
-    folders: Folders, items: Sequence[tuple[str, str, Any, int]], setting: Setting
+def images_of(
+    folders: Folders,
+    counts: Mapping[str, int],
+    role: str,
+    size: int = 32,
+    *,
+    skip: Mapping[str, int] | None = None,
 ) -> Samples:
-    pictures = []
-    for name, label, dataset, row in items:
-        item = dataset[row]
-        picture = item.get("img", item.get("image"))
-        if not isinstance(picture, Image.Image):
-            raise DatasetError(f"{name}: no image in column img or image. {_wanted(folders)}")
-        pictures.append((picture, label))
-    names = [name for name, *_ in items]
-    return Samples(pictures, ids=names, size=setting.size, mode="RGB")
+    """The first images of some classes, in RGB, labelled by class.
+
+    Args:
+        folders: where they come from.
+        counts: how many of each class, by its name.
+        role: `train` or `query`; CIFAR-10's are of its training split or its test split. Part of
+            the ids.
+        size: side of the images.
+        skip: how many of a class come before.
+
+    Raises:
+        DatasetError: if the images cannot be found, or are too few.
+    """
+    pictures, ids = [], []
+    for label, count in counts.items():
+        kind, number = _CLASSES[label]
+        split = "train" if role == "train" else "test"
+        dataset = _source(kind if kind == "mnist" else f"{kind}-{split}", folders)
+        first = (skip or {}).get(label, 0)
+        rows = np.flatnonzero(np.array(dataset["label"]) == number)[first : first + count]
+        if len(rows) < count:
+            raise DatasetError(
+                f"{first + count} images of {label!r} are wanted; there are {first + len(rows)}. "
+                f"Give the whole dataset, or choose another --preset. {_wanted(folders)}"
+            )
+        for place, row in enumerate(rows.tolist()):
+            item = dataset[row]
+            picture = item.get("img", item.get("image"))
+            if not isinstance(picture, Image.Image):
+                raise DatasetError(f"{label!r}: no column img or image. {_wanted(folders)}")
+            pictures.append((picture, label))
+            ids.append(f"{label}-{role}-{place:04d}")
+    return Samples(pictures, ids=ids, size=size, mode="RGB")
 
 
 def _source(name: str, folders: Folders) -> Any:
@@ -326,7 +327,8 @@ def _wanted(folders: Folders) -> str:
     )
 
 
-def _hash(*parts: Any) -> str:
+def digest(*parts: Any) -> str:
+    """A short hash of what JSON can say."""
     return blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=6).hexdigest()
 
 

@@ -38,7 +38,7 @@ def test_without_images_it_says_which_are_wanted(tmp_path: Path) -> None:
 
 
 def test_too_few_images_are_told(tmp_path: Path, folders: Folders) -> None:
-    with pytest.raises(DatasetError, match="5000 images of class 0"):
+    with pytest.raises(DatasetError, match="5000 images of 'plane' are wanted; there are 60"):
         prepare(replace(SETTINGS["tiny"], planes=5000), Folders(tmp_path, folders.data))
 
 
