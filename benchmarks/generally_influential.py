@@ -216,15 +216,12 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
             f"{', '.join(map(str, inputs['training_seeds']))}; diverse queries ({asked}), the "
             f"first {inputs['k']} proponents of each; {machine()['cpu']}. A sample is generally "
             f"influential that is a proponent of more than {inputs['general']:.0%} of the queries. "
-            "*General*: how many are; *most frequent*: the largest share of queries that one sample "
-            "is a proponent of; *skewness* of these counts, and their Spearman correlation *with "
-            "norm*. Intervals (95%) are those of random halves of the queries."
+            "*General*: how many are. *Most frequent*: the largest share of queries that one "
+            "sample is a proponent of. *Skewness* of these counts, and their Spearman correlation "
+            "*with norm*. Intervals (95%) are those of random halves of the queries."
         ),
         "",
-        (
-            "| measure | distinctness | generally influential | / TracIn's | most frequent | skewness | "
-            "count with norm |"
-        ),
+        "| measure | distinct | general | / TracIn's | most frequent | skewness | with norm |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, one in figures["measures"].items():

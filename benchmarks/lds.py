@@ -43,6 +43,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gradstore.reader import Store
+
+MEASURES: Final = (
+    *("tracin", "power:0.5", "clip:0.5", "calibrated", "calibrated|retrac", "retrac"),
+    *("trak", "trak:0.1"),
+)
 REMOVED_BY: Final = ("tracin", "retrac", "trak, planned", "raw pixels")
 _RESAMPLES: Final = 1000
 
@@ -212,40 +218,46 @@ def prepare(preset: Preset, folders: Folders) -> Trial:
     return Trial(preset, folder, train, asked, checkpoints)
 
 
-def attributions(trial: Trial) -> dict[str, NDArray[np.float32]]:
-    """Scores `[queries, samples]` of every method, from the model of the whole set."""
+def stores(trial: Trial) -> dict[str, tuple[Store, Store]]:
+    """Rows of the training samples, and of the queries beside each.
+
+    `replayed`: one event per sample and checkpoint. `planned`: as many timesteps as a query's.
+    `square`: planned rows of ‖ε_θ‖² in place of the loss.
+    """
     preset = trial.preset
-    projector = ProjectorSpec(projector="sjlt", proj_dim=preset.proj_dim)
     events = EventSpec(events="planned", timesteps=preset.timesteps, draws=preset.draws)
     planned = EventSpec(events="planned", timesteps=preset.timesteps)
     found = {}
-    for suffix, how, objective in (
-        ("", EventSpec(), None),
-        (", planned", planned, None),
+    for name, own, objective in (
+        ("replayed", EventSpec(), None),
+        ("planned", planned, None),
         ("square", planned, "square"),
     ):
-        name = {"": "replayed", ", planned": "planned"}.get(suffix, suffix)
         store = collect(
             trial.train,
             trial.checkpoints,
             trial.folder / f"{name}.gradstore",
-            projector=projector,
-            events=how,
+            projector=ProjectorSpec(projector="sjlt", proj_dim=preset.proj_dim),
+            events=own,
             objective=objective,
         )
-        queries = collect_queries(
-            store, trial.asked, trial.folder / f"{name}-queries.gradstore", events=events
-        )
-        if objective == "square":
-            found["D-TRAK"] = scores(store, queries, "trak")
-            last = [0.0] * (store.checkpoints - 1) + [1.0]
-            found["D-TRAK, last checkpoint"] = scores(store, queries, "trak", etas=last)
-            continue
-        for measure in (
-            *("tracin", "power:0.5", "clip:0.5", "calibrated", "calibrated|retrac"),
-            *("retrac", "trak", "trak:0.1"),
-        ):
-            found[measure + suffix] = scores(store, queries, measure)
+        place = trial.folder / f"{name}-queries.gradstore"
+        found[name] = store, collect_queries(store, trial.asked, place, events=events)
+    return found
+
+
+def attributions(
+    trial: Trial, rows: Mapping[str, tuple[Store, Store]]
+) -> dict[str, NDArray[np.float32]]:
+    """Scores `[queries, samples]` of every method, from the model of the whole set."""
+    found = {
+        measure + suffix: scores(*rows[name], measure)
+        for name, suffix in (("replayed", ""), ("planned", ", planned"))
+        for measure in MEASURES
+    }
+    found["D-TRAK"] = scores(*rows["square"], "trak")
+    last = [0.0] * (len(trial.checkpoints) - 1) + [1.0]
+    found["D-TRAK, last checkpoint"] = scores(*rows["square"], "trak", etas=last)
     found["raw pixels"] = _pixels(trial.asked) @ _pixels(trial.train).T
     shape = (len(trial.asked), len(trial.train))
     found["random"] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -255,8 +267,8 @@ def attributions(trial: Trial) -> dict[str, NDArray[np.float32]]:
 def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     """Measure, and write `lds.json`, `lds.md` and `lds.png` into `out`."""
     trial = prepare(preset, folders)
-    halves, truth = _retrained(trial)
-    attributed = attributions(trial)
+    halves, truth = retrained(trial)
+    attributed = attributions(trial, stores(trial))
     queries = np.arange(len(trial.asked))
     groups = {"held out": queries[: preset.heldout], "generated": queries[preset.heldout :]}
     methods = {
@@ -362,7 +374,7 @@ def noise_ceiling(truth: NDArray[np.float64], rows: NDArray[np.int64]) -> dict[s
     return {"between seeds": between, "of the mean": mean, "ceiling": float(max(mean, 0.0) ** 0.5)}
 
 
-def _retrained(trial: Trial) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+def retrained(trial: Trial) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Members of the halves `[subsets, samples]`, and losses `[seeds, queries, subsets]`."""
     preset, generator = trial.preset, np.random.default_rng(0)
     count = len(trial.train)

@@ -136,12 +136,13 @@ def _classes(
         }
     rows = worlds[0].of("zero")
     figures["average precision of zeros"] = interval(
-        [_average_precision(one[rows], zero) for one in ranked]
+        [average_precision(one[rows], zero) for one in ranked]
     ).json()
     return figures
 
 
-def _average_precision(found: NDArray[np.float32], hit: NDArray[np.bool_]) -> NDArray[np.float64]:
+def average_precision(found: NDArray[np.float32], hit: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean over hits of the precision down to each, of every query, `[queries]`."""
     ordered = hit[top(found, found.shape[1])]
     precision = np.cumsum(ordered, axis=1) / np.arange(1, ordered.shape[1] + 1)
     result: NDArray[np.float64] = (precision * ordered).sum(axis=1) / ordered.sum(axis=1)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from benchmarks.outliers import MEASURES, PRESETS, _auroc, _average_precision, run
+from benchmarks.outliers import MEASURES, PRESETS, _auroc, average_precision, run
 from benchmarks.setting import Folders
 
 
@@ -34,7 +34,7 @@ def test_precision_and_auroc_are_scikit_learns() -> None:
     generator = np.random.default_rng(0)
     found = generator.normal(size=(3, 40)).astype(np.float32)
     hit = generator.random(40) < 0.3
-    assert _average_precision(found, hit) == pytest.approx(
+    assert average_precision(found, hit) == pytest.approx(
         [average_precision_score(hit, row) for row in found]
     )
     tied = np.round(found)
