@@ -49,7 +49,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(SETTINGS["cpu"], (0, 1), k=50),
+    "cpu": Preset(SETTINGS["cpu"], (0,), k=50),
     "paper": Preset(SETTINGS["paper"], (0,), k=50),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), k=5),
 }

@@ -67,7 +67,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(SETTINGS["cpu"], (0, 1), lds.PRESETS["cpu"]),
+    "cpu": Preset(SETTINGS["cpu"], (0,), lds.PRESETS["cpu"]),
     "paper": Preset(SETTINGS["paper"], (0,), replace(lds.PRESETS["cpu"], subsets=64, seeds=3)),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), lds.PRESETS["tiny"], (3, 5, 4)),
 }

@@ -48,7 +48,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(SETTINGS["cpu"], (0, 1), (1, 10, 40, 50), (3, 8)),
+    "cpu": Preset(SETTINGS["cpu"], (0,), (1, 10, 40, 50), (3, 8)),
     "paper": Preset(SETTINGS["paper"], (0,), (1, 10, 50, 200), (4, 10)),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), (1, 5), (2, 3)),
 }

@@ -64,7 +64,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(SETTINGS["cpu"], (0, 1), samples=32, timesteps=20, k=10),
+    "cpu": Preset(SETTINGS["cpu"], (0,), samples=24, timesteps=20, k=10),
     "paper": Preset(SETTINGS["paper"], (0,), samples=128, timesteps=100, k=10),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), samples=3, timesteps=5, k=3),
 }
