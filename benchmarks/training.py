@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from diffusers import DDIMScheduler
 from safetensors.torch import load_file, save_file
 
 from gradstore.collect import DiffusionLoss, Recorder, Samples
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from diffusers import ModelMixin
+
 _STATE = "adam.safetensors"
 LOSSES = "loss.json"
 
 
 def fit(
-    make: Callable[[], UNet2DModel],
+    make: Callable[[], ModelMixin],
     samples: Samples,
     out: Path,
     *,
@@ -45,7 +47,7 @@ def fit(
 
     Args:
         make: makes the model; called after torch is seeded.
-        samples: images of one size.
+        samples: tensors of one shape.
         out: folder of the checkpoints; those that are there are kept.
         epochs: passes over the samples.
         checkpoint_every: epochs between checkpoints.
@@ -66,7 +68,7 @@ def fit(
     model = make()
     if done:
         last = out / f"epoch-{done:04d}"
-        model = UNet2DModel.from_pretrained(last / "unet")
+        model = type(model).from_pretrained(last / "unet")
     model.to(device).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     if done:
@@ -101,7 +103,8 @@ def fit(
             folder = out / f"epoch-{epoch:04d}"
             # Written beside and renamed: a half-written one never has a checkpoint's name.
             writing = folder.with_name(f".{folder.name}.writing")
-            DDIMPipeline(model, scheduler).save_pretrained(writing)
+            model.save_pretrained(writing / "unet")
+            scheduler.save_pretrained(writing / "scheduler")
             recorder.save(
                 writing,
                 ids=samples.ids,
