@@ -23,6 +23,17 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
         "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         "norm_num_groups": 32,
     },
+    # 0.2 million, for scikit-learn's digits: small enough to be trained a hundred times over.
+    "digits": {
+        "sample_size": 8,
+        "in_channels": 1,
+        "out_channels": 1,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+    },
     # For tests of the benchmarks.
     "tiny": {
         "sample_size": 8,
@@ -35,7 +46,7 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-def build(name: str) -> UNet2DModel:
-    """A model of `MODELS` with random weights, of RGB images."""
-    options = {"sample_size": 32, "in_channels": 3, "out_channels": 3, **MODELS[name]}
+def build(name: str, **other: Any) -> UNet2DModel:
+    """A model of `MODELS` with random weights, of RGB images unless other options are given."""
+    options = {"sample_size": 32, "in_channels": 3, "out_channels": 3, **MODELS[name], **other}
     return UNet2DModel(**options).eval()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 RESULTS = Path(__file__).parent / "results"
+NOTES = Path(__file__).parent / "notes"
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,22 @@ def save(
     (out / f"{name}.md").write_text(page, encoding="utf-8")
 
 
+def notes(name: str) -> str:
+    """What a person makes of a benchmark's figures, kept apart from them; empty if nobody has."""
+    file = NOTES / f"{name}.md"
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def cell(words: str) -> str:
+    """Words within a Markdown table."""
+    return words.replace("|", "\\|")
+
+
 def target_table(targets: Sequence[Target]) -> str:
     """Targets as a Markdown table."""
     lines = ["| target | promised | measured | met |", "|---|---|---|---|"]
     lines += [
-        f"| {t.name} | {t.target} | {t.measured:.2f} | {'yes' if t.met else '**no**'} |"
+        f"| {cell(t.name)} | {t.target} | {t.measured:.2f} | {'yes' if t.met else '**no**'} |"
         for t in targets
     ]
     return "\n".join(lines)

@@ -1,0 +1,79 @@
+"""Means with their spread: over queries by the bootstrap, over training runs as they are."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from scipy.stats import rankdata
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES: Final = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its 95% percentile bootstrap interval.
+
+    Attributes:
+        mean: over what was resampled.
+        low: the 2.5% quantile of the means of resamples.
+        high: the 97.5% quantile.
+        count: how many values were resampled.
+        runs: the mean of each run (a training or projection seed), where there are several.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+    runs: tuple[float, ...] = ()
+
+    def json(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def text(figure: Mapping[str, Any], digits: int = 3) -> str:
+    """An interval, as JSON has it, in a table."""
+    mean, low, high = (f"{figure[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} ({low} … {high})"
+
+
+def interval(values: ArrayLike, seed: int = 0) -> Interval:
+    """The mean of values, with a bootstrap over them.
+
+    Args:
+        values: `[values]`, or `[runs, values]` of the same queries in each run: a query's values
+            are averaged over runs, and queries resampled. NaNs are left out of a query's average;
+            a query of nothing else is left out.
+        seed: of the resampling.
+    """
+    array = np.atleast_2d(np.asarray(values, np.float64))
+    array = array[:, ~np.isnan(array).all(axis=0)]
+    if not array.size:
+        return Interval(float("nan"), float("nan"), float("nan"), 0)
+    means = np.nanmean(array, axis=0)
+    generator = np.random.default_rng(seed)
+    picks = generator.integers(0, len(means), (RESAMPLES, len(means)))
+    low, high = np.quantile(means[picks].mean(axis=1), [0.025, 0.975])
+    runs = tuple(float(np.nanmean(row)) for row in array) if len(array) > 1 else ()
+    return Interval(float(means.mean()), float(low), float(high), len(means), runs)
+
+
+def rank_correlation(left: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
+    """Spearman's correlation of each row, `[rows, values]` twice; NaN where nothing varies."""
+    sides = []
+    for one in (left, right):
+        ranks = rankdata(np.atleast_2d(np.asarray(one, np.float64)), axis=1)
+        ranks -= ranks.mean(axis=1, keepdims=True)
+        sides.append(ranks)
+    lengths = np.prod([np.linalg.norm(side, axis=1) for side in sides], axis=0)
+    with np.errstate(invalid="ignore"):
+        found: NDArray[np.float64] = (sides[0] * sides[1]).sum(axis=1) / lengths
+    return found

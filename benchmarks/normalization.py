@@ -1,0 +1,237 @@
+"""How much of a gradient's norm should count? Every measure by every criterion.
+
+From TracIn, where rows weigh their norm, to ReTrac, where they weigh the same: outliers found and
+kept out, lists distinct, labels right, and retrained models foretold. And whether the norm that is
+taken out told anything: what it tells alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from benchmarks import lds
+from benchmarks.intervals import interval, text
+from benchmarks.outliers import average_precision
+from benchmarks.plots import canvas, keep
+from benchmarks.results import Target, cell, machine, notes, save, target_table
+from benchmarks.scoring import distinctness, own_influence, scores, top
+from benchmarks.setting import SETTINGS, Folders, Setting, command, prepare
+from gradstore.collect import Samples
+from gradstore.config import DatasetSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+
+ALPHAS: Final = (0.25, 0.5, 0.75)
+MEASURES: Final = (
+    "tracin",
+    *(f"power:{alpha:g}" for alpha in ALPHAS),
+    *("retrac", "clip:0.9", "clip:0.75", "clip:0.5", "clip:0.25", "calibrated"),
+    *("calibrated|tracin", "calibrated|retrac", "retrac|tracin", "tracin|retrac"),
+    *("retrac|calibrated", "tracin|calibrated"),
+)
+NORM: Final = "norm alone"
+CRITERIA: Final = {
+    "zeros of zero queries": "share of zeros in the first 10 of zero queries",
+    "average precision": "average precision of zeros, zero queries",
+    "planes of plane queries": "share of planes in the first 50 of plane queries",
+    "distinctness": "distinct samples in the first 50 of plane queries",
+    "label": "share of the query's digit in the first 10 of digits",
+    "LDS": "linear datamodeling score of held-out digits",
+}
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a run.
+
+    Attributes:
+        setting: planes and zeros.
+        seeds: of their training runs.
+        digits: the models of `benchmarks.lds`; digits, whose labels count.
+        depths: k of zeros' precision, of planes' and distinctness, and of digits' labels.
+    """
+
+    setting: Setting
+    seeds: tuple[int, ...]
+    digits: lds.Preset
+    depths: tuple[int, int, int] = (10, 50, 10)
+
+
+PRESETS = {
+    "cpu": Preset(SETTINGS["cpu"], (0,), lds.PRESETS["cpu"]),
+    "paper": Preset(SETTINGS["paper"], (0,), replace(lds.PRESETS["cpu"], subsets=64, seeds=3)),
+    "tiny": Preset(SETTINGS["tiny"], (0, 1), lds.PRESETS["tiny"], (3, 5, 4)),
+}
+
+
+def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
+    """Measure, and write `normalization.json`, `.md` and `.png` into `out`."""
+    figures = {name: dict[str, Any]() for name in (*MEASURES, NORM)}
+    _planes(preset, folders, figures)
+    _digits(preset, folders, figures)
+    names = list(MEASURES)
+    winners = {
+        criterion: max(names, key=lambda name: figures[name][criterion]["mean"])
+        for criterion in CRITERIA
+    }
+    both = "calibrated|retrac"
+    wanted = ("zeros of zero queries", "distinctness")
+    base = {criterion: figures["calibrated"][criterion]["mean"] for criterion in wanted}
+    targets = [
+        Target(
+            f"{both}: zeros found, against calibrated on both sides",
+            "≥ 0.95 ×",
+            figures[both][wanted[0]]["mean"] / base[wanted[0]],
+            figures[both][wanted[0]]["mean"] >= 0.95 * base[wanted[0]],
+        ),
+        Target(
+            f"{both}: distinctness, against ReTrac's",
+            "≥ 0.95 ×: both in one measure",
+            figures[both][wanted[1]]["mean"] / figures["retrac"][wanted[1]]["mean"],
+            figures[both][wanted[1]]["mean"] >= 0.95 * figures["retrac"][wanted[1]]["mean"],
+        ),
+        *(
+            Target(
+                f"{CRITERIA[criterion]}: ReTrac less TracIn",
+                "≥ 0: removing magnitude removes no signal",
+                figures["retrac"][criterion]["mean"] - figures["tracin"][criterion]["mean"],
+                figures["retrac"][criterion]["mean"] >= figures["tracin"][criterion]["mean"],
+            )
+            for criterion in ("average precision", "label", "LDS")
+        ),
+        Target(
+            "LDS of the norm alone, the same list for every query",
+            "interval holds 0: the norm is no signal",
+            figures[NORM]["LDS"]["mean"],
+            figures[NORM]["LDS"]["low"] <= 0 <= figures[NORM]["LDS"]["high"],
+        ),
+    ]
+    inputs = {
+        "setting": asdict(preset.setting),
+        "training_seeds": preset.seeds,
+        "digits": asdict(preset.digits),
+        "depths": preset.depths,
+    }
+    found = {"measures": figures, "best": winners}
+    page = _page(preset, inputs, found, targets)
+    save(out, "normalization", inputs=inputs, figures=found, targets=targets, page=page)
+    _plot(out / "normalization.png", figures)
+    return targets
+
+
+def _planes(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]) -> None:
+    worlds = [prepare(replace(preset.setting, seed=seed), folders) for seed in preset.seeds]
+    zero = np.array(worlds[0].store.manifest.metadata["label"]) == "zero"
+    planes, zeros = worlds[0].of("plane"), worlds[0].of("zero")
+    near, far, _ = preset.depths
+    for name, own in figures.items():
+        found = [_scores(world.store, world.queries, name) for world in worlds]
+        own["zeros of zero queries"] = interval(
+            [zero[top(one[zeros], near)].mean(axis=1) for one in found]
+        ).json()
+        own["average precision"] = interval(
+            [average_precision(one[zeros], zero) for one in found]
+        ).json()
+        own["planes of plane queries"] = interval(
+            [(~zero[top(one[planes], far)]).mean(axis=1) for one in found]
+        ).json()
+        # One figure of all the queries: its spread is that of training runs.
+        each = [distinctness(one[planes], far) for one in found]
+        own["distinctness"] = {
+            **interval([[one] for one in each]).json(),
+            "low": min(each),
+            "high": max(each),
+        }
+
+
+def _digits(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]) -> None:
+    trial = lds.prepare(preset.digits, folders)
+    halves, truth = lds.retrained(trial)
+    store, queries = lds.stores(trial)["replayed"]
+    count = preset.digits.heldout
+    held_out = np.arange(count)
+    test = Samples.from_spec(DatasetSpec(dataset="digits", split="test", limit=count))
+    asked = np.array(test.manifest.metadata["label"])
+    given = np.array(store.manifest.metadata["label"])
+    for name, own in figures.items():
+        found = _scores(store, queries, name)
+        first = top(found[:count], preset.depths[2])
+        own["label"] = interval((given[first] == asked[:, None]).mean(axis=1)).json()
+        score = lds.datamodeling_score(found @ halves.T, truth, held_out)
+        own["LDS"] = score.json()
+
+
+def _scores(store: Store, queries: Store, name: str) -> NDArray[np.float32]:
+    if name != NORM:
+        return scores(store, queries, name)
+    lengths = np.sqrt(own_influence(store, "tracin"))
+    return np.tile(lengths, (queries.samples, 1))
+
+
+def _page(
+    preset: Preset, inputs: dict[str, Any], found: dict[str, Any], targets: Sequence[Target]
+) -> str:
+    setting, digits = inputs["setting"], inputs["digits"]
+    near, far, label = preset.depths
+    lines = [
+        "# How much of a gradient's norm should count?",
+        "",
+        (
+            f"`python -m benchmarks.normalization`; the planes and zeros of "
+            f"[outliers](outliers.md) ({setting['planes']:,} + {setting['zeros']}, training seeds "
+            f"{', '.join(map(str, preset.seeds))}) and the digits of [lds](lds.md) "
+            f"({digits['samples']:,}, {digits['subsets']} halves × {digits['seeds']} seeds); "
+            f"{machine()['cpu']}. `A|B`: training rows weigh by A, query rows by B. *Norm alone*: "
+            "the length of a sample's TracIn feature, the same list for every query. Means with "
+            "95% bootstrap intervals over queries (LDS: and halves); distinctness with the range "
+            "of training seeds. Higher is better everywhere."
+        ),
+        "",
+        (
+            f"| measure | zeros, top {near} | zeros, average precision | planes, top {far} | "
+            f"distinct, top {far} | digit, top {label} | LDS |"
+        ),
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in found["measures"].items():
+        cells = [
+            f"**{text(one[criterion], 2)}**"
+            if found["best"].get(criterion) == name
+            else text(one[criterion], 2)
+            for criterion in CRITERIA
+        ]
+        lines.append(f"| {cell(name)} | " + " | ".join(cells) + " |")
+    lines += ["", target_table(targets), "", notes("normalization")]
+    return "\n".join(lines)
+
+
+def _plot(path: Path, figures: dict[str, dict[str, Any]]) -> None:
+    figure, axes = canvas(2, 3, width=11)
+    line = ["tracin", *(f"power:{alpha:g}" for alpha in ALPHAS), "retrac"]
+    alphas = [0.0, *ALPHAS, 1.0]
+    for one, (criterion, words) in zip(axes.ravel(), CRITERIA.items(), strict=True):
+        cells = [figures[name][criterion] for name in line]
+        one.plot(alphas, [c["mean"] for c in cells], marker=".", label="power:α")
+        one.fill_between(
+            alphas, [c["low"] for c in cells], [c["high"] for c in cells], alpha=0.2, linewidth=0
+        )
+        for number, name in enumerate(("clip:0.5", "calibrated", "calibrated|retrac"), 1):
+            value = figures[name][criterion]["mean"]
+            one.axhline(value, color=f"C{number}", linestyle="--", linewidth=1, label=name)
+        one.set_title(words, fontsize=8)
+        one.set_xlabel("α: 0 is TracIn, 1 is ReTrac", fontsize=7)
+    axes[0, 0].legend(fontsize=7)
+    keep(figure, path)
+
+
+if __name__ == "__main__":
+    command(PRESETS, run, __doc__)

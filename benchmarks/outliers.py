@@ -1,0 +1,277 @@
+"""Planes and zeros: whom does each measure name, and does self-influence find the outliers?
+
+Forty zeros hide among a thousand planes. A plane's proponents should be planes, a zero's zeros; and
+a detector that looks at nothing but the training set should point at the zeros.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import numpy as np
+
+from benchmarks.intervals import Interval, interval, text
+from benchmarks.plots import bars, canvas, keep
+from benchmarks.results import Target, cell, machine, notes, save, target_table
+from benchmarks.scoring import own_influence, scores, top
+from benchmarks.setting import SETTINGS, Folders, Setting, World, command, prepare
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+MEASURES: Final = (
+    *("tracin", "power:0.5", "clip:0.9", "clip:0.5", "calibrated"),
+    *("calibrated|retrac", "retrac|calibrated", "retrac", "trak"),
+)
+PICTURED: Final = ("tracin", "retrac", "calibrated")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a run.
+
+    Attributes:
+        setting: the model and its rows.
+        seeds: of training runs.
+        depths: k of precision@k.
+        pictured: queries of each class in the picture, and proponents of each.
+    """
+
+    setting: Setting
+    seeds: tuple[int, ...]
+    depths: tuple[int, ...]
+    pictured: tuple[int, int]
+
+
+PRESETS = {
+    "cpu": Preset(SETTINGS["cpu"], (0,), (1, 10, 40, 50), (3, 8)),
+    "paper": Preset(SETTINGS["paper"], (0,), (1, 10, 50, 200), (4, 10)),
+    "tiny": Preset(SETTINGS["tiny"], (0, 1), (1, 5), (2, 3)),
+}
+
+
+def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
+    """Measure, and write `outliers.json`, `.md` and `.png`, and `outliers-proponents.png`."""
+    worlds = [prepare(replace(preset.setting, seed=seed), folders) for seed in preset.seeds]
+    zero = np.array(worlds[0].store.manifest.metadata["label"]) == "zero"
+    found = {
+        measure: [scores(world.store, world.queries, measure) for world in worlds]
+        for measure in MEASURES
+    }
+    classes = {
+        measure: _classes(worlds, ranked, zero, preset.depths) for measure, ranked in found.items()
+    }
+    detectors = _detectors(worlds, zero)
+    near = preset.depths[1]
+    share = {
+        name: one["zeros of zero queries"][f"@{near}"]["mean"] for name, one in classes.items()
+    }
+    strange = {
+        name: one["zeros of plane queries"][f"@{preset.depths[-1]}"]["mean"]
+        for name, one in classes.items()
+    }
+    targets = [
+        Target(
+            f"zeros among the top {preset.depths[-1]} of plane queries, ReTrac / TracIn",
+            "< 1: fewer outliers (the paper)",
+            _ratio(strange["retrac"], strange["tracin"]),
+            strange["retrac"] < strange["tracin"],
+        ),
+        Target(
+            f"zeros among the top {near} of zero queries, ReTrac less TracIn",
+            "≥ 0: no precision lost",
+            share["retrac"] - share["tracin"],
+            share["retrac"] >= share["tracin"],
+        ),
+        Target(
+            f"zeros among the top {near} of zero queries, calibrated less TracIn",
+            "> 0.2 (an earlier small run)",
+            share["calibrated"] - share["tracin"],
+            share["calibrated"] - share["tracin"] > 0.2,
+        ),
+        Target(
+            "AUROC of self-influence under TracIn for zeros",
+            "≥ 0.8 as outlier detector",
+            detectors["self-influence, tracin"]["auroc"]["mean"],
+            detectors["self-influence, tracin"]["auroc"]["mean"] >= 0.8,
+        ),
+    ]
+    inputs = {
+        "setting": asdict(preset.setting),
+        "training_seeds": preset.seeds,
+        "plane_queries": len(worlds[0].of("plane")),
+        "zero_queries": len(worlds[0].of("zero")),
+        "chance_zero": float(zero.mean()),
+    }
+    figures = {"measures": classes, "detectors": detectors}
+    page = _page(preset, inputs, figures, targets)
+    save(out, "outliers", inputs=inputs, figures=figures, targets=targets, page=page)
+    _plot(out / "outliers.png", figures, preset)
+    _picture(
+        out / "outliers-proponents.png",
+        worlds[0],
+        {measure: found[measure][0] for measure in PICTURED},
+        preset.pictured,
+    )
+    return targets
+
+
+def _classes(
+    worlds: Sequence[World],
+    ranked: Sequence[NDArray[np.float32]],
+    zero: NDArray[np.bool_],
+    depths: Sequence[int],
+) -> dict[str, dict[str, Any]]:
+    """Shares of zeros among proponents, by class of the query."""
+    figures: dict[str, dict[str, Any]] = {}
+    for name, label in (("zeros of plane queries", "plane"), ("zeros of zero queries", "zero")):
+        rows = worlds[0].of(label)
+        figures[name] = {
+            f"@{k}": interval([zero[top(one[rows], k)].mean(axis=1) for one in ranked]).json()
+            for k in depths
+        }
+    rows = worlds[0].of("zero")
+    figures["average precision of zeros"] = interval(
+        [average_precision(one[rows], zero) for one in ranked]
+    ).json()
+    return figures
+
+
+def average_precision(found: NDArray[np.float32], hit: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Mean over hits of the precision down to each, of every query, `[queries]`."""
+    ordered = hit[top(found, found.shape[1])]
+    precision = np.cumsum(ordered, axis=1) / np.arange(1, ordered.shape[1] + 1)
+    result: NDArray[np.float64] = (precision * ordered).sum(axis=1) / ordered.sum(axis=1)
+    return result
+
+
+def _detectors(worlds: Sequence[World], zero: NDArray[np.bool_]) -> dict[str, Any]:
+    """How well figures that need no query point at the zeros."""
+    ways = {
+        f"self-influence, {measure}": [own_influence(world.store, measure) for world in worlds]
+        for measure in ("tracin", "power:0.5", "clip:0.9", "calibrated", "retrac")
+    }
+    ways["mean loss of the rows"] = [
+        np.mean([store.column("loss", k)[:, 0] for k in range(store.checkpoints)], axis=0)
+        for store in (world.store for world in worlds)
+    ]
+    count = int(zero.sum())
+    figures = {}
+    for name, values in ways.items():
+        figures[name] = {
+            "auroc": _auroc(values, zero).json(),
+            "precision": interval(
+                [[float(zero[np.argsort(-one, kind="stable")[:count]].mean())] for one in values]
+            ).json(),
+        }
+    return figures
+
+
+def _auroc(values: Sequence[NDArray[Any]], zero: NDArray[np.bool_]) -> Interval:
+    """AUROC of each run's values: the mean over zeros of the share of planes below them."""
+    chances = []
+    for one in values:
+        planes = np.sort(one[~zero])
+        sides: tuple[Literal["left", "right"], ...] = ("left", "right")  # ties count half
+        below = [np.searchsorted(planes, one[zero], side=side) for side in sides]
+        chances.append(np.mean(below, axis=0) / len(planes))
+    return interval(chances)
+
+
+def _ratio(left: float, right: float) -> float:
+    return left / right if right else float("nan")
+
+
+def _page(
+    preset: Preset, inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Target]
+) -> str:
+    setting = preset.setting
+    near, far = preset.depths[1], preset.depths[-1]
+    lines = [
+        "# Planes and zeros: whom does each measure name?",
+        "",
+        (
+            f"`python -m benchmarks.outliers`; {setting.planes:,} CIFAR-10 planes and "
+            f"{setting.zeros} MNIST zeros, {setting.epochs} epochs, "
+            f"{setting.epochs // setting.checkpoint_every} checkpoints, replayed events, sjlt to "
+            f"{setting.proj_dim:,}; queries at {setting.timesteps} timesteps × {setting.draws} "
+            f"noises; training seeds {', '.join(map(str, preset.seeds))}; {machine()['cpu']}. "
+            "Means over queries and training seeds, with 95% bootstrap intervals over the "
+            f"{inputs['plane_queries']} plane and {inputs['zero_queries']} zero queries (held "
+            f"out). Chance is {inputs['chance_zero']:.3f}. A measure `A|B` weighs training rows "
+            "by A and query rows by B."
+        ),
+        "",
+        (
+            f"| measure | zeros in top {near} of planes | in top {far} of planes | zeros in top "
+            f"{near} of zeros | in top {far} of zeros | average precision of zeros |"
+        ),
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in figures["measures"].items():
+        planes, zeros = one["zeros of plane queries"], one["zeros of zero queries"]
+        cells = [planes[f"@{near}"], planes[f"@{far}"], zeros[f"@{near}"], zeros[f"@{far}"]]
+        cells.append(one["average precision of zeros"])
+        lines.append(f"| {cell(name)} | " + " | ".join(map(text, cells)) + " |")
+    lines += [
+        "",
+        "## Which are the outliers, without a query",
+        "",
+        f"AUROC for zeros, and the share of zeros among the first {setting.zeros}.",
+        "",
+        "| detector | AUROC | precision |",
+        "|---|---|---|",
+        *[
+            f"| {name} | {text(one['auroc'])} | {one['precision']['mean']:.2f} |"
+            for name, one in figures["detectors"].items()
+        ],
+        "",
+        target_table(targets),
+        "",
+        "![Proponents](outliers-proponents.png)",
+        "",
+        notes("outliers"),
+    ]
+    return "\n".join(lines)
+
+
+def _plot(path: Path, figures: dict[str, Any], preset: Preset) -> None:
+    figure, axes = canvas(1, 2)
+    near, far = preset.depths[1], preset.depths[-1]
+    names = list(figures["measures"])
+    for one, name, depth in (
+        (axes[0, 0], "zeros of zero queries", near),
+        (axes[0, 1], "zeros of plane queries", far),
+    ):
+        cells = [figures["measures"][measure][name][f"@{depth}"] for measure in names]
+        bars(one, names, cells)
+        one.set(title=f"{name}, top {depth}", xlabel="share", xlim=(0, None))
+    keep(figure, path)
+
+
+def _picture(
+    path: Path, world: World, ranked: dict[str, NDArray[np.float32]], sizes: tuple[int, int]
+) -> None:
+    """The paper's picture: rows of proponents, each after its query."""
+    queries, count = sizes
+    rows = [*world.of("plane")[:queries], *world.of("zero")[:queries]]
+    figure, axes = canvas(len(rows) * len(ranked), count + 1, width=0.6 * (count + 2), height=0.6)
+    place = 0
+    for row in rows:
+        for measure, found in ranked.items():
+            pictures = [world.asked.image(row)]
+            pictures += [world.train.image(sample) for sample in top(found[[row]], count)[0]]
+            for one, picture in zip(axes[place], pictures, strict=True):
+                one.imshow(picture)
+                one.set(xticks=[], yticks=[])
+            axes[place, 0].set_ylabel(measure, rotation=0, ha="right", va="center", fontsize=7)
+            place += 1
+    keep(figure, path)
+
+
+if __name__ == "__main__":
+    command(PRESETS, run, __doc__)

@@ -1,0 +1,58 @@
+"""Scores of every query and training sample under a measure, or one measure on either side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from indexer import ExactEngine, Features, Trak, measure_of, self_influence
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gradstore.reader import Store
+
+
+def scores(store: Store, queries: Store, measure: str, **options: Any) -> NDArray[np.float32]:
+    """Influence of every training sample on every query.
+
+    Args:
+        store: the training store.
+        queries: the query store.
+        measure: a measure's name, or `TRAINING|QUERY`: how rows of the training samples weigh, and
+            how those of the queries do. Both are linear in what is indexed, so one index of the
+            first serves any of the second.
+        options: further options of `Features.of`.
+
+    Returns:
+        float32 `[queries, samples]`.
+    """
+    trained, _, other = measure.partition("|")
+    chosen = measure_of(trained)
+    if isinstance(chosen, Trak):
+        features = Features.of(store, chosen.indexed, **options)
+        asked = chosen.fitted(store).prepared(features.range(queries))
+    else:
+        features = Features.of(store, chosen, **options)
+        side = features if not other else replace(features, measure=measure_of(other).fitted(store))
+        asked = side.range(queries)
+    found = [block for _, block in ExactEngine(store, features).scores(asked)]
+    return np.concatenate(found, axis=1)
+
+
+def own_influence(store: Store, measure: str) -> NDArray[np.float32]:
+    """Influence of every training sample on itself, float32 `[samples]`."""
+    return self_influence(store, Features.of(store, measure_of(measure)))
+
+
+def top(found: NDArray[np.float32], k: int) -> NDArray[np.int64]:
+    """The `k` highest of each row, best first; of equal ones, the first."""
+    return np.argsort(-found, axis=1, kind="stable")[:, :k]
+
+
+def distinctness(found: NDArray[np.float32], k: int) -> float:
+    """Distinct proponents over all of them: |∪ top-k| / (queries · k)."""
+    proponents = top(found, k)
+    return len(np.unique(proponents)) / proponents.size
