@@ -175,12 +175,15 @@ class ExactEngine:
     Args:
         store: a complete training store.
         features: how its rows become features.
+
+    Attributes:
+        weights: of the store's rows, kept once they were read.
     """
 
     def __init__(self, store: Store, features: Features) -> None:
         self.store = store
         self.features = features
-        self._weights = RowWeights(store, features)
+        self.weights = RowWeights(store, features)
 
     def __repr__(self) -> str:
         return f"ExactEngine({self.store.location!r}, measure={self.features.measure.name!r})"
@@ -256,7 +259,7 @@ class ExactEngine:
             found[0].add(samples, scores)
             found[1].add(samples, -scores)
         both = np.concatenate([side.ranking.rows for side in found], axis=1)
-        scores = rescored(self.store, self.features, queries, both, self._weights)
+        scores = rescored(self.store, self.features, queries, both, self.weights)
         certain = np.ones(len(queries), bool)
         sides = []
         for sign, side, exact in zip((1, -1), found, np.split(scores, 2, axis=1), strict=True):

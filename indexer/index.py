@@ -33,8 +33,9 @@ from gradstore.manifest import Manifest
 from gradstore.objects import objects_at
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
-from indexer.exact import Ranking, best, require_k, rescored
-from indexer.feature import Features, RowWeights
+from indexer.choice import exact_from
+from indexer.exact import ExactEngine, Ranking, best, require_k, rescored
+from indexer.feature import Features
 from indexer.first_stage import FirstStage
 from indexer.measures import Measure, measure_of
 from indexer.precondition import QuerySide
@@ -85,12 +86,15 @@ class IndexSpec(BuiltFrom):
         format_version: version of the index format.
         count: number of vectors.
         measured: what it was measured to find.
+        exact_from: from how many queries at once on the exact engine was faster when it was
+            measured, and is taken; None if it never was.
         sha256: of `vectors.faiss`, which FAISS is given to read only if it is so.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
     count: Annotated[int, Field(ge=1)]
     measured: Measured
+    exact_from: Annotated[int, Field(ge=1)] | None = None
     sha256: str
 
 
@@ -112,7 +116,7 @@ class SearchIndex:
         self.store = store
         self.features = features
         self._stage = stage
-        self._weights = RowWeights(store, features)
+        self._exact = ExactEngine(store, features)
 
     def __repr__(self) -> str:
         return (
@@ -135,6 +139,31 @@ class SearchIndex:
     ) -> tuple[Ranking, Ranking]:
         """The `k` training samples of highest and of lowest influence on each query.
 
+        By `approximate`, or, for so many queries at once that it is faster, by the exact engine.
+
+        Args:
+            queries: features, float32 `[queries, dim]`.
+            k: how many.
+            keep: numbers of the samples to search, rising; by default all.
+
+        Returns:
+            Proponents and opponents.
+
+        Raises:
+            QueryError: if `k` is larger than the store, or the features have another length.
+            SearchIndexError: if the store changed since it was opened.
+        """
+        share = 1.0 if keep is None else len(keep) / self.spec.count
+        if self.spec.exact_from is not None and len(queries) >= share * self.spec.exact_from:
+            self._require_searchable(queries, k, keep)
+            return self._exact.search(queries, k, keep=keep)
+        return self.approximate(queries, k, keep=keep)
+
+    def approximate(
+        self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
+    ) -> tuple[Ranking, Ranking]:
+        """`search` by the index, however many queries there are.
+
         Candidates come from the index, scores from the store: they are exact, in float32. Which
         samples are found is not quite: `spec.measured` tells the recall.
 
@@ -150,26 +179,16 @@ class SearchIndex:
             QueryError: if `k` is larger than the store, or the features have another length.
             SearchIndexError: if the store changed since it was opened.
         """
-        require_k(k, self.store, keep)
-        if not self.store.is_current():
-            raise SearchIndexError(
-                f"{self.store.location} changed since index {self.path} was opened: samples may "
-                f"have been deleted. Bring it up to date: {_update(self.store, self.measure)}"
-            )
-        if queries.ndim != 2 or queries.shape[1] != self.features.dim(self.store):
-            raise QueryError(
-                f"the queries have shape {queries.shape}, but features of {self.store.location} "
-                f"have length {self.features.dim(self.store)}. Make them with indexer.features."
-            )
-        if not np.isfinite(queries).all():
-            raise QueryError("a query's features are not finite: its gradients are damaged")
+        self._require_searchable(queries, k, keep)
         left = self.spec.count if keep is None else len(keep)
         count = min(left, max(self.spec.measured.candidates, 2 * k))
         # Both ends at once: FAISS gives each query a thread, and threads share what they read.
         found_twice = self._stage.search(np.concatenate([queries, -queries]), count, keep)
         high, low = np.split(found_twice, 2)
         both = np.concatenate([high, low], axis=1)
-        scores = rescored(self.store, self.features, queries, np.maximum(both, 0), self._weights)
+        scores = rescored(
+            self.store, self.features, queries, np.maximum(both, 0), self._exact.weights
+        )
         sides = []
         for sign, rows, exact in zip(
             (1, -1), (high, low), np.split(scores, 2, axis=1), strict=True
@@ -183,6 +202,29 @@ class SearchIndex:
                 )
             sides.append(Ranking(found.rows, sign * found.scores))
         return sides[0], sides[1]
+
+    def measured_exact_from(self) -> int | None:
+        """From how many queries at once on the exact engine is faster; see `indexer.choice`."""
+        k = min(10, self.spec.count)
+        probe = self.features.take(self.store, np.array([0]))
+        return exact_from(lambda some: self.approximate(some, k), self._exact, probe)
+
+    def _require_searchable(
+        self, queries: NDArray[np.float32], k: int, keep: NDArray[np.int64] | None
+    ) -> None:
+        require_k(k, self.store, keep)
+        if not self.store.is_current():
+            raise SearchIndexError(
+                f"{self.store.location} changed since index {self.path} was opened: samples may "
+                f"have been deleted. Bring it up to date: {_update(self.store, self.measure)}"
+            )
+        if queries.ndim != 2 or queries.shape[1] != self.features.dim(self.store):
+            raise QueryError(
+                f"the queries have shape {queries.shape}, but features of {self.store.location} "
+                f"have length {self.features.dim(self.store)}. Make them with indexer.features."
+            )
+        if not np.isfinite(queries).all():
+            raise QueryError("a query's features are not finite: its gradients are damaged")
 
 
 def index_path(store: Store, measure: Measure | str) -> Path:
@@ -257,6 +299,8 @@ def build_index(
             measured=measured,
             sha256=_sha256(building / VECTORS_NAME),
         )
+        made = SearchIndex(path, spec, store, features, stage)
+        spec = spec.model_copy(update={"exact_from": made.measured_exact_from()})
         samples = Manifest(store.manifest.ids, store.manifest.digests)
         (building / SAMPLES_NAME).write_bytes(samples.content())
         (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
