@@ -79,6 +79,8 @@ def ask(config: QueryConfig) -> Result:
         require_rankable(config.measures, store)
     train = pictures(store)
     asked = open_store(config.queries) if config.queries else None
+    if asked is not None:
+        questions(asked, config.mean_by, config.minus)
     images = Samples.from_spec(config) if config.dataset else None
     shown: Pictures | None
     out = Path(config.out)
@@ -129,9 +131,8 @@ def _answer(
         made_from(engine, queries, name, keep=keep)
         for name, engine in zip(config.measures, engines, strict=True)
     ]
-    blocks = Blocks(
-        out / "blocks", {"answers": origin, "k": config.k, "most": most, "sizes": sizes}
-    )
+    how = {"k": config.k, "most": most, "rerank": config.rerank, "sizes": sizes}
+    blocks = Blocks(out / "blocks", {"answers": origin, **how})
     missing = [
         (place, start)
         for place, size in enumerate(sizes)

@@ -143,6 +143,9 @@ def test_sums_of_queries_weights_of_checkpoints_and_all_scores(
     both = table[table.side == "proponent"].merge(scores, on=["query_id", "sample_id"])
     assert len(both) == len(scores)
     np.testing.assert_allclose(both["score_x"], both["score_y"], rtol=1e-4, atol=1e-6)
+    told = run("query", *asked, "--mean-by", "artist", "--out", tmp_path / "c", status=1)
+    assert "no column 'artist'" in told
+    assert not (tmp_path / "c").exists()
     told = run("query", *asked[:-1], "1", "--out", tmp_path / "c", status=1)
     assert "one finite number ≥ 0 for each" in told
 
