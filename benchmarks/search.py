@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import gc
 import shutil
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
-from benchmarks.results import RESULTS, Target, interleaved, machine, save, spread, target_table
-from benchmarks.setting import Setting, command, prepare
+from benchmarks.results import interleaved
+from benchmarks.setting import Setting
 from gradstore import open_store
 from gradstore.fingerprint import fingerprint, only_checkpoints
 from gradstore.layout import Layout
@@ -31,11 +29,10 @@ from gradstore.writer import create, write_shard
 from indexer import ExactEngine, Features, SearchIndex, TracIn, build_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from benchmarks.setting import Folders
     from gradstore.reader import Store
 
 K: Final = 10

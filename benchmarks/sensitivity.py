@@ -386,8 +386,8 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         (
             f"Copies: the share that is among the first {preset['k']} proponents of their "
-            "original, by standard deviations of their noise. Held-out rows: the share of their diagnosis "
-            f"(chance {asked['chance']:.2f}) and of planted outliers (chance "
+            "original, by standard deviations of their noise. Held-out rows: the share of their "
+            f"diagnosis (chance {asked['chance']:.2f}) and of planted outliers (chance "
             f"{asked['chance of outliers']:.3f}) among as many proponents; distinctness with the "
             "range of seeds."
         ),
