@@ -63,7 +63,7 @@ class Preset:
 
 _REAL = Setting(
     model="small",
-    size=32,
+    size=16,
     planes=5000,
     zeros=0,
     epochs=4,

@@ -161,12 +161,12 @@ class Products:
 
     def __call__(self, parts: Mapping[int, Part], samples: int) -> NDArray[np.float32]:
         """Scores of some samples, float32 `[queries, samples]`."""
-        total = np.zeros((self._shape, samples), np.float32)
+        total: NDArray[np.float32] | None = None
         for place, (vectors, scale) in parts.items():
             product = self._parts[place](vectors)
             product *= scale  # what is stored is multiplied as it is, and the product weighed
-            total += product
-        return total
+            total = product if total is None else np.add(total, product, out=total)
+        return np.zeros((self._shape, samples), np.float32) if total is None else total
 
 
 class ExactEngine:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # What is worked on at once stays near the processor, and takes memory that was used before.
 _BLOCK_BYTES: Final = 16 * 2**20
-_READ_AHEAD: Final = 2
+_READ_AHEAD: Final = 1
 
 # The part of features that is one checkpoint's, as `scale[:, None] * vectors`: vectors
 # [samples, width], float16 where they are just what is stored, else float32; scale float32.

@@ -90,7 +90,7 @@ class FirstStage:
                 vectors += as_float32(more) * factor[:, None]
             scale = np.ones(len(vectors), np.float32)
         if self._by_signs:
-            self._vectors.add_sa_codes(encode(np.ascontiguousarray(vectors), scale))
+            self._vectors.add_sa_codes(encode(vectors, scale))
         else:
             self._vectors.add(vectors)
 

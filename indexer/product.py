@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _SHIFT: Final = 112
 # All bits but those that the shift filled with copies of the sign, as an int16.
 _NO_SIGNS: Final = 0x8FFF - 0x10000
+_FEW: Final = 128
 
 
 @cache
@@ -42,10 +43,15 @@ def lengths(vectors: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.floa
     """Σ|x_i| and Σx_i² of each vector, float16 or float32 `[vectors, dim]`."""
     import torch
 
-    given = torch.from_numpy(vectors).float()
-    squares = torch.linalg.vector_norm(given, 2, dim=1).square_()
-    sizes = given.abs().sum(dim=1)
-    return np.asarray(sizes.numpy()), np.asarray(squares.numpy())
+    given = torch.from_numpy(vectors)
+    sizes, squares = torch.empty(len(given)), torch.empty(len(given))
+    few = torch.empty(min(len(given), _FEW), given.shape[1])  # they stay near the processor
+    for start in range(0, len(given), _FEW):
+        here = slice(start, start + _FEW)
+        wide = few[: len(given[here])].copy_(given[here])
+        torch.linalg.vector_norm(wide, 1, dim=1, out=sizes[here])
+        torch.linalg.vector_norm(wide, 2, dim=1, out=squares[here])
+    return np.asarray(sizes.numpy()), np.asarray(squares.square_().numpy())
 
 
 class Multiplier:
@@ -66,6 +72,7 @@ class Multiplier:
         self._largest = float(given.abs().max()) or 1.0
         self._queries = (given / self._largest).to(self._device, self._dtype)
         self._shifted = self._queries * 2.0**_SHIFT
+        self._bits = torch.empty(0, queries.shape[1], dtype=torch.int16)
 
     def __call__(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """Inner products of `rows`, float16 or float32 `[rows, dim]`, as `[queries, rows]`."""
@@ -76,7 +83,10 @@ class Multiplier:
             # A float16 whose bits move three places to the right is a bfloat16, 2^112 times
             # smaller: that is half the time of the way by float32. 4 is added to round; numbers
             # below float16's normal ones may count as 0.
-            bits = given.view(torch.int16).add(4).bitwise_right_shift_(3).bitwise_and_(_NO_SIGNS)
+            if len(given) > len(self._bits):  # kept: fresh memory costs more than the shift
+                self._bits = torch.empty(given.shape, dtype=torch.int16)
+            bits = torch.add(given.view(torch.int16), 4, out=self._bits[: len(given)])
+            bits.bitwise_right_shift_(3).bitwise_and_(_NO_SIGNS)
             given, queries = bits.view(torch.bfloat16), self._shifted
         else:
             given = given.to(self._device).float().to(self._dtype)
