@@ -1,43 +1,46 @@
 """How fast are samples found, by which engine, and what does the index cost and find?
 
-On vectors that are made by a generator fitted to a real store, so that there may be a million, and
-on the real store itself; beside the fastest exact engines over vectors in memory, and what peers
-search with, in the same run.
+On vectors that are drawn as a real store's are, so that there may be a million, and on that real
+store itself; beside the fastest exact engines over vectors in memory, and what peers search with,
+in the same run.
 """
 
 from __future__ import annotations
 
 import gc
+import os
 import shutil
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
-from benchmarks.results import interleaved
-from benchmarks.setting import Setting
-from gradstore import open_store
-from gradstore.fingerprint import fingerprint, only_checkpoints
-from gradstore.layout import Layout
-from gradstore.manifest import Manifest
-from gradstore.progress import progress
-from gradstore.rows import Rows
-from gradstore.spec import CheckpointSpec, LayoutSpec, PartSpec, StoreSpec
-from gradstore.writer import create, write_shard
+from benchmarks.plots import canvas, keep
+from benchmarks.results import Target, interleaved, machine, notes, save, target_table
+from benchmarks.setting import Setting, command, prepare
+from benchmarks.vectors import Spectrum, generated
 from indexer import ExactEngine, Features, SearchIndex, TracIn, build_index
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from benchmarks.setting import Folders
     from gradstore.reader import Store
+
+    Found = NDArray[np.int64]
 
 K: Final = 10
 _PROBES: Final = 64
-_COMPONENTS: Final = 256
+_CANDIDATES: Final = (50, 100, 200, 400)
+# What is within so much of the faster one is as fast, on a machine that others use.
+_AS_FAST: Final = 1.1
 
 
 @dataclass(frozen=True)
@@ -101,83 +104,6 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Second moments of real directions, and real norms: what vectors are drawn from.
-
-    A direction is `Σ_c z_c σ_c v_c` over the first components, and equal noise in all the others.
-
-    Attributes:
-        components: the first eigenvectors times their standard deviations, `[components, dim]`.
-        rest: standard deviation of each entry of what they leave.
-        norms: of the store's rows.
-    """
-
-    components: NDArray[np.float32]
-    rest: float
-    norms: NDArray[np.float32]
-
-    @classmethod
-    def of(cls, store: Store) -> Spectrum:
-        """Fitted to a store's last checkpoint."""
-        rows = store.rows(store.checkpoints - 1)
-        direction = rows.direction[:, 0].astype(np.float32)
-        count = min(_COMPONENTS, store.samples // 4, store.dim // 4)
-        _, scale, basis = np.linalg.svd(direction, full_matrices=False)
-        first = (scale[:count, None] * basis[:count]) / np.float32(len(direction) ** 0.5)
-        left = (np.square(direction).sum() - np.square(scale[:count]).sum()) / direction.size
-        return cls(first.astype(np.float32), float(left) ** 0.5, rows.norm[:, 0])
-
-    def rows(self, count: int, seed: int) -> Rows:
-        """Some rows of one slot each."""
-        generator = torch.Generator().manual_seed(seed)
-        known, dim = self.components.shape
-        vectors = torch.randn(count, dim, generator=generator).mul_(self.rest)
-        mixed = torch.randn(count, known, generator=generator)
-        vectors.addmm_(mixed, torch.from_numpy(self.components))
-        draws = np.random.default_rng(seed)
-        return Rows(
-            direction=vectors.half().numpy()[:, None],
-            norm=draws.choice(self.norms, (count, 1)),
-            loss=draws.random((count, 1), dtype=np.float32),
-            timestep=draws.integers(0, 1000, (count, 1), dtype=np.int32),
-        )
-
-
-def generated(path: Path, real: Store, spectrum: Spectrum, rows: int, seed: int) -> Store:
-    """A store of drawn rows at one checkpoint."""
-    identity = only_checkpoints(real.spec.identity, [real.checkpoints - 1])
-    layout = Layout.choose(rows, 1, real.dim, "float16")
-    names = np.random.default_rng(seed)
-    store = create(
-        path,
-        StoreSpec(
-            fingerprint=fingerprint(identity),
-            identity=identity,
-            checkpoints=[CheckpointSpec(path="drawn", eta=1, number=real.numbers[-1])],
-            parts=[PartSpec(layout=LayoutSpec.of(layout))],
-        ),
-        Manifest(
-            [f"drawn-{n:07d}" for n in range(rows)], [names.bytes(16).hex() for _ in range(rows)]
-        ),
-    )
-    (part,) = store.parts
-    with progress(rows, f"drawing {rows:,} rows", "rows") as bar:
-        for shard in range(layout.shards):
-            low, high = layout.span(shard)
-            drawn = spectrum.rows(high - low, seed * 1_000_003 + shard)
-            write_shard(part, store.numbers[0], shard, drawn)
-            bar.update(high - low)
-    return open_store(path)
-
-
-def asked(spectrum: Spectrum, count: int, seed: int) -> NDArray[np.float32]:
-    """Features of drawn queries, of ten timesteps each."""
-    drawn = spectrum.rows(10 * count, seed)
-    vectors = drawn.direction[:, 0].astype(np.float32) * drawn.norm
-    return np.asarray(vectors.reshape(count, 10, -1).mean(axis=1))
-
-
 class InMemory:
     """The fastest exact engine that needs no store: bfloat16 products over weighed rows in memory.
 
@@ -202,7 +128,7 @@ class InMemory:
         return np.asarray(torch.cat(ends, dim=1).numpy())
 
 
-def recall(found: NDArray[np.int64], truth: NDArray[np.int64]) -> float:
+def recall(found: Found, truth: Found) -> float:
     """Share of what is to be found that is."""
     return float(np.mean([np.isin(t, f).mean() for t, f in zip(truth, found, strict=True)]))
 
@@ -212,76 +138,514 @@ def resident(field: str) -> int:
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
-def measured(preset: Preset, store: Store, spectrum: Spectrum, folder: Path) -> dict[str, Any]:
-    """One size: the build beside reading, and every engine at every batch."""
+def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
+    """Measure, and write `search.json`, `search.md` and `search.png` into `out`."""
+    world = prepare(preset.setting, folders)
+    spectrum = Spectrum.of(world.store)
+    scratch = folders.cache / "search"
+    real_queries = Features.of(world.store, TracIn()).range(world.queries)
+    figures: dict[str, Any] = {
+        "spectrum": spectrum.described(),
+        "real": measured(preset, world.store, real_queries, scratch),
+        "folding": folding(world.store, real_queries, preset.repeats),
+        "drawn": {},
+    }
+    asked = spectrum.asked(max(*preset.batches, _PROBES), 7)
+    for rows in preset.rows:
+        store = generated(scratch, world.store, spectrum, rows, seed=1)
+        figures["drawn"][str(rows)] = measured(preset, store, asked, scratch)
+        if rows == preset.peers:
+            figures["peers"] = peers(store, asked[:_PROBES], preset.repeats, scratch)
+    targets = _targets(preset, figures)
+    inputs = asdict(preset)
+    page = _page(inputs, figures, targets)
+    save(out, "search", inputs=inputs, figures=figures, targets=targets, page=page)
+    _plot(out / "search.png", figures)
+    return targets
+
+
+def measured(
+    preset: Preset, store: Store, queries: NDArray[np.float32], folder: Path
+) -> dict[str, Any]:
+    """One store: the build beside reading, and every engine at every batch.
+
+    Args:
+        preset: sizes.
+        store: what is searched.
+        queries: features; where they are fewer than a batch, they are asked again.
+        folder: where the index is built.
+    """
     features = Features.of(store, TracIn())
+    place = folder / f"{store.name}.index"
 
     def read() -> None:
         for start, stop in features.spans(store):
-            store.rows(0, start, stop)
+            for checkpoint in features.checkpoints:
+                store.rows(checkpoint, start, stop)
 
     def build() -> SearchIndex:
-        shutil.rmtree(folder / "index", ignore_errors=True)
-        return build_index(store, TracIn(), folder / "index")
+        shutil.rmtree(place, ignore_errors=True)
+        return build_index(store, TracIn(), place)
 
-    read()
+    cold = {"read": _cold(store, read), "build": _cold(store, build)}
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
+    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
     before = resident("VmRSS")
     index = build()
     peak = resident("VmHWM") - before
     times = interleaved({"read": read, "build": build}, max(1, preset.repeats // 2))
     index = build()
+    exact = ExactEngine(store, features)
+    truth = exact.search(queries[:_PROBES], K)
+    found = index.approximate(queries[:_PROBES], K)
     figures: dict[str, Any] = {
         "rows": store.samples,
-        "read_s": times["read"],
-        "build_s": times["build"],
-        "build_over_read": times["build"]["median"] / times["read"]["median"],
-        "index_bytes_per_vector": index.nbytes / store.samples,
-        "build_peak_bytes": peak,
-        "peak_over_index_bytes": peak - index.nbytes,
-        "measured_recall": index.spec.measured.model_dump(),
+        "checkpoints": store.checkpoints,
+        "seconds, from memory": times,
+        "seconds, from the disk": cold,
+        "index bytes per sample": index.nbytes / store.samples,
+        # The weights of rows are kept, too, four bytes each.
+        "memory per sample": index.nbytes / store.samples + 4 * store.checkpoints * store.slots,
+        "build's peak memory over the index": peak - index.nbytes,
+        "measured by the index": index.spec.measured.model_dump(),
+        "exact from": index.spec.exact_from,
+        "recall@10": {
+            end: recall(f.rows, t.rows)
+            for end, f, t in zip(("proponents", "opponents"), found, truth, strict=True)
+        },
+        "raw read": _raw_read(store, preset.repeats),
     }
-    exact = ExactEngine(store, features)
     memory = InMemory(store, features)
-    queries = asked(spectrum, max(*preset.batches, _PROBES), 7)
-    probes = queries[:_PROBES]
-    truth = [side.rows for side in exact.search(probes, K)]
-    found = [side.rows for side in index.approximate(probes, K)]
-    figures["recall_at_10"] = {
-        end: recall(f, t)
-        for end, f, t in zip(("proponents", "opponents"), found, truth, strict=True)
-    }
     flat = _flat(store, features) if store.samples <= preset.flat else None
     cells = {}
     for batch in preset.batches:
-        some = queries[:batch]
+        some = np.resize(queries, (batch, queries.shape[1]))
         jobs: dict[str, Callable[[], object]] = {
-            "index": lambda some=some: index.approximate(some, K),
-            "exact": lambda some=some: exact.search(some, K),
-            "chosen": lambda some=some: index.search(some, K),
-            "bf16 in memory": lambda some=some: memory.search(some, K),
+            "index": partial(index.approximate, some, K),
+            "exact": partial(exact.search, some, K),
+            "chosen": partial(index.search, some, K),
+            "bf16 in memory": partial(memory.search, some, K),
+            "bf16 product": partial(memory.scores, some),
         }
         if flat is not None:
-            jobs["FAISS Flat"] = lambda some=some: _flat_search(flat, some)
+            jobs["FAISS Flat"] = partial(_both_ends, flat, some)
         cells[str(batch)] = interleaved(jobs, preset.repeats)
-    figures["seconds"] = cells
-    figures["product_s"] = interleaved(
-        {str(batch): lambda some=queries[:batch]: memory.scores(some) for batch in preset.batches},
-        preset.repeats,
-    )
+    figures["searching"] = cells
     return figures
 
 
-def _flat(store: Store, features: Features) -> Any:
+def folding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[str, Any]:
+    """One bit per dimension of concatenated and of summed checkpoints, as first stages.
+
+    Recall@10 against exact scores of concatenated features, by how many candidates are looked at.
+    """
+    features = Features.of(store, TracIn())
+    whole, checkpoints = features.range(store), len(features.etas)
+    queries = queries[:_PROBES]
+    truth = np.argsort(-(queries @ whole.T), axis=1, kind="stable")[:, :K]
+
+    def folded(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.asarray(vectors.reshape(len(vectors), checkpoints, -1).sum(axis=1))
+
+    figures = {}
+    for name, trained, asked in (
+        ("concatenated", whole, queries),
+        ("folded", folded(whole), folded(queries)),
+    ):
+        stage = _faiss().IndexRaBitQ(trained.shape[1], _faiss().METRIC_INNER_PRODUCT)
+        stage.train(np.zeros((1, trained.shape[1]), np.float32))
+        stage.add(trained)
+        how = _faiss().RaBitQSearchParameters(qb=4, centered=False)
+        most = min(store.samples, _CANDIDATES[-1])
+        search = partial(stage.search, np.ascontiguousarray(asked), most, params=how)
+        found: Found = search()[1]
+        seconds = interleaved({"all": search}, repeats)["all"]
+        figures[name] = {
+            "bytes per sample": int(stage.code_size),
+            "ms per query": {key: 1000 * one / len(queries) for key, one in seconds.items()},
+            "recall@10": {str(count): recall(found[:, :count], truth) for count in _CANDIDATES},
+        }
+    return figures
+
+
+def peers(store: Store, queries: NDArray[np.float32], repeats: int, folder: Path) -> dict[str, Any]:
+    """What else there is to search with: build, one query, recall and bytes.
+
+    hnswlib by inner products is what DMin searches with; dense products over a memory map are how
+    TRAK, LESS and bergson score.
+    """
+    import hnswlib
+
+    features = Features.of(store, TracIn())
+    vectors = features.range(store)
+    count, dim = vectors.shape
+    truth = np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :K]
+    figures: dict[str, Any] = {}
+
+    def contestant(
+        name: str,
+        build: Callable[[], Any],
+        find: Callable[[Any, NDArray[np.float32]], Found],
+        nbytes: Callable[[Any], int],
+    ) -> None:
+        start = perf_counter()
+        made = build()
+        seconds = perf_counter() - start
+        found = find(made, queries)
+        one = interleaved(
+            {"one": lambda: find(made, queries[:1]), "all": lambda: find(made, queries)}, repeats
+        )
+        figures[name] = {
+            "build s": seconds,
+            "ms, one query": {key: 1000 * value for key, value in one["one"].items()},
+            "ms per query of all": {
+                key: 1000 * value / len(queries) for key, value in one["all"].items()
+            },
+            "recall@10": recall(found, truth),
+            "bytes per sample": nbytes(made) / count,
+        }
+
+    def ours() -> SearchIndex:
+        shutil.rmtree(folder / "peers.index", ignore_errors=True)
+        return build_index(store, TracIn(), folder / "peers.index")
+
+    contestant(
+        "gradstore, index (both ends)",
+        ours,
+        lambda index, some: np.asarray(index.approximate(some, K)[0].rows),
+        lambda index: int(index.nbytes),
+    )
+    contestant(
+        "gradstore, exact (both ends)",
+        lambda: ExactEngine(store, features),
+        lambda engine, some: np.asarray(engine.search(some, K)[0].rows),
+        lambda _: 0,
+    )
+
+    start = perf_counter()
+    graph = hnswlib.Index(space="ip", dim=dim)
+    graph.init_index(max_elements=count, ef_construction=200, M=16)
+    graph.add_items(vectors, num_threads=os.cpu_count() or 1)
+    built = perf_counter() - start
+    graph.save_index(str(folder / "hnsw.bin"))
+    size = (folder / "hnsw.bin").stat().st_size
+    for ef in (50, 200, 800):
+
+        def of_hnsw(index: Any, some: NDArray[np.float32], ef: int = ef) -> Found:
+            index.set_ef(ef)
+            return np.asarray(index.knn_query(some, K)[0].astype(np.int64))
+
+        contestant(f"hnswlib ip, ef {ef}", lambda: graph, of_hnsw, lambda _: size)
+        figures[f"hnswlib ip, ef {ef}"]["build s"] = built
+
+    def memmap() -> NDArray[np.float32]:
+        np.save(folder / "dense.npy", vectors)
+        return np.asarray(np.load(folder / "dense.npy", mmap_mode="r"))
+
+    contestant(
+        "float32 product over a memory map",
+        memmap,
+        lambda rows, some: np.argpartition(-(some @ rows.T), K, axis=1)[:, :K].astype(np.int64),
+        lambda rows: int(rows.nbytes),
+    )
+
+    def by_faiss(factory: str) -> Callable[[], Any]:
+        def build() -> Any:
+            index = _faiss().index_factory(dim, factory, _faiss().METRIC_INNER_PRODUCT)
+            index.train(vectors)
+            index.add(vectors)
+            return index
+
+        return build
+
+    for factory, size_of in (("Flat", 4 * dim), ("SQfp16", 2 * dim)):
+        contestant(
+            f"FAISS {factory}",
+            by_faiss(factory),
+            lambda index, some: np.asarray(index.search(some, K)[1]),
+            lambda _, size_of=size_of: size_of * count,  # type: ignore[misc]
+        )
+    return figures
+
+
+def _faiss() -> Any:  # which says little of its types
     import faiss
 
-    flat = faiss.IndexFlatIP(features.dim(store))
+    return faiss
+
+
+def _files(store: Store) -> list[Path]:
+    """Where the directions of a store in a folder are."""
+    return [
+        file
+        for part in store.parts
+        for number in store.numbers
+        for file in Path(part.location, "checkpoints", str(number), "direction").glob("c.*")
+    ]
+
+
+def _cold(store: Store, job: Callable[[], object]) -> float:
+    """Seconds of a job when none of the store is in the system's cache."""
+    os.sync()
+    for file in _files(store):
+        opened = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(opened, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(opened)
+    start = perf_counter()
+    job()
+    return perf_counter() - start
+
+
+def _raw_read(store: Store, repeats: int) -> dict[str, float]:
+    """Seconds of reading the bytes of all directions into memory that was used before."""
+    threads = torch.get_num_threads()
+    files = _files(store)
+    room = [np.empty(max(file.stat().st_size for file in files), np.uint8) for _ in range(threads)]
+
+    def read(thread: int) -> None:
+        for file in files[thread::threads]:
+            with file.open("rb", buffering=0) as opened:
+                opened.readinto(room[thread].data)
+
+    def all_of_it() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(read, range(threads)))
+
+    return interleaved({"raw": all_of_it}, repeats)["raw"]
+
+
+def _flat(store: Store, features: Features) -> Any:
+    flat = _faiss().IndexFlatIP(features.dim(store))
     for _, block in features.blocks(store):
         flat.add(block)
     return flat
 
 
-def _flat_search(flat: Any, queries: NDArray[np.float32]) -> None:
-    flat.search(queries, K)
-    flat.search(-queries, K)
+def _both_ends(flat: Any, queries: NDArray[np.float32]) -> None:
+    flat.search(np.concatenate([queries, -queries]), K)
+
+
+def _fastest_exact(cell: Mapping[str, Mapping[str, float]]) -> float:
+    names = ("bf16 in memory", "FAISS Flat")
+    return min(cell[name]["median"] for name in names if name in cell)
+
+
+def _limit(figures: Mapping[str, Any], batch: str) -> float:
+    """Seconds that the exact engine cannot fall below: reading or multiplying, whichever binds."""
+    product = figures["searching"][batch]["bf16 product"]["median"]
+    return float(max(product, figures["raw read"]["median"]))
+
+
+def _targets(preset: Preset, figures: Mapping[str, Any]) -> list[Target]:
+    largest = figures["drawn"][str(preset.rows[-1])]
+    stores = {"real": figures["real"], **figures["drawn"]}
+    one, many = (largest["searching"][str(preset.batches[place])] for place in (0, -1))
+    speedup = _fastest_exact(one) / one["index"]["median"]
+    ratio = many["chosen"]["median"] / _fastest_exact(many)
+    recalls = [value for store in stores.values() for value in store["recall@10"].values()]
+    wrong = [
+        cell["chosen"]["median"] / min(cell["index"]["median"], cell["exact"]["median"])
+        for store in stores.values()
+        for cell in store["searching"].values()
+    ]
+    shares = {
+        batch: _limit(largest, batch) / cell["exact"]["median"]
+        for batch, cell in largest["searching"].items()
+    }
+    memory = max(store["memory per sample"] for store in stores.values())
+    extra = max(store["build's peak memory over the index"] for store in stores.values())
+    rows = f"{preset.rows[-1]:,}"
+    cold = largest["seconds, from the disk"]
+    warm = largest["seconds, from memory"]
+    over = {
+        "the disk": cold["build"] / cold["read"],
+        "memory": warm["build"]["median"] / warm["read"]["median"],
+    }
+    return [
+        Target("recall@10, the least of all stores", "≥ 0.99", min(recalls), min(recalls) >= 0.99),
+        Target("bytes of memory per sample, the most", "≤ 600", memory, memory <= 600),
+        Target(
+            f"one query among {rows}: the fastest exact engine in memory / the index, re-scoring "
+            "included",
+            "≥ 10",
+            speedup,
+            speedup >= 10,
+        ),
+        Target(
+            f"{preset.batches[-1]} queries among {rows}: what is chosen / the fastest exact engine "
+            "in memory",
+            "≤ 1",
+            ratio,
+            ratio <= 1,
+        ),
+        Target(
+            "what is chosen / the faster of both, the worst of all cells",
+            f"1, or within {_AS_FAST}",
+            max(wrong),
+            max(wrong) <= _AS_FAST,
+        ),
+        *(
+            Target(
+                f"building the index / reading the store from {where}, {rows}",
+                "≤ 2",
+                value,
+                value <= 2,
+            )
+            for where, value in over.items()
+        ),
+        Target("peak memory of building, over the index, GB", "≤ 1", extra / 1e9, extra <= 1e9),
+        *(
+            Target(
+                f"the exact engine's share of the machine's limit, {batch} queries, {rows}",
+                "≥ 0.7",
+                share,
+                share >= 0.7,
+            )
+            for batch, share in shares.items()
+        ),
+    ]
+
+
+def _ms(cell: Mapping[str, Any] | None) -> str:
+    if cell is None:
+        return ""
+    return f"{1000 * cell['median']:.1f} ({1000 * cell['low']:.1f} … {1000 * cell['high']:.1f})"
+
+
+_ENGINES: Final = ("index", "exact", "chosen", "bf16 in memory", "FAISS Flat", "bf16 product")
+
+
+def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Target]) -> str:
+    spectrum, setting = figures["spectrum"], inputs["setting"]
+    stores = {"real": figures["real"], **figures["drawn"]}
+    lines = [
+        "# How fast are samples found, and what does the index cost and find?",
+        "",
+        (
+            f"`python -m benchmarks.search`; {machine()['cpu']}, {torch.get_num_threads()} "
+            f"threads; k = {K}, proponents and opponents both; medians of {inputs['repeats']} "
+            f"interleaved turns and their range. Real: {setting['planes']:,} planes of "
+            f"{setting['size']} × {setting['size']}, "
+            f"{figures['real']['checkpoints']} checkpoints, {setting['proj_dim']:,} dimensions, "
+            "TracIn. Drawn: directions of one checkpoint with the real ones' "
+            f"{spectrum['components']} first components ({spectrum['all components']:.2f} of the "
+            f"square; the first ten {spectrum['first ten']:.2f}) and equal noise in the rest, and "
+            "norms drawn from the real ones. The stores are in the system's cache, except where "
+            "it says from the disk."
+        ),
+        "",
+        target_table(targets),
+        "",
+        "## Searching, ms",
+        "",
+        (
+            "*index*: one bit per dimension, then exact scores from the store. *exact*: one pass "
+            "over the store, then exact scores of candidates. *chosen*: what `search` does by "
+            "itself. *bf16 in memory*: products with rows that were weighed, rounded and kept in "
+            "8 KB a row, not scored again; *product*: without finding the highest."
+        ),
+        "",
+        "| store | queries | " + " | ".join(_ENGINES) + " |",
+        "|---|---|" + "---|" * len(_ENGINES),
+    ]
+    for name, store in stores.items():
+        for batch, cell in store["searching"].items():
+            cells = " | ".join(_ms(cell.get(engine)) for engine in _ENGINES)
+            lines.append(f"| {_name(name)} | {batch} | {cells} |")
+    lines += [
+        "",
+        "## Building",
+        "",
+        (
+            "| store | read, s | build, s | read from the disk, s | build from the disk, s | "
+            "bytes per sample | peak memory over it, GB | candidates | recall@10, proponents and "
+            "opponents | exact from |"
+        ),
+        "|---|" + "---|" * 9,
+    ]
+    for name, store in stores.items():
+        warm, cold = store["seconds, from memory"], store["seconds, from the disk"]
+        found = ", ".join(f"{value:.3f}" for value in store["recall@10"].values())
+        lines.append(
+            f"| {_name(name)} | {warm['read']['median']:.2f} | {warm['build']['median']:.2f} | "
+            f"{cold['read']:.2f} | {cold['build']:.2f} | {store['memory per sample']:.0f} | "
+            f"{store[_PEAK] / 1e9:.2f} | {store['measured by the index']['candidates']} | "
+            f"{found} | {store['exact from']} |"
+        )
+    lines += [
+        "",
+        "## Checkpoints side by side, or summed",
+        "",
+        (
+            "First stages of one bit per dimension on the real store: recall@10 among so many "
+            "candidates, which the store then scores exactly."
+        ),
+        "",
+        "| | bytes per sample | ms per query | "
+        + " | ".join(f"{count} candidates" for count in _CANDIDATES)
+        + " |",
+        "|---|---|---|" + "---|" * len(_CANDIDATES),
+    ]
+    for name, one in figures["folding"].items():
+        cells = " | ".join(f"{value:.3f}" for value in one["recall@10"].values())
+        lines.append(
+            f"| {name} | {one['bytes per sample']} | {one['ms per query']['median']:.2f} | "
+            f"{cells} |"
+        )
+    lines += [
+        "",
+        f"## What else there is, on {inputs['peers']:,} drawn rows",
+        "",
+        (
+            "Proponents alone, but for gradstore, which finds both ends. hnswlib by inner "
+            "products (M 16, ef_construction 200) is what DMin searches with; dense products are "
+            "how TRAK, LESS and bergson score."
+        ),
+        "",
+        "| | build, s | ms, one query | ms a query of 64 | recall@10 | bytes per sample |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, one in figures["peers"].items():
+        lines.append(
+            f"| {name} | {one['build s']:.2f} | {one['ms, one query']['median']:.2f} | "
+            f"{one['ms per query of all']['median']:.2f} | {one['recall@10']:.3f} | "
+            f"{one['bytes per sample']:,.0f} |"
+        )
+    lines += ["", "![Times](search.png)", "", notes("search")]
+    return "\n".join(lines)
+
+
+_PEAK: Final = "build's peak memory over the index"
+
+
+def _name(store: str) -> str:
+    return f"{int(store):,} drawn" if store.isdecimal() else store
+
+
+def _plot(path: Path, figures: dict[str, Any]) -> None:
+    drawn = figures["drawn"]
+    batches = list(next(iter(drawn.values()))["searching"])
+    figure, axes = canvas(1, len(batches), width=11)
+    for one, batch in zip(axes[0], batches, strict=True):
+        for engine in _ENGINES[:-1]:
+            points = [
+                (int(rows), store["searching"][batch][engine])
+                for rows, store in drawn.items()
+                if engine in store["searching"][batch]
+            ]
+            if points:
+                one.plot(
+                    [rows for rows, _ in points],
+                    [1000 * cell["median"] for _, cell in points],
+                    marker=".",
+                    linestyle=":" if engine == "chosen" else "-",
+                    label=engine,
+                )
+        one.set(title=f"{batch} at once", xscale="log", yscale="log", xlabel="samples")
+    axes[0, 0].set_ylabel("ms")
+    axes[0, 0].legend(fontsize=7)
+    keep(figure, path)
+
+
+if __name__ == "__main__":
+    command(PRESETS, run, __doc__)
