@@ -19,11 +19,12 @@ from indexer.exact import require_k
 from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
 from indexer.precondition import QuerySide, Trak
 from query.blocks import Blocks, block_size, made_from
-from query.engine import Answer, collect_queries, search
+from query.engine import Answer, collect_queries, require_collected, search
 from query.filters import chosen
 from query.pictures import pictures
 from query.queries import Queries
 from query.report import Section, summary, write_report
+from query.setting import FAST
 from query.table import to_table, write_table
 from query.tally import Tally
 from query.true_influence import Sources, require_rankable, rerank
@@ -74,13 +75,16 @@ def ask(config: QueryConfig) -> Result:
     # What is cheap and can be wrong comes before what takes long.
     keep = chosen(store, where=config.where(), ids=config.ids)
     require_k(config.k, store, keep)
-    engines = [engine_of(store, name, config.etas) for name in config.measures]
+    etas = FAST.etas(store.etas) if config.fast else config.etas
+    engines = [engine_of(store, name, etas) for name in config.measures]
     if config.rerank:
         require_rankable(config.measures, store)
     train = pictures(store)
     asked = open_store(config.queries) if config.queries else None
     if asked is not None:
         questions(asked, config.mean_by, config.minus)
+        for engine in engines:
+            require_collected(asked, engine.features)
     images = Samples.from_spec(config) if config.dataset else None
     shown: Pictures | None
     out = Path(config.out)
@@ -102,6 +106,7 @@ def ask(config: QueryConfig) -> Result:
                 draws=config.draws,
                 event_seed=config.event_seed,
             ),
+            etas=etas,
             checkpoints=config.checkpoints,
             batch_size=config.batch_size,
             memory=config.memory,

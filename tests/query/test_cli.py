@@ -16,6 +16,7 @@ import yaml
 from gradstore.collect import ProjectorSpec, collect
 from gradstore.reader import open_store
 from query import cli
+from query.setting import FAST, Setting
 from tests.conftest import World, images
 
 TRAIN = [
@@ -148,6 +149,49 @@ def test_sums_of_queries_weights_of_checkpoints_and_all_scores(
     assert not (tmp_path / "c").exists()
     told = run("query", *asked[:-1], "1", "--out", tmp_path / "c", status=1)
     assert "one finite number ≥ 0 for each" in told
+
+
+def test_fast_computes_no_gradient_that_does_not_count(
+    road: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("query.ask.FAST", Setting(FAST.timesteps, FAST.draws, checkpoints=1))
+    store = road / "run" / "train.gradstore"
+    few = ("query", "--store", store, "--dataset", "digits", "--limit", 2, "--k", 40)
+    run(*few, "--fast", "--out", tmp_path / "fast")
+    queries = open_store(tmp_path / "fast" / "queries.gradstore")
+    assert (queries.slots, queries.numbers) == (FAST.timesteps, [0, 1])
+    assert [place for place, _, _ in queries.missing()] == [0]
+    # It is what the same setting gives when it is spelled out, with every gradient computed.
+    run(*few, "--timesteps", FAST.timesteps, "--draws", FAST.draws, "--out", tmp_path / "whole")
+    both = sum(open_store(store).etas)
+    again = ("query", "--store", store, "--k", 40, "--etas", f"0,{both}")
+    run(*again, "--queries", tmp_path / "whole" / "queries.gradstore", "--out", tmp_path / "e")
+    pd.testing.assert_frame_equal(
+        *(pd.read_parquet(tmp_path / name / "results.parquet") for name in ("fast", "e"))
+    )
+    # What was left out is asked for, not taken for zero, until it is collected.
+    asked = ("--store", store, "--queries", queries.path)
+    told = run("query", *asked, "--out", tmp_path / "q", status=1)
+    assert "lacks rows of checkpoint 0. Leave it out with --etas 0," in told
+    assert not (tmp_path / "q").exists()
+    told = run("scores", *asked, "--out", tmp_path / "s.parquet", status=1)
+    assert "lacks rows of checkpoint 0" in told
+    run("scores", *asked, "--etas", "0,1", "--out", tmp_path / "s.parquet")
+    pair = (
+        "--query",
+        "digit-1700",
+        "--sample",
+        open_store(store).manifest.ids[0],
+        "--out",
+        tmp_path / "b.parquet",
+    )
+    assert "lacks rows of checkpoint 0" in run("breakdown", *asked, *pair, status=1)
+    run("breakdown", *asked, *pair, "--etas", "0,1")
+    assert set(pd.read_parquet(tmp_path / "b.parquet")["checkpoint"]) == {1}
+    run("query", *asked, "--fast", "--k", 40, "--out", tmp_path / "again")
+    pd.testing.assert_frame_equal(
+        *(pd.read_parquet(tmp_path / name / "results.parquet") for name in ("fast", "again"))
+    )
 
 
 def test_candidates_are_ranked_again_by_true_influence(
