@@ -20,6 +20,9 @@ class SearchConfig(Spec):
     etas: list[float] | None = Field(
         None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
     )
+    matched: bool = Field(
+        False, description="match slots timestep by timestep, where they are averaged otherwise"
+    )
     skip_unsealed: bool = Field(
         False, description="leave out training samples that are not collected yet"
     )
@@ -96,6 +99,9 @@ class QueryConfig(DatasetSpec):
     measures: list[str] = Field(["tracin", "retrac"], min_length=1, description="what to rank by")
     etas: list[float] | None = Field(
         None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+    )
+    matched: bool = Field(
+        False, description="match slots timestep by timestep, where they are averaged otherwise"
     )
     skip_unsealed: bool = Field(
         False, description="leave out training samples that are not collected yet"

@@ -225,6 +225,7 @@ def prepared(
     features.require_matching(store, queries.store)
     asked = queries.features(features)
     if isinstance(chosen, QuerySide):
+        require_averaged(chosen, matched=features.slots is not None)
         chosen = chosen.fitted(store)
         asked = chosen.prepared(asked)
     return asked, chosen
@@ -240,6 +241,15 @@ def require_comparable(store: Store, queries: Store) -> None:
         sections=COMPARED,
         mend=f"collect the queries anew: gradstore query --store {store.location}",
     )
+
+
+def require_averaged(measure: QuerySide, *, matched: bool) -> None:
+    """Raise `QueryError` if a measure that changes averages of slots is to match them."""
+    if matched:
+        raise QueryError(
+            f"{measure.name} preconditions the average of a query's slots, and there is none where "
+            "slots are matched. Average them, or use a measure of rows."
+        )
 
 
 def require_collected(queries: Store, features: Features) -> None:

@@ -69,11 +69,13 @@ def test_each_step_says_what_comes_next(road: Path, run: Run, tmp_path: Path) ->
     assert f"Next: gradstore collect {out}/collect.yaml" in run(*TRAIN, "--out", out)
     told = run("plan", out / "collect.yaml", "--proj-dim", "16")
     assert "40 samples × 2 checkpoints: 80 rows" in told
+    assert "an index takes 0.0 MB of memory per measure" in told
     assert not (out / "train.gradstore").exists()
     told = run("collect", out / "collect.yaml", "--proj-dim", "16")
     assert "train.gradstore: 80 rows" in told
     assert f"Next: gradstore index --store {out}/train.gradstore" in told
     told = run("index", "--store", out / "train.gradstore", "--measures", "retrac")
+    assert told.startswith("retrac: an index of about 0.0 MB is built\n")
     assert "train.retrac.index: 40 vectors of 16, " in told
     assert "Next: gradstore query" in told
 
@@ -192,6 +194,53 @@ def test_fast_computes_no_gradient_that_does_not_count(
     pd.testing.assert_frame_equal(
         *(pd.read_parquet(tmp_path / name / "results.parquet") for name in ("fast", "again"))
     )
+
+
+def test_slots_are_matched_and_another_index_built_by_flag(
+    road: Path, run: Run, tmp_path: Path
+) -> None:
+    store = tmp_path / "m.gradstore"
+    planned = ("--events", "planned", "--timesteps", 3, "--proj-dim", 16, "--store", store)
+    run("collect", road / "run" / "collect.yaml", *planned)
+    asked = (
+        "query", "--store", store, "--dataset", "digits", "--limit", 2, "--draws", 1, "--k", 40,
+        "--measures", "retrac", "--matched",
+    )  # fmt: skip
+    told = run(*asked, "--out", tmp_path / "a", status=1)
+    assert "has 3 timesteps per sample, and the queries would have 10" in told
+    assert not (tmp_path / "a").exists()
+    run(*asked, "--timesteps", 3, "--out", tmp_path / "a")
+    table = pd.read_parquet(tmp_path / "a" / "results.parquet")
+    queries = tmp_path / "a" / "queries.gradstore"
+    train, own = open_store(store), open_store(queries)
+    scores = sum(
+        eta * np.einsum("qtd,ntd->qn", own.rows(k).direction.astype(float), rows) / 3
+        for k, eta in enumerate(train.etas)
+        for rows in [train.rows(k).direction.astype(float)]
+    )
+    top = table[(table.side == "proponent") & (table.query_id == own.manifest.ids[1])]
+    np.testing.assert_allclose(top["score"], np.sort(scores[1])[::-1], rtol=1e-3, atol=1e-5)
+    run(
+        "scores",
+        "--store",
+        store,
+        "--queries",
+        queries,
+        "--matched",
+        "--out",
+        tmp_path / "s.parquet",
+    )
+    found = pd.read_parquet(tmp_path / "s.parquet")["score"].to_numpy().reshape(2, 40)
+    np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-5)
+    told = run("index", "--store", store, "--measures", "retrac", "--matched", "--factory", "fp16")
+    assert "m.retrac.matched.index: 40 vectors of 48" in told
+    run(*asked, "--timesteps", 3, "--out", tmp_path / "b")
+    again = pd.read_parquet(tmp_path / "b" / "results.parquet")
+    assert again["sample_id"].tolist() == table["sample_id"].tolist()
+    told = run(
+        *asked[:-2], "trak", "--matched", "--timesteps", 3, "--out", tmp_path / "c", status=1
+    )
+    assert "trak preconditions the average of a query's slots" in told
 
 
 def test_candidates_are_ranked_again_by_true_influence(
