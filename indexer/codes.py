@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+def code_bytes(dim: int) -> int:
+    """Bytes of a code: a bit per dimension, and two float32."""
+    return (dim + 7) // 8 + 8
+
+
 def encode(vectors: NDArray[Any], scale: NDArray[np.float32] | None = None) -> NDArray[np.uint8]:
     """Codes as `faiss.IndexRaBitQ` for inner products has them, with a centroid of zero.
 
@@ -34,7 +39,7 @@ def encode(vectors: NDArray[Any], scale: NDArray[np.float32] | None = None) -> N
     """
     count, dim = vectors.shape
     width = (dim + 7) // 8
-    codes = np.zeros((count, width + 8), np.uint8)
+    codes = np.zeros((count, code_bytes(dim)), np.uint8)
     # A float is above 0 just when the integer of the same bits is.
     bits: NDArray[Any] = vectors.view(np.int16 if vectors.dtype == np.float16 else np.int32)
     above: NDArray[np.bool_] = bits > 0

@@ -20,3 +20,14 @@ class IndexConfig(Spec):
         description="one index each: tracin (which serves trak, too), retrac, power:ALPHA, "
         "clip:Q, calibrated",
     )
+    etas: list[float] | None = Field(
+        None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+    )
+    matched: bool = Field(
+        False, description="match slots timestep by timestep, where they are averaged otherwise"
+    )
+    factory: str | None = Field(
+        None,
+        description="what is kept of each vector: rabitq, fp16, flat, hnsw, ivf, or a factory "
+        "string of FAISS [default: what the index has, else rabitq]",
+    )

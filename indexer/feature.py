@@ -32,13 +32,18 @@ Part = tuple["NDArray[Any]", "NDArray[np.float32]"]
 
 
 def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
-    """`etas`, or the store's; one finite number ≥ 0 per checkpoint, else `ConfigError`."""
+    """`etas`, or the store's; one finite number ≥ 0 per checkpoint, not all 0.
+
+    Raises:
+        ConfigError: if they are anything else.
+    """
     if etas is None:
         return store.etas
-    if len(etas) != store.checkpoints or not all(np.isfinite(eta) and eta >= 0 for eta in etas):
+    fine = len(etas) == store.checkpoints and all(np.isfinite(eta) and eta >= 0 for eta in etas)
+    if not (fine and any(etas)):
         raise ConfigError(
             f"etas are {list(etas)}; {store.location} has {store.checkpoints} checkpoints and "
-            "needs one finite number ≥ 0 for each."
+            "needs one finite number ≥ 0 for each, and some above 0."
         )
     return list(etas)
 

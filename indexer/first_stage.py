@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gradstore.errors import ConfigError, DependencyError
-from indexer.codes import encode
+from gradstore.errors import SearchIndexError
+from indexer.codes import code_bytes, encode
+from indexer.factory import TRAINED_ON, empty_vectors, faiss_module
 from indexer.product import as_float32
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 # Bits that each entry of a query is rounded to: at 0, its default, FAISS takes a thousand times as
 # long; at 1 it needs twice the candidates.
 _QUERY_BITS: Final = 4
-_TRAINED_ON: Final = 16_384
 
 
 class FirstStage:
@@ -39,7 +39,9 @@ class FirstStage:
     def __init__(self, vectors: Any, checkpoints: int) -> None:
         self._vectors = vectors
         self._checkpoints = checkpoints
-        self._by_signs = isinstance(vectors, _faiss().IndexRaBitQ)
+        # RaBitQ of more than one bit per dimension makes its own codes.
+        signs = isinstance(vectors, faiss_module().IndexRaBitQ)
+        self._by_signs = signs and vectors.code_size == code_bytes(vectors.d)
 
     @classmethod
     def empty(cls, factory: str, store: Store, features: Features) -> FirstStage:
@@ -48,30 +50,24 @@ class FirstStage:
         Raises:
             ConfigError: if FAISS knows no such factory string.
         """
-        faiss, dim = _faiss(), features.width(store)
-        try:
-            vectors = faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"FAISS knows no index {factory!r} for vectors of length {dim}: "
-                f"{str(error).splitlines()[-1]}. See the FAISS wiki, 'The index factory'."
-            ) from error
+        dim = features.width(store)
+        vectors = empty_vectors(factory, dim, store.samples)
         stage = cls(vectors, len(features.etas))
         if stage._by_signs:
             vectors.train(np.zeros((1, dim), np.float32))  # a centroid of zero: see `codes`
         elif not vectors.is_trained:
-            chosen = np.random.default_rng(0).permutation(store.samples)[:_TRAINED_ON]
+            chosen = np.random.default_rng(0).permutation(store.samples)[:TRAINED_ON]
             vectors.train(stage._folded(features.take(store, np.sort(chosen))))
         return stage
 
     @classmethod
     def read(cls, file: Path, features: Features) -> FirstStage:
         """One that was written."""
-        return cls(_faiss().read_index(str(file)), len(features.etas))
+        return cls(faiss_module().read_index(str(file)), len(features.etas))
 
     def write(self, file: Path) -> None:
         """Write it to a file."""
-        _faiss().write_index(self._vectors, str(file))
+        faiss_module().write_index(self._vectors, str(file))
 
     def __len__(self) -> int:
         return int(self._vectors.ntotal)
@@ -108,16 +104,41 @@ class FirstStage:
         """Candidates of each query, `[queries, count]`, all of them among `keep`, if it is given.
 
         Where an index finds fewer, as those do that look at a part of themselves, the rest is -1.
+
+        Raises:
+            SearchIndexError: if this kind of index cannot search among some samples only.
         """
-        faiss = _faiss()
-        selected = {} if keep is None else {"sel": faiss.IDSelectorBatch(keep)}
-        if self._by_signs:
-            parameters = faiss.RaBitQSearchParameters(qb=_QUERY_BITS, centered=False, **selected)
-        else:
-            parameters = faiss.SearchParameters(**selected) if selected else None
         asked = np.ascontiguousarray(self._folded(queries))
-        found: NDArray[np.int64] = self._vectors.search(asked, count, params=parameters)[1]
+        parameters = self._parameters(count, keep)
+        try:
+            found: NDArray[np.int64] = self._vectors.search(asked, count, params=parameters)[1]
+        except RuntimeError as error:
+            if keep is None:
+                raise
+            raise SearchIndexError(
+                f"{type(self._vectors).__name__} of FAISS cannot search among some samples only: "
+                f"{str(error).splitlines()[-1]}. Search without the index, or build another."
+            ) from error
         return found
+
+    def _parameters(self, count: int, keep: NDArray[np.int64] | None) -> Any:
+        """What a search is told beside its queries; each kind of index takes another kind of it."""
+        faiss, vectors = faiss_module(), self._vectors
+        given = {} if keep is None else {"sel": faiss.IDSelectorBatch(keep)}
+        if self._by_signs:
+            return faiss.RaBitQSearchParameters(qb=_QUERY_BITS, centered=False, **given)
+        if isinstance(vectors, faiss.IndexIVFRaBitQ):
+            return faiss.IVFRaBitQSearchParameters(
+                qb=_QUERY_BITS, centered=False, nprobe=vectors.nprobe, **given
+            )
+        if keep is None:
+            return None
+        if isinstance(vectors, faiss.IndexIVF):
+            return faiss.SearchParametersIVF(nprobe=vectors.nprobe, **given)
+        if isinstance(vectors, faiss.IndexHNSW):
+            reach = max(vectors.hnsw.efSearch, count)
+            return faiss.SearchParametersHNSW(efSearch=reach, **given)
+        return faiss.SearchParameters(**given)
 
     def _folded(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         if self._checkpoints == 1:
@@ -126,19 +147,8 @@ class FirstStage:
         return np.asarray(parts.sum(axis=1))
 
 
-def _faiss() -> Any:
-    try:
-        import faiss
-    except ImportError as error:
-        raise DependencyError(
-            f"FAISS cannot be imported ({error}). Install one of its two builds: `pip install "
-            "'gradstore[cpu]'`, or `pip install 'gradstore[gpu]'` on a machine with an NVIDIA GPU."
-        ) from error
-    return faiss
-
-
 def faiss_description() -> str:
     """Version, CPU instructions and number of GPUs of the FAISS build at hand."""
-    faiss = _faiss()
+    faiss = faiss_module()
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     return f"{faiss.get_compile_options().strip()}, {gpus} GPUs"

@@ -35,6 +35,7 @@ from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
 from indexer.choice import exact_from
 from indexer.exact import ExactEngine, Ranking, best, require_k, rescored
+from indexer.factory import DEFAULT, estimated_bytes, recorded
 from indexer.feature import Features
 from indexer.first_stage import FirstStage
 from indexer.measures import Measure, measure_of
@@ -198,7 +199,7 @@ class SearchIndex:
                 raise SearchIndexError(
                     f"index {self.path} ({self.spec.factory}) looks at a part of itself and found "
                     f"fewer than {k} samples. Ask for fewer, or build another: "
-                    f"{_update(self.store, self.measure)}"
+                    f"{_update(self.store, self.features)}"
                 )
             sides.append(Ranking(found.rows, sign * found.scores))
         return sides[0], sides[1]
@@ -207,7 +208,10 @@ class SearchIndex:
         """From how many queries at once on the exact engine is faster; see `indexer.choice`."""
         k = min(10, self.spec.count)
         probe = self.features.take(self.store, np.array([0]))
-        return exact_from(lambda some: self.approximate(some, k), self._exact, probe)
+        try:
+            return exact_from(lambda some: self.approximate(some, k), self._exact, probe)
+        except SearchIndexError:  # it looks at so little of itself that it did not find k
+            return None
 
     def _require_searchable(
         self, queries: NDArray[np.float32], k: int, keep: NDArray[np.int64] | None
@@ -216,7 +220,7 @@ class SearchIndex:
         if not self.store.is_current():
             raise SearchIndexError(
                 f"{self.store.location} changed since index {self.path} was opened: samples may "
-                f"have been deleted. Bring it up to date: {_update(self.store, self.measure)}"
+                f"have been deleted. Bring it up to date: {_update(self.store, self.features)}"
             )
         if queries.ndim != 2 or queries.shape[1] != self.features.dim(self.store):
             raise QueryError(
@@ -227,11 +231,46 @@ class SearchIndex:
             raise QueryError("a query's features are not finite: its gradients are damaged")
 
 
-def index_path(store: Store, measure: Measure | str) -> Path:
-    """Where the index of a store under a measure stands unless told otherwise."""
-    name = f"{store.name}.{_indexed(measure).name.replace(':', '-')}.index"
+def index_path(
+    store: Store,
+    measure: Measure | str,
+    *,
+    etas: Sequence[float] | None = None,
+    matched: bool = False,
+) -> Path:
+    """Where the index of a store under a measure stands unless told otherwise.
+
+    One of other checkpoint weights than the store's, or of matched slots, has a place of its own.
+    """
+    name = f"{store.name}.{_indexed(measure).name.replace(':', '-')}"
+    if matched:
+        name += ".matched"
+    if etas is not None and list(etas) != store.etas:
+        given = ",".join(f"{eta:g}" for eta in etas)
+        name += f".etas-{blake2b(given.encode(), digest_size=4).hexdigest()}"
+    name += ".index"
     # FAISS reads files: the index of a store under a URL stands in the current folder.
     return Path(name) if store.objects.remote else store.path.with_name(name)
+
+
+def estimated_nbytes(
+    store: Store,
+    measure: Measure | str,
+    path: str | Path | None = None,
+    *,
+    etas: Sequence[float] | None = None,
+    matched: bool = False,
+    factory: str | None = None,
+) -> int:
+    """About how many bytes `build_index` with the same arguments takes, in memory and on the disk.
+
+    Raises:
+        ConfigError: if FAISS knows no such index.
+    """
+    if path is None:
+        path = index_path(store, measure, etas=etas, matched=matched)
+    width = store.dim * (store.slots if matched else 1)
+    return estimated_bytes(_factory(factory, Path(path)), width, store.samples)
 
 
 def build_index(
@@ -241,7 +280,7 @@ def build_index(
     *,
     etas: Sequence[float] | None = None,
     matched: bool = False,
-    factory: str = "RaBitQ",
+    factory: str | None = None,
     queries: Store | None = None,
 ) -> SearchIndex:
     """Build the index of a store under a measure, or open the one that stands there already.
@@ -252,10 +291,12 @@ def build_index(
     Args:
         store: a complete store.
         measure: a measure, or its name.
-        path: the index's folder; by default beside the store.
+        path: the index's folder; by default `index_path`.
         etas: checkpoint weights η_k; by default the store's.
         matched: match slots timestep by timestep.
-        factory: what FAISS keeps of each vector, as its `index_factory` names it.
+        factory: what FAISS keeps of each vector: one of `indexer.factory.NAMES`, or a string of
+            FAISS's `index_factory`; by default what the index that stands there has, else one bit
+            per dimension.
         queries: a query store to measure the recall with; by default training samples.
 
     Raises:
@@ -263,16 +304,20 @@ def build_index(
         SearchIndexError: if another index stands at `path`; it is not changed.
     """
     measure = _indexed(measure)
-    path = Path(path) if path is not None else index_path(store, measure)
+    if path is None:
+        path = index_path(store, measure, etas=etas, matched=matched)
+    path = Path(path)
     store.require_complete()
     features = Features.of(store, measure, etas=etas, matched=matched)
+    factory = _factory(factory, path)
     wanted = _built_from(store, features, factory)
     if path.exists():
-        stage, start, measured = _outdated(path, wanted, store, features)
+        stage, start, was = _outdated(path, wanted, store, features)
         if stage is None:
             return open_index(path, store, measure, etas=etas, matched=matched, factory=factory)
     else:
-        stage, start, measured = FirstStage.empty(factory, store, features), 0, None
+        stage, start, was = FirstStage.empty(factory, store, features), 0, None
+    measured = None if was is None else was.measured
     recall = Recall(store, features, queries) if measured is None else None
     with progress(store.samples - start, f"indexing {measure.name}", "samples") as bar:
         for numbers, parts in features.stream(store, start=0 if recall is not None else start):
@@ -300,7 +345,8 @@ def build_index(
             sha256=_sha256(building / VECTORS_NAME),
         )
         made = SearchIndex(path, spec, store, features, stage)
-        spec = spec.model_copy(update={"exact_from": made.measured_exact_from()})
+        known = made.measured_exact_from() if was is None else was.exact_from
+        spec = spec.model_copy(update={"exact_from": known})
         samples = Manifest(store.manifest.ids, store.manifest.digests)
         (building / SAMPLES_NAME).write_bytes(samples.content())
         (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
@@ -318,18 +364,28 @@ def build_index(
     return SearchIndex(path, spec, store, features, stage)
 
 
+def _factory(given: str | None, path: Path) -> str:
+    """What is to be kept of each vector: what is given, what the index there has, or one bit."""
+    if given is not None:
+        return recorded(given)
+    try:
+        return IndexSpec.model_validate_json(objects_at(path).read(SPEC_NAME)).factory
+    except (OSError, ValueError, StoreError):
+        return DEFAULT
+
+
 def _outdated(
     path: Path, wanted: BuiltFrom, store: Store, features: Features
-) -> tuple[FirstStage | None, int, Measured | None]:
+) -> tuple[FirstStage | None, int, IndexSpec | None]:
     """An index of the store as it was, without the vectors of what is gone, and how many are left.
 
     Samples keep their order whatever is done to a store, and new ones come last: so the vectors
     that are left are those of the store's first samples.
 
     Returns:
-        The first stage, how many vectors it holds, and what was measured of it, unless so much
-        was added since that it must be measured anew. None if the index is up to date or of
-        something else, which `open_index` tells.
+        The first stage, how many vectors it holds, and its specification, whose measurements stay
+        true; None if so much was added since that it must be measured anew. No first stage if the
+        index is up to date or of something else, which `open_index` tells.
     """
     try:
         files = objects_at(path)
@@ -353,7 +409,7 @@ def _outdated(
         return FirstStage.empty(wanted.factory, store, features), 0, None
     if len(now) > _MEASURED_UP_TO * found.measured.samples:
         return stage, kept, None
-    return stage, kept, found.measured
+    return stage, kept, found
 
 
 def open_index(
@@ -381,9 +437,9 @@ def open_index(
     path = Path(path)
     measure = _indexed(measure)
     features = Features.of(store, measure, etas=etas, matched=matched)
-    mend = f"Remove {path} and build it again: {_update(store, measure)}"
+    mend = f"Remove {path} and build it again: {_update(store, features)}"
     if not path.exists():
-        raise SearchIndexError(f"there is no index {path}. Build it: {_update(store, measure)}")
+        raise SearchIndexError(f"there is no index {path}. Build it: {_update(store, features)}")
     try:
         spec = IndexSpec.model_validate_json(objects_at(path).read(SPEC_NAME))
     except (OSError, ValidationError) as error:
@@ -391,13 +447,13 @@ def open_index(
             f"{path} exists and is not a whole index ({SPEC_NAME} is missing or damaged, or of "
             f"another version). {mend}"
         ) from error
-    expected = _built_from(store, features, factory or spec.factory)
+    expected = _built_from(store, features, recorded(factory) if factory else spec.factory)
     name = _differing(spec, expected)
     if name == "samples":
         raise SearchIndexError(
             f"index {path} was built from {spec.count:,} samples; {store.location} has "
             f"{store.samples:,} now, and not the same. Bring it up to date: "
-            f"{_update(store, measure)}"
+            f"{_update(store, features)}"
         )
     if name is not None:
         raise SearchIndexError(
@@ -414,7 +470,7 @@ def _indexed(measure: Measure | str) -> Measure:
 
 
 def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> FirstStage:
-    mend = f"Remove {path} and build it again: {_update(store, features.measure)}"
+    mend = f"Remove {path} and build it again: {_update(store, features)}"
     file = path / VECTORS_NAME
     try:
         if not file.is_file():  # a pipe would keep FAISS waiting for ever
@@ -434,8 +490,11 @@ def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> Firs
     return stage
 
 
-def _update(store: Store, measure: Measure) -> str:
-    return f"gradstore index --store {store.location} --measures {measure.name}"
+def _update(store: Store, features: Features) -> str:
+    command = f"gradstore index --store {store.location} --measures {features.measure.name}"
+    if list(features.etas) != store.etas:
+        command += f" --etas {','.join(f'{eta:g}' for eta in features.etas)}"
+    return command + (" --matched" if features.slots is not None else "")
 
 
 def _built_from(store: Store, features: Features, factory: str) -> BuiltFrom:

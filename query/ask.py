@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import yaml
 
 from gradstore.config import DatasetSpec
-from gradstore.errors import ConfigError, SearchIndexError
+from gradstore.errors import ConfigError, QueryError, SearchIndexError
 from gradstore.progress import progress
 from gradstore.reader import open_store
 from gradstore.spec import EventSpec, Spec
@@ -19,11 +19,12 @@ from indexer.exact import require_k
 from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
 from indexer.precondition import QuerySide, Trak
 from query.blocks import Blocks, block_size, made_from
-from query.engine import Answer, collect_queries, search
+from query.engine import Answer, collect_queries, require_averaged, require_collected, search
 from query.filters import chosen
 from query.pictures import pictures
 from query.queries import Queries
 from query.report import Section, summary, write_report
+from query.setting import FAST
 from query.table import to_table, write_table
 from query.tally import Tally
 from query.true_influence import Sources, require_rankable, rerank
@@ -74,13 +75,23 @@ def ask(config: QueryConfig) -> Result:
     # What is cheap and can be wrong comes before what takes long.
     keep = chosen(store, where=config.where(), ids=config.ids)
     require_k(config.k, store, keep)
-    engines = [engine_of(store, name, config.etas) for name in config.measures]
+    etas = FAST.etas(store.etas) if config.fast else config.etas
+    engines = [engine_of(store, name, etas, matched=config.matched) for name in config.measures]
+    if config.matched and config.queries is None and config.timesteps != store.slots:
+        raise QueryError(
+            f"{store.location} has {store.slots} timesteps per sample, and the queries would have "
+            f"{config.timesteps}: they cannot be matched. Use --timesteps {store.slots}, or leave "
+            "--matched out."
+        )
     if config.rerank:
         require_rankable(config.measures, store)
     train = pictures(store)
     asked = open_store(config.queries) if config.queries else None
     if asked is not None:
         questions(asked, config.mean_by, config.minus)
+        for engine in engines:
+            require_collected(asked, engine.features)
+            engine.features.require_matching(store, asked)
     images = Samples.from_spec(config) if config.dataset else None
     shown: Pictures | None
     out = Path(config.out)
@@ -102,6 +113,7 @@ def ask(config: QueryConfig) -> Result:
                 draws=config.draws,
                 event_seed=config.event_seed,
             ),
+            etas=etas,
             checkpoints=config.checkpoints,
             batch_size=config.batch_size,
             memory=config.memory,
@@ -194,25 +206,25 @@ def _answer(
 
 
 def engine_of(
-    store: Store, measure: str, etas: Sequence[float] | None = None
+    store: Store, measure: str, etas: Sequence[float] | None = None, *, matched: bool = False
 ) -> SearchIndex | ExactEngine:
-    """The index of a store under a measure, if there is one; else the exact engine.
-
-    An index is of the store's own checkpoint weights: others are searched exactly.
-    """
-    path = index_path(store, measure)
-    if path.exists() and (etas is None or list(etas) == store.etas):
-        return open_index(path, store, measure)
-    return exact_engine(store, measure, etas)
+    """The index of a store under a measure and these weights; without one, the exact engine."""
+    path = index_path(store, measure, etas=etas, matched=matched)
+    if path.exists():
+        return open_index(path, store, measure, etas=etas, matched=matched)
+    return exact_engine(store, measure, etas, matched=matched)
 
 
-def exact_engine(store: Store, measure: str, etas: Sequence[float] | None = None) -> ExactEngine:
+def exact_engine(
+    store: Store, measure: str, etas: Sequence[float] | None = None, *, matched: bool = False
+) -> ExactEngine:
     """The exact engine of a store under a measure."""
     store.require_complete()
     served = measure_of(measure)
     if isinstance(served, QuerySide):
+        require_averaged(served, matched=matched)
         served = served.indexed
-    return ExactEngine(store, Features.of(store, served, etas=etas))
+    return ExactEngine(store, Features.of(store, served, etas=etas, matched=matched))
 
 
 def fitted(measure: Measure, store: Store) -> Measure:

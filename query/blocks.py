@@ -154,6 +154,7 @@ def made_from(
         "queries": digest.hexdigest(),
         "measure": measure,
         "etas": list(engine.features.etas),
+        "matched": engine.features.slots is not None,
         "index": None if spec is None else spec.sha256,
         "keep": None if keep is None else hashlib.sha256(keep.tobytes()).hexdigest(),
     }

@@ -95,8 +95,12 @@ def plan(config: Path | None, **given: Any) -> None:
     """Say what `collect` with the same settings will take, from one measured batch."""
     settings = parse(CollectConfig, config, given)
     from gradstore.collect import plan_config
+    from indexer.factory import DEFAULT, estimated_bytes
 
-    click.echo(plan_config(settings))
+    bill = plan_config(settings)
+    click.echo(bill)
+    index_bytes = estimated_bytes(DEFAULT, bill.dim, bill.samples)
+    click.echo(f"\nThen an index takes {index_bytes / 1e6:,.1f} MB of memory per measure.")
     _next("gradstore collect, with the same settings")
 
 
@@ -106,14 +110,20 @@ def index(config: Path | None, **given: Any) -> None:
     """Build a FAISS index per measure."""
     settings = parse(IndexConfig, config, given)
     from gradstore import open_store
-    from indexer import build_index
+    from indexer import build_index, measure_of
+    from indexer.index import estimated_nbytes
     from indexer.kernel import build_kernel
 
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    for name in settings.measures:  # what is misspelt comes before what takes long
+        measure_of(name)
+    etas, matched, factory = settings.etas, settings.matched, settings.factory
     for measure in settings.measures:
+        expected = estimated_nbytes(store, measure, etas=etas, matched=matched, factory=factory)
+        click.echo(f"{measure}: an index of about {expected / 1e6:,.1f} MB is built")
         if measure.partition(":")[0] == "trak":
             click.echo(f"{build_kernel(store)}: serves trak with every λ")
-        built = build_index(store, measure)
+        built = build_index(store, measure, etas=etas, matched=matched, factory=factory)
         click.echo(
             f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, "
             f"{built.nbytes / 1e6:,.1f} MB, {_recall(built.spec)}"
@@ -144,7 +154,7 @@ def scores(config: Path | None, **given: Any) -> None:
     from query.scores import write_scores
 
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
-    engine = exact_engine(store, settings.measure, settings.etas)
+    engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
     queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
     measure = fitted(measure_of(settings.measure), store)
     write_scores(engine, queries, Path(settings.out), measure=measure)
@@ -163,7 +173,7 @@ def rollup(config: Path | None, **given: Any) -> None:
 
     out = _new_table(settings.out)
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
-    engine = exact_engine(store, settings.measure, settings.etas)
+    engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
     queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
     measure = fitted(measure_of(settings.measure), store)
     _write(rollup_table(engine, queries, settings.by, measure=measure, top=settings.top), out)
@@ -183,7 +193,8 @@ def self_influence(config: Path | None, **given: Any) -> None:
 
     out = _new_table(settings.out)
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
-    _write(self_influence_table(exact_engine(store, settings.measure, settings.etas)), out)
+    engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
+    _write(self_influence_table(engine), out)
 
 
 @cli.command()
@@ -227,7 +238,7 @@ def breakdown(config: Path | None, **given: Any) -> None:
     if settings.measure.partition(":")[0] == "trak":
         raise ConfigError("trak is no sum over pairs of rows. Use a measure of rows: tracin, ….")
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
-    engine = exact_engine(store, settings.measure, settings.etas)
+    engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
     queries = open_store(settings.queries)
     _write(breakdown_table(engine, queries, settings.query, settings.sample), out)
 

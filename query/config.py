@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from gradstore.config import DatasetSpec
 from gradstore.errors import ConfigError
 from gradstore.spec import Spec
+from query.setting import FAST
 
 
 class SearchConfig(Spec):
@@ -18,6 +19,9 @@ class SearchConfig(Spec):
     measure: str = Field("retrac", description="what to rank by")
     etas: list[float] | None = Field(
         None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+    )
+    matched: bool = Field(
+        False, description="match slots timestep by timestep, where they are averaged otherwise"
     )
     skip_unsealed: bool = Field(
         False, description="leave out training samples that are not collected yet"
@@ -96,6 +100,9 @@ class QueryConfig(DatasetSpec):
     etas: list[float] | None = Field(
         None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
     )
+    matched: bool = Field(
+        False, description="match slots timestep by timestep, where they are averaged otherwise"
+    )
     skip_unsealed: bool = Field(
         False, description="leave out training samples that are not collected yet"
     )
@@ -109,6 +116,12 @@ class QueryConfig(DatasetSpec):
     labels: list[str] | None = Field(None, description="search only samples of these labels")
     groups: list[str] | None = Field(None, description="search only samples of these groups")
     ids: list[str] | None = Field(None, description="search only the samples of these ids")
+    fast: bool = Field(
+        False,
+        description=f"fewer gradients per query: {FAST.timesteps} timesteps, {FAST.draws} noise, "
+        f"{FAST.checkpoints} checkpoints, in place of --timesteps, --draws and --etas; of a query "
+        "store, these checkpoints",
+    )
     timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
     draws: int = Field(4, ge=1, le=10_000, description="noises averaged into each timestep")
     event_seed: int = Field(0, ge=0, description="seed of the noises")
@@ -125,6 +138,21 @@ class QueryConfig(DatasetSpec):
         """Values that a training sample must have in the columns of its manifest."""
         asked = {"label": self.labels, "group": self.groups}
         return {name: values for name, values in asked.items() if values is not None}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fast(cls, given: Any) -> Any:
+        """With the timesteps and draws of `FAST`, so that the settings that are kept tell them."""
+        if not (isinstance(given, dict) and given.get("fast")):
+            return given
+        settled = {"timesteps": FAST.timesteps, "draws": FAST.draws, "etas": None}
+        for name, value in settled.items():
+            if given.get(name, value) != value:
+                raise ConfigError(
+                    f"--fast chooses timesteps, draws and etas, but --{name} {given[name]} was "
+                    "given. Leave one of the two out."
+                )
+        return {**given, **settled}
 
     @model_validator(mode="after")
     def _one_source(self) -> QueryConfig:

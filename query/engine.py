@@ -12,6 +12,7 @@ from gradstore.fingerprint import COMPARED, require_same
 from gradstore.spec import EventSpec
 from indexer import Ranking, measure_of
 from indexer.explanation import Explanation, explain
+from indexer.feature import checked_etas
 from indexer.precondition import QuerySide
 from query.queries import Queries
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect import Objective, Projector
     from gradstore.reader import Store
-    from indexer import ExactEngine, Measure, SearchIndex
+    from indexer import ExactEngine, Features, Measure, SearchIndex
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ def collect_queries(
     path: str | Path,
     *,
     events: EventSpec | None = None,
+    etas: Sequence[float] | None = None,
     checkpoints: Sequence[str | Path] | None = None,
     objective: Objective | None = None,
     projector: Projector | None = None,
@@ -122,6 +124,9 @@ def collect_queries(
         dataset: the queries; anything that `gradstore.collect.collect` takes.
         path: the query store to make.
         events: timesteps and noises; by default 10 timesteps with one noise each.
+        etas: the checkpoint weights that will be asked with; by default the store's. Where one is
+            0, no gradient is computed: the query store has no rows of that checkpoint until the
+            same call with other weights collects them.
         checkpoints: the store's checkpoints, if they moved.
         objective: the store's objective, if it was not `DiffusionLoss`.
         projector: the store's projector, if it was not one of gradstore's own; or the very
@@ -139,6 +144,7 @@ def collect_queries(
     options.setdefault("gradients", gradient_spec(store))
     identity: dict[str, Any] = store.spec.identity
     loss = identity["objective"].get("loss") if objective is None else None
+    weights = checked_etas(store, etas)
     return collect(
         dataset,
         checkpoints or [checkpoint.path for checkpoint in store.spec.checkpoints],
@@ -148,6 +154,7 @@ def collect_queries(
         projector=projector or projector_spec(identity["projector"]),
         etas=store.etas,
         like=store,
+        only=[place for place, weight in enumerate(weights) if weight > 0],
         **options,
     )
 
@@ -214,9 +221,11 @@ def prepared(
             f"{engine!r} is of {features.measure.name} and does not serve {chosen.name}. Build "
             f"its own: gradstore index --store {store.location} --measures {served.name}"
         )
+    require_collected(queries.store, features)
     features.require_matching(store, queries.store)
     asked = queries.features(features)
     if isinstance(chosen, QuerySide):
+        require_averaged(chosen, matched=features.slots is not None)
         chosen = chosen.fitted(store)
         asked = chosen.prepared(asked)
     return asked, chosen
@@ -232,6 +241,32 @@ def require_comparable(store: Store, queries: Store) -> None:
         sections=COMPARED,
         mend=f"collect the queries anew: gradstore query --store {store.location}",
     )
+
+
+def require_averaged(measure: QuerySide, *, matched: bool) -> None:
+    """Raise `QueryError` if a measure that changes averages of slots is to match them."""
+    if matched:
+        raise QueryError(
+            f"{measure.name} preconditions the average of a query's slots, and there is none where "
+            "slots are matched. Average them, or use a measure of rows."
+        )
+
+
+def require_collected(queries: Store, features: Features) -> None:
+    """Raise `QueryError` unless a query store has rows of every checkpoint that weighs something.
+
+    Queries that were asked with other weights may have been collected at some checkpoints alone.
+    """
+    whole = [not any(part.missing(number) for part in queries.parts) for number in queries.numbers]
+    lacking = [queries.numbers[place] for place in features.checkpoints if not whole[place]]
+    if lacking:
+        left = [eta if there else 0 for eta, there in zip(features.etas, whole, strict=True)]
+        names = ", ".join(map(str, lacking))
+        raise QueryError(
+            f"{queries.location} lacks rows of checkpoint {names}. Leave it out with --etas "
+            f"{','.join(f'{eta:g}' for eta in left)}, or collect the queries again with the "
+            "weights that are asked with."
+        )
 
 
 def timesteps(answers: Sequence[Answer]) -> dict[int, list[int]]:

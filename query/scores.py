@@ -20,7 +20,7 @@ from gradstore.errors import QueryError
 from gradstore.progress import progress
 from indexer import measure_of
 from query.blocks import made_from
-from query.engine import prepared
+from query.engine import prepared, require_collected, require_comparable
 from query.queries import Queries
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def write_scores(
     """
     queries = queries if isinstance(queries, Queries) else Queries.of(queries)
     chosen = engine.features.measure if measure is None else measure_of(measure)
+    require_comparable(engine.store, queries.store)  # before anything is made
+    require_collected(queries.store, engine.features)
     if out.suffix == ".zarr":
         _write_matrix(engine, queries, out, chosen)
         return

@@ -9,7 +9,7 @@ import numpy as np
 from gradstore.errors import QueryError
 from indexer import ExactEngine, breakdown, rollup, self_influence
 from query.blocks import block_size
-from query.engine import labels, prepared, require_comparable
+from query.engine import labels, prepared, require_collected, require_comparable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -93,8 +93,9 @@ def breakdown_table(engine: ExactEngine, queries: Store, query: str, sample: str
         sample: id of the training sample.
 
     Returns:
-        A row per pair of rows: `checkpoint` (its number, as `info` tells), `query_timestep`,
-        `sample_timestep`, `score` (float32). The scores' sum is the influence.
+        A row per pair of rows at each checkpoint that weighs something: `checkpoint` (its number,
+        as `info` tells), `query_timestep`, `sample_timestep`, `score` (float32). The scores' sum
+        is the influence.
 
     Raises:
         QueryError: if there is no such query or sample.
@@ -103,12 +104,14 @@ def breakdown_table(engine: ExactEngine, queries: Store, query: str, sample: str
 
     store = engine.store
     require_comparable(store, queries)
+    require_collected(queries, engine.features)
     rows = [_number(queries, query), _number(store, sample)]
     parts = breakdown(store, queries, engine.features, *rows)
     columns: dict[str, list[Any]] = {
         name: [] for name in ("checkpoint", "query_timestep", "sample_timestep", "score")
     }
-    for place, number in enumerate(store.numbers):
+    for place in engine.features.checkpoints:
+        number = store.numbers[place]
         asked, found = (
             one.column("timestep", place, np.array([row]))[0].tolist()
             for one, row in zip((queries, store), rows, strict=True)

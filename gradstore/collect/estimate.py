@@ -63,7 +63,7 @@ class Estimate:
         checkpoints: number of checkpoints.
         rows: rows to collect.
         nbytes: bytes of the stores' rows.
-        index_nbytes: bytes of an exact index, per measure.
+        dim: length of a direction; of the longest, where there are several stores.
         engine: name of the gradient engine.
         stages: seconds of each stage; None if so little is to be done that nothing was timed.
         memory: bytes of each part that collecting holds at once.
@@ -75,7 +75,7 @@ class Estimate:
     checkpoints: int
     rows: int
     nbytes: int
-    index_nbytes: int
+    dim: int
     engine: str
     stages: dict[str, float] | None
     memory: dict[str, int]
@@ -109,7 +109,6 @@ class Estimate:
             "",
             *[f"  memory: {name:<30} {_bytes(value):>10}" for name, value in self.memory.items()],
             f"  {'--memory, the model not counted':<38} {_bytes(self.budget):>10}",
-            f"  {'an exact index, per measure':<38} {_bytes(self.index_nbytes):>10}",
             *[
                 f"\nWith {one.flags}: {_time(one.seconds)}, {_bytes(one.nbytes)}"
                 for one in self.alternatives
@@ -155,7 +154,7 @@ def estimate(
         checkpoints=checkpoints,
         rows=rows,
         nbytes=work.nbytes(dims),
-        index_nbytes=4 * layout.samples * len(job.folders) * max(dims),
+        dim=max(dims),
         engine=job.choice.name,
         stages=stages,
         memory=work.memory(),

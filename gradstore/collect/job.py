@@ -87,6 +87,8 @@ class CollectOptions(TypedDict, total=False):
             model and objective.
         like: a training store of which the new rows are queries; they must be comparable with
             its own, and are refused before any work if they would not be.
+        only: places of the checkpoints whose rows are collected now; by default all. The store is
+            the same, and the others' rows can follow: the same call without it collects the rest.
         config: the configuration to record in the store as provenance.
     """
 
@@ -102,6 +104,7 @@ class CollectOptions(TypedDict, total=False):
     device: str | torch.device | None
     engine: str | EngineMaker
     like: Store | None
+    only: Sequence[int] | None
     config: dict[str, Any] | None
 
 
@@ -118,6 +121,7 @@ _DEFAULTS: Final[CollectOptions] = {
     "device": None,
     "engine": "auto",
     "like": None,
+    "only": None,
     "config": None,
 }
 
@@ -198,6 +202,7 @@ class Job:
         survey: the checkpoints.
         folders: where those are.
         numbers: the numbers that they have in the stores.
+        places: places of those that are collected now, rising.
         targets: the stores to fill, all with the same shards.
         choice: the engine.
         budget: how much memory goes where.
@@ -212,6 +217,7 @@ class Job:
     survey: Survey
     folders: Sequence[Path]
     numbers: Sequence[int]
+    places: Sequence[int]
     targets: Sequence[Target]
     choice: Choice
     budget: Budget
@@ -223,7 +229,7 @@ class Job:
     @property
     def rows(self) -> int:
         """Rows of each store."""
-        return len(self.samples) * self.plan.slots * len(self.folders)
+        return len(self.samples) * self.plan.slots * len(self.places)
 
     @property
     def num_parameters(self) -> int:
@@ -231,9 +237,9 @@ class Job:
         return num_parameters(self.survey.model)
 
     def tasks(self) -> list[Task]:
-        """Every shard of every checkpoint."""
+        """Every shard of every checkpoint that is collected now."""
         shards = self.targets[0].layout.shards
-        return [Task(k, shard) for k in range(len(self.folders)) for shard in range(shards)]
+        return [Task(k, shard) for k in self.places for shard in range(shards)]
 
     def load(self, number: int) -> LoadedCheckpoint:
         """A checkpoint, ready to give gradients. The first is in memory already."""
@@ -294,6 +300,7 @@ def prepare(
     device = devices.choose(given["device"])
     folders = ckpt.find_checkpoints(checkpoints)
     numbers = _numbers(len(folders), into, [*standing, given["like"]])
+    now = _places(len(folders), given["only"])
     gradients = given["gradients"] or GradientSpec()
     found = survey(
         folders,
@@ -333,7 +340,7 @@ def prepare(
     memory = int(given["memory"] * 2**30)
     model = found.model.to(device)
     draws = plan.at(numbers[0], samples.ids[:1]).key.shape[2]
-    events = len(samples) * plan.slots * draws * len(folders)
+    events = len(samples) * plan.slots * draws * len(now)
     timed = events >= _TIMED_EVENTS
     most, wanted = given["batch_size"], given["engine"] or "auto"
     begun = _begun(targets[0].part)
@@ -385,6 +392,7 @@ def prepare(
         survey=found,
         folders=folders,
         numbers=numbers,
+        places=now,
         targets=targets,
         choice=choice,
         budget=budget,
@@ -429,6 +437,18 @@ def _numbers(count: int, into: Into, stores: Sequence[Store | None]) -> list[int
         return [into.number]
     known = next((store.numbers for store in stores if store is not None), None)
     return known if known is not None and len(known) == count else list(range(count))
+
+
+def _places(count: int, only: Sequence[int] | None) -> list[int]:
+    """Places of the checkpoints that are collected now, rising."""
+    if only is None:
+        return list(range(count))
+    if not only or not set(only) <= set(range(count)):
+        raise ConfigError(
+            f"only={list(only)}: of {count} checkpoints, name one or more by their places, "
+            f"0 … {count - 1}."
+        )
+    return sorted(set(only))
 
 
 def _targets(

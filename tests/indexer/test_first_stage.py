@@ -8,10 +8,22 @@ import faiss
 import numpy as np
 import pytest
 
+from gradstore import delete
 from gradstore.errors import ConfigError, QueryError, SearchIndexError
-from indexer import ExactEngine, Features, build_index, measure_of, open_index
+from indexer import (
+    ExactEngine,
+    Features,
+    SearchIndex,
+    build_index,
+    index_path,
+    measure_of,
+    open_index,
+)
 from indexer.codes import encode
+from indexer.factory import factory_string
 from indexer.first_stage import FirstStage
+from indexer.index import estimated_nbytes
+from query.ask import engine_of
 from tests.indexer.stores import random_store
 
 if TYPE_CHECKING:
@@ -121,3 +133,67 @@ def test_matched_slots_are_indexed(tmp_path: Path) -> None:
     exact, _ = ExactEngine(train, index.features).search(asked, 5)
     found, _ = index.search(asked, 5)
     np.testing.assert_array_equal(found.rows, exact.rows)
+
+
+FACTORIES = ["rabitq", "fp16", "hnsw", "ivf", "RaBitQ4", "IVF16,Flat", "PQ8x4"]
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_bytes_are_told_before_they_are_taken(tmp_path: Path, factory: str) -> None:
+    train = random_store(tmp_path / "t.gradstore", 2000, dim=128)
+    told = estimated_nbytes(train, "retrac", factory=factory)
+    assert not index_path(train, "retrac").exists()
+    index = build_index(train, "retrac", factory=factory)
+    assert told == pytest.approx(index.nbytes, rel=0.03)
+    # Later it is what stands there that is told, brought up to date and opened.
+    assert estimated_nbytes(train, "retrac") == told
+    assert build_index(train, "retrac").spec == index.spec
+    found, _ = index.approximate(index.features.range(train, 0, 9), 1)
+    assert (found.rows[:, 0] == range(9)).mean() > 0.9
+
+
+@pytest.mark.parametrize("factory", ["RaBitQ", "fp16", "hnsw", "ivf", "IVF8,Flat", "RaBitQ4"])
+def test_every_name_searches_within_a_filter(tmp_path: Path, factory: str) -> None:
+    train = random_store(tmp_path / "t.gradstore", 2000)
+    index = build_index(train, "retrac", factory=factory)
+    keep = np.arange(3, 2000, 4)
+    found, opponents = index.approximate(index.features.range(train, 3, 4), 5, keep=keep)
+    assert found.rows[0, 0] == 3
+    assert np.isin([found.rows, opponents.rows], keep).all()
+
+
+def test_an_index_that_has_no_filter_says_so(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    index = build_index(train, "retrac", factory="PQ8x4")
+    with pytest.raises(SearchIndexError, match="IndexPQ of FAISS cannot search among some"):
+        index.approximate(index.features.range(train, 0, 1), 5, keep=np.arange(9))
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"), [(10, 1), (1000, 16), (10_000, 256), (10_000_000, 256)]
+)
+def test_lists_follow_the_size(samples: int, expected: int) -> None:
+    assert factory_string("ivf", samples) == f"IVF{expected},RaBitQ"
+    assert factory_string("IVF7,Flat", samples) == "IVF7,Flat"
+
+
+def test_other_weights_and_matched_slots_have_indexes_of_their_own(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", slots=2, even=True)
+    plain = build_index(train, "retrac")
+    last = build_index(train, "retrac", etas=[0, 1])
+    matched = build_index(train, "retrac", matched=True)
+    assert len({one.path for one in (plain, last, matched)}) == 3
+    assert index_path(train, "retrac", etas=train.etas) == plain.path
+    for index, given in ((last, {"etas": [0.0, 1.0]}), (matched, {"matched": True})):
+        engine = engine_of(train, "retrac", **given)
+        assert isinstance(engine, SearchIndex)
+        assert engine.path == index.path
+        exact, _ = ExactEngine(train, index.features).search(index.features.range(train, 0, 3), 5)
+        found, _ = engine.approximate(index.features.range(train, 0, 3), 5)
+        np.testing.assert_array_equal(found.rows, exact.rows)
+    later = delete(train, ["s1"])
+    for index, flags in ((last, "--etas 0,1"), (matched, "--matched")):
+        with pytest.raises(SearchIndexError, match=f"gradstore index .*--measures retrac {flags}"):
+            open_index(
+                index.path, later, "retrac", etas=index.spec.etas, matched=index.spec.matched
+            )

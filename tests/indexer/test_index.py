@@ -46,9 +46,9 @@ def test_an_index_is_found_again(store: Store) -> None:
 
 
 def test_other_etas_need_another_index(store: Store, tmp_path: Path) -> None:
-    build_index(store, "tracin")
+    path = build_index(store, "tracin").path
     with pytest.raises(SearchIndexError, match=r"etas is \[0.5, 1.0\], but .* needs \[1.0, 1.0\]"):
-        build_index(store, "tracin", etas=[1, 1])
+        build_index(store, "tracin", path, etas=[1, 1])
     other = build_index(store, "tracin", tmp_path / "even.index", etas=[1, 1])
     assert other.spec.etas == [1, 1]
 

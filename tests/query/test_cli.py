@@ -16,6 +16,7 @@ import yaml
 from gradstore.collect import ProjectorSpec, collect
 from gradstore.reader import open_store
 from query import cli
+from query.setting import FAST, Setting
 from tests.conftest import World, images
 
 TRAIN = [
@@ -68,11 +69,13 @@ def test_each_step_says_what_comes_next(road: Path, run: Run, tmp_path: Path) ->
     assert f"Next: gradstore collect {out}/collect.yaml" in run(*TRAIN, "--out", out)
     told = run("plan", out / "collect.yaml", "--proj-dim", "16")
     assert "40 samples × 2 checkpoints: 80 rows" in told
+    assert "an index takes 0.0 MB of memory per measure" in told
     assert not (out / "train.gradstore").exists()
     told = run("collect", out / "collect.yaml", "--proj-dim", "16")
     assert "train.gradstore: 80 rows" in told
     assert f"Next: gradstore index --store {out}/train.gradstore" in told
     told = run("index", "--store", out / "train.gradstore", "--measures", "retrac")
+    assert told.startswith("retrac: an index of about 0.0 MB is built\n")
     assert "train.retrac.index: 40 vectors of 16, " in told
     assert "Next: gradstore query" in told
 
@@ -148,6 +151,96 @@ def test_sums_of_queries_weights_of_checkpoints_and_all_scores(
     assert not (tmp_path / "c").exists()
     told = run("query", *asked[:-1], "1", "--out", tmp_path / "c", status=1)
     assert "one finite number ≥ 0 for each" in told
+
+
+def test_fast_computes_no_gradient_that_does_not_count(
+    road: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("query.ask.FAST", Setting(FAST.timesteps, FAST.draws, checkpoints=1))
+    store = road / "run" / "train.gradstore"
+    few = ("query", "--store", store, "--dataset", "digits", "--limit", 2, "--k", 40)
+    run(*few, "--fast", "--out", tmp_path / "fast")
+    queries = open_store(tmp_path / "fast" / "queries.gradstore")
+    assert (queries.slots, queries.numbers) == (FAST.timesteps, [0, 1])
+    assert [place for place, _, _ in queries.missing()] == [0]
+    # It is what the same setting gives when it is spelled out, with every gradient computed.
+    run(*few, "--timesteps", FAST.timesteps, "--draws", FAST.draws, "--out", tmp_path / "whole")
+    both = sum(open_store(store).etas)
+    again = ("query", "--store", store, "--k", 40, "--etas", f"0,{both}")
+    run(*again, "--queries", tmp_path / "whole" / "queries.gradstore", "--out", tmp_path / "e")
+    pd.testing.assert_frame_equal(
+        *(pd.read_parquet(tmp_path / name / "results.parquet") for name in ("fast", "e"))
+    )
+    # What was left out is asked for, not taken for zero, until it is collected.
+    asked = ("--store", store, "--queries", queries.path)
+    told = run("query", *asked, "--out", tmp_path / "q", status=1)
+    assert "lacks rows of checkpoint 0. Leave it out with --etas 0," in told
+    assert not (tmp_path / "q").exists()
+    told = run("scores", *asked, "--out", tmp_path / "s.parquet", status=1)
+    assert "lacks rows of checkpoint 0" in told
+    run("scores", *asked, "--etas", "0,1", "--out", tmp_path / "s.parquet")
+    pair = (
+        "--query",
+        "digit-1700",
+        "--sample",
+        open_store(store).manifest.ids[0],
+        "--out",
+        tmp_path / "b.parquet",
+    )
+    assert "lacks rows of checkpoint 0" in run("breakdown", *asked, *pair, status=1)
+    run("breakdown", *asked, *pair, "--etas", "0,1")
+    assert set(pd.read_parquet(tmp_path / "b.parquet")["checkpoint"]) == {1}
+    run("query", *asked, "--fast", "--k", 40, "--out", tmp_path / "again")
+    pd.testing.assert_frame_equal(
+        *(pd.read_parquet(tmp_path / name / "results.parquet") for name in ("fast", "again"))
+    )
+
+
+def test_slots_are_matched_and_another_index_built_by_flag(
+    road: Path, run: Run, tmp_path: Path
+) -> None:
+    store = tmp_path / "m.gradstore"
+    planned = ("--events", "planned", "--timesteps", 3, "--proj-dim", 16, "--store", store)
+    run("collect", road / "run" / "collect.yaml", *planned)
+    asked = (
+        "query", "--store", store, "--dataset", "digits", "--limit", 2, "--draws", 1, "--k", 40,
+        "--measures", "retrac", "--matched",
+    )  # fmt: skip
+    told = run(*asked, "--out", tmp_path / "a", status=1)
+    assert "has 3 timesteps per sample, and the queries would have 10" in told
+    assert not (tmp_path / "a").exists()
+    run(*asked, "--timesteps", 3, "--out", tmp_path / "a")
+    table = pd.read_parquet(tmp_path / "a" / "results.parquet")
+    queries = tmp_path / "a" / "queries.gradstore"
+    train, own = open_store(store), open_store(queries)
+    scores = sum(
+        eta * np.einsum("qtd,ntd->qn", own.rows(k).direction.astype(float), rows) / 3
+        for k, eta in enumerate(train.etas)
+        for rows in [train.rows(k).direction.astype(float)]
+    )
+    top = table[(table.side == "proponent") & (table.query_id == own.manifest.ids[1])]
+    np.testing.assert_allclose(top["score"], np.sort(scores[1])[::-1], rtol=1e-3, atol=1e-5)
+    run(
+        "scores",
+        "--store",
+        store,
+        "--queries",
+        queries,
+        "--matched",
+        "--out",
+        tmp_path / "s.parquet",
+    )
+    found = pd.read_parquet(tmp_path / "s.parquet")["score"].to_numpy().reshape(2, 40)
+    np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-5)
+    told = run("index", "--store", store, "--measures", "retrac", "--matched", "--factory", "fp16")
+    assert "m.retrac.matched.index: 40 vectors of 48" in told
+    run(*asked, "--timesteps", 3, "--out", tmp_path / "b")
+    again = pd.read_parquet(tmp_path / "b" / "results.parquet")
+    assert again["sample_id"].tolist() == table["sample_id"].tolist()
+    told = run(
+        *asked[:-2], "trak", "--matched", "--timesteps", 3, "--out", tmp_path / "c", status=1
+    )
+    assert "trak preconditions the average of a query's slots" in told
 
 
 def test_candidates_are_ranked_again_by_true_influence(

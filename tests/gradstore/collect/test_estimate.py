@@ -24,7 +24,7 @@ def test_a_plan_makes_nothing_and_says_what_collecting_would_take(
     assert list(tmp_path.iterdir()) == []
     assert found.rows == 7 * 3 * 2
     assert found.nbytes == found.rows * (2 * 4096 + 12)
-    assert found.index_nbytes == 7 * 2 * 4096 * 4
+    assert found.dim == 4096
     assert found.engine == "streaming"
     assert found.stages is not None
     assert set(found.stages) >= {"gradients", "drawing the projection", "projecting", "writing"}

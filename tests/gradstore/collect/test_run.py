@@ -80,6 +80,22 @@ def test_a_store_says_what_it_is(world: World, reference: Store) -> None:
     assert (rows.norm > 0).all()
 
 
+def test_some_checkpoints_now_and_the_others_later(
+    world: World, reference: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.gradstore"
+    part = collect(world.train, world.checkpoints, path, only=[1], **SMALL)
+    assert {place for place, _, _ in part.missing()} == {0}
+    assert part.spec.fingerprint == reference.spec.fingerprint
+    whole = collect(world.train, world.checkpoints, path, **SMALL)
+    for name, expected in contents(reference).items():
+        np.testing.assert_array_equal(contents(whole)[name], expected)
+    for wrong in ([], [2], [-1]):
+        with pytest.raises(ConfigError, match=r"name one or more by their places, 0 … 1"):
+            collect(world.train, world.checkpoints, tmp_path / "no", only=wrong, **SMALL)
+    assert not (tmp_path / "no").exists()
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 @pytest.mark.parametrize("events", [EventSpec(), PLAN])
 def test_rows_do_not_depend_on_batches_order_or_company(
