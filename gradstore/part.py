@@ -264,15 +264,15 @@ class Part:
         columns = {name: self._column(number, name, shard)[start:stop] for name in self.columns}
         return {"direction": direction, **columns}
 
-    def column(self, number: int, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """One array `[rows, slots]` of some samples at a checkpoint, whose numbers rise.
+    def read_columns(self, number: int, names: Sequence[str], rows: NDArray[np.int64]) -> Arrays:
+        """Arrays `[rows, slots]` of some samples at a checkpoint, whose numbers rise, by name.
 
         Raises:
             UnsealedError: if a shard is not sealed.
             StoreError: if an object is missing or damaged.
         """
         self.require_sealed(number, np.unique(rows // self.layout.shard_samples).tolist())
-        return self._picked(number, name, rows)
+        return {name: self._picked(number, name, rows) for name in names}
 
     def _picked(self, number: int, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         size = self.layout.shard_samples
