@@ -52,11 +52,14 @@ class Seal(Spec):
     Attributes:
         fingerprint: of the rows at this checkpoint (`gradstore.fingerprint.row_fingerprint`).
         rows: how many samples the shard holds.
+        samples_sha256: which ones, by `Manifest.samples_sha256`: a fingerprint is shared by all
+            shards, and by stores of other samples. None in seals made before it was kept.
         objects: the object of each array.
     """
 
     fingerprint: str
     rows: int
+    samples_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     objects: dict[str, SealedObject]
 
 

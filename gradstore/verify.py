@@ -144,6 +144,8 @@ def _problem(part: Part, number: int, shard: int, seal: Seal) -> str | None:
         return "its seal has another fingerprint: it comes from another run"
     if seal.rows != stop - start:
         return f"its seal counts {seal.rows} rows, the layout {stop - start}"
+    if seal.samples_sha256 not in {None, part.manifest.samples_sha256(start, stop)}:
+        return "its seal is of other samples: it comes from another shard or another store"
     names = ("direction", *part.columns)
     if set(seal.objects) != set(names):
         return f"its seal names {', '.join(seal.objects)}, not {', '.join(names)}"
