@@ -7,9 +7,11 @@ every other column is the user's own metadata (label, group, caption, path).
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import sha256
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +55,8 @@ class Manifest:
                 raise DatasetError(
                     f"column {name!r} has {len(column)} values for {len(self.ids)} samples"
                 )
+        if not all(isinstance(one, str) for one in self.digests):
+            raise DatasetError("column 'digest' has values that are not text")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -61,6 +65,14 @@ class Manifest:
     def position(self) -> dict[str, int]:
         """Row number of each id."""
         return {name: row for row, name in enumerate(self.ids)}
+
+    def samples_sha256(self, start: int, stop: int) -> str:
+        """SHA-256 (64 hex digits) of which samples stand in rows `start` to `stop`, in order.
+
+        Of `[ids, digests]` as JSON without spaces, in ASCII.
+        """
+        samples = [list(self.ids[start:stop]), list(self.digests[start:stop])]
+        return sha256(json.dumps(samples, separators=(",", ":")).encode()).hexdigest()
 
     def require_same(self, other: Manifest, *, store: str) -> None:
         """Raise unless `other`, a dataset as it is now, holds the samples of this manifest.

@@ -52,11 +52,14 @@ class Seal(Spec):
     Attributes:
         fingerprint: of the rows at this checkpoint (`gradstore.fingerprint.row_fingerprint`).
         rows: how many samples the shard holds.
+        samples_sha256: which ones, by `Manifest.samples_sha256`: a fingerprint is shared by all
+            shards, and by stores of other samples. None in seals made before it was kept.
         objects: the object of each array.
     """
 
     fingerprint: str
     rows: int
+    samples_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     objects: dict[str, SealedObject]
 
 
@@ -264,15 +267,15 @@ class Part:
         columns = {name: self._column(number, name, shard)[start:stop] for name in self.columns}
         return {"direction": direction, **columns}
 
-    def column(self, number: int, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-        """One array `[rows, slots]` of some samples at a checkpoint, whose numbers rise.
+    def read_columns(self, number: int, names: Sequence[str], rows: NDArray[np.int64]) -> Arrays:
+        """Arrays `[rows, slots]` of some samples at a checkpoint, whose numbers rise, by name.
 
         Raises:
             UnsealedError: if a shard is not sealed.
             StoreError: if an object is missing or damaged.
         """
         self.require_sealed(number, np.unique(rows // self.layout.shard_samples).tolist())
-        return self._picked(number, name, rows)
+        return {name: self._picked(number, name, rows) for name in names}
 
     def _picked(self, number: int, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
         size = self.layout.shard_samples

@@ -297,10 +297,20 @@ class Store:
     ) -> NDArray[Any]:
         """`norm`, `loss` or `timestep` at a checkpoint, `[samples, slots]`.
 
-        Reads no direction, so it is cheap for any store.
+        Reads no direction, so it is cheap for any store. See `columns` for the arguments and what
+        is raised.
+        """
+        return self.columns((name,), checkpoint, samples)[name]
+
+    def columns(
+        self, names: Sequence[str], checkpoint: int, samples: NDArray[np.int64] | None = None
+    ) -> Arrays:
+        """Several of `norm`, `loss` and `timestep` at a checkpoint, `[samples, slots]`, by name.
+
+        The seals are listed once for all of them.
 
         Args:
-            name: which.
+            names: which.
             checkpoint: place of the checkpoint.
             samples: numbers of samples, rising; by default all.
 
@@ -314,7 +324,7 @@ class Store:
             if samples is None
             else self._by_part(self._places(samples))
         )
-        return np.concatenate([part.column(number, name, rows) for part, rows in pieces])
+        return _joined([part.read_columns(number, names, rows) for part, rows in pieces])
 
     def blocks(self) -> Iterator[tuple[int, int]]:
         """Ranges of samples that cover all of them, each within one shard."""

@@ -226,6 +226,7 @@ def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArr
         seal = Seal(
             fingerprint=part.fingerprints[number],
             rows=len(arrays["direction"]),
+            samples_sha256=part.manifest.samples_sha256(*layout.span(shard)),
             objects={
                 name: SealedObject(nbytes=len(content), sha256=sums[name].result().hexdigest())
                 for name, content in contents.items()

@@ -267,10 +267,8 @@ class RowWeights:
         """Weights of the rows at a checkpoint, float32 `[samples, slots]`."""
         if checkpoint not in self._known:
             store = self._store
-            norm, loss, timestep = (
-                store.column(name, checkpoint) for name in ("norm", "loss", "timestep")
-            )
-            rows = Rows(np.empty((*norm.shape, 0), np.float16), norm, loss, timestep)
+            found = store.columns(("norm", "loss", "timestep"), checkpoint)
+            rows = Rows(np.empty((*found["norm"].shape, 0), np.float16), **found)
             self._known[checkpoint] = self._features.weights(store, checkpoint, rows)
         return self._known[checkpoint]
 

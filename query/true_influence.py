@@ -135,9 +135,7 @@ def _shares(
     store: Store, features: Features, checkpoint: int, samples: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     """What each gradient weighs in a feature, `[samples, slots]`: its row's weight by its norm."""
-    columns = {
-        name: store.column(name, checkpoint, samples) for name in ("norm", "loss", "timestep")
-    }
+    columns = store.columns(("norm", "loss", "timestep"), checkpoint, samples)
     norm = columns["norm"].astype(np.float64)
     weights = features.weights(
         store, checkpoint, Rows(np.empty((*norm.shape, 0), np.float32), **columns)

@@ -172,8 +172,14 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
     spans = [parts[0].layout.span(task.shard) for task in tasks]
     total = sum(stop - start for start, stop in spans) * job.plan.slots
     worker = job.worker(parts)
+
+    def work(task: Task) -> None:
+        # Another process may have sealed it since: to write it again would unseal it for a while.
+        if not done(task):
+            worker(task)
+
     with progress(total, f"collecting {job.targets[0].location}", "rows") as worker.bar:
-        executor.run(tasks, worker)
+        executor.run(tasks, work)
     return parts
 
 

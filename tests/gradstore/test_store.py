@@ -19,7 +19,7 @@ from gradstore.manifest import Manifest
 from gradstore.reader import Store, open_store
 from gradstore.rows import ARRAYS, Rows
 from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
-from gradstore.verify import verify
+from gradstore.verify import describe_anew, verify
 from gradstore.writer import create, unseal, write_shard
 
 LAYOUT = Layout(samples=10, slots=2, dim=6, dtype="float16", chunk_samples=2, shard_samples=4)
@@ -198,12 +198,55 @@ def test_verify_names_what_was_cut_short_or_miscounted(store: Store) -> None:
     assert "its seal names , not direction" in str(found[1, 1])
 
 
+def _objects(root: Path, checkpoint: int, shard: int) -> list[Path]:
+    """The files of a shard, its seal among them."""
+    arrays = sorted((root / "checkpoints" / str(checkpoint)).glob(f"*/c.{shard}.*"))
+    assert len(arrays) == len(ARRAYS)
+    return [*arrays, root / "seals" / str(checkpoint) / f"{shard}.json"]
+
+
+def test_verify_names_whole_shards_that_stand_in_a_wrong_place(store: Store) -> None:
+    """With their seals, which vouch for their bytes: another shard's, another store's."""
+    others = Manifest([f"t{n}" for n in range(10)], ["0"] * 10)
+    alike = filled(store.path.with_name("alike.gradstore"), others)  # of the same fingerprint
+    places = (_objects(store.path, 0, 0), _objects(store.path, 0, 1))
+    for one, other in zip(*places, strict=True):
+        kept = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(kept)
+    for source, target in zip(_objects(alike.path, 1, 2), _objects(store.path, 1, 2), strict=True):
+        shutil.copy(source, target)
+    found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
+    wrong = {task for task, problem in found.items() if problem}
+    assert wrong == {(0, 0), (0, 1), (1, 2)}
+    for task in wrong:
+        assert "comes from another shard or another store" in str(found[task])
+
+
+def test_a_seal_that_does_not_name_its_samples_is_believed(store: Store) -> None:
+    """As of stores that were made before it was kept."""
+    for seal in (store.path / "seals").glob("*/*.json"):
+        written = json.loads(seal.read_text())
+        del written["samples_sha256"]
+        seal.write_text(json.dumps(written))
+    assert [report.problem for report in verify(open_store(store.path))] == [None] * 6
+
+
 def test_verify_finds_a_false_description(store: Store) -> None:
     file = store.path / "checkpoints/1/norm/zarr.json"
     described = json.loads(file.read_text())
     file.write_text(json.dumps(described | {"shape": [10, 3]}))
-    with pytest.raises(StoreError, match="norm/zarr.json does not describe the array"):
+    with pytest.raises(StoreError, match="norm/zarr.json does not describe the array.*--repair"):
         list(verify(store))
+    (store.path / "checkpoints/0/zarr.json").unlink()
+    with pytest.raises(StoreError, match="0/zarr.json cannot be read: No such file.*--repair"):
+        list(verify(store))
+    assert describe_anew(store) == ["checkpoints/0/zarr.json", "checkpoints/1/norm/zarr.json"]
+    assert [report.problem for report in verify(store)] == [None] * 6
+    assert json.loads(file.read_text()) == described
+    array: Any = zarr.open_group(store.path, mode="r")["checkpoints/0/norm"]
+    np.testing.assert_array_equal(array[:4], rows(0).norm)
+    assert describe_anew(store) == []
 
 
 def test_a_damaged_chunk_raises_when_read(store: Store) -> None:
