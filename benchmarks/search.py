@@ -79,7 +79,7 @@ _REAL = Setting(
     draws=1,
 )
 PRESETS = {
-    "cpu": Preset(_REAL, (10_000, 100_000, 1_000_000), (1, 16, 256), 5, 100_000, 10_000),
+    "cpu": Preset(_REAL, (10_000, 100_000, 1_000_000), (1, 16, 256), 3, 100_000, 10_000),
     "tiny": Preset(
         Setting(
             model="tiny",
