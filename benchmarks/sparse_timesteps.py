@@ -82,8 +82,8 @@ PRESETS = {
 def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     """Measure, and write `sparse_timesteps.json`, `.md` and `.png` into `out`."""
     world = prepare(preset.setting, folders)
-    grids = {draws: _grid(preset, world, draws) for draws in preset.draws}
-    again = _grid(preset, world, preset.draws[-1], event_seed=world.setting.seed + 1000)
+    grids = {draws: grid(preset, world, draws) for draws in preset.draws}
+    again = grid(preset, world, preset.draws[-1], event_seed=world.setting.seed + 1000)
     figures: dict[str, Any] = {}
     for measure in MEASURES:
         parts = {draws: slot_scores(world.store, one, measure) for draws, one in grids.items()}
@@ -141,7 +141,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     return targets
 
 
-def _grid(preset: Preset, world: World, draws: int, event_seed: int | None = None) -> Store:
+def grid(preset: Preset, world: World, draws: int, event_seed: int | None = None) -> Store:
     """Rows of the queries at every timestep of the grid; noises of fewer draws are among more's."""
     given = np.array(world.queries.manifest.metadata["label"])
     names = [
@@ -161,9 +161,11 @@ def _grid(preset: Preset, world: World, draws: int, event_seed: int | None = Non
     )
 
 
-def slot_scores(store: Store, queries: Store, measure: str) -> NDArray[np.float32]:
+def slot_scores(
+    store: Store, queries: Store, measure: str, etas: Sequence[float] | None = None
+) -> NDArray[np.float32]:
     """What each timestep of each query adds, `[queries, slots, samples]`; the mean is the score."""
-    features = Features.of(store, measure_of(measure))
+    features = Features.of(store, measure_of(measure), etas=etas)
     trained = features.range(store)
     width = features.width(store)
     found = np.zeros((queries.samples, queries.slots, store.samples), np.float32)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.collect import Objective, Projector
+    from gradstore.collect import Checkpoints, Objective, Projector
     from gradstore.reader import Store
     from indexer import ExactEngine, Features, Measure, SearchIndex
 
@@ -112,7 +112,7 @@ def collect_queries(
     *,
     events: EventSpec | None = None,
     etas: Sequence[float] | None = None,
-    checkpoints: Sequence[str | Path] | None = None,
+    checkpoints: Sequence[str | Path] | Checkpoints | None = None,
     objective: Objective | None = None,
     projector: Projector | None = None,
     **options: Any,
@@ -127,7 +127,8 @@ def collect_queries(
         etas: the checkpoint weights that will be asked with; by default the store's. Where one is
             0, no gradient is computed: the query store has no rows of that checkpoint until the
             same call with other weights collects them.
-        checkpoints: the store's checkpoints, if they moved.
+        checkpoints: the store's checkpoints, if they moved; or `gradstore.collect.Checkpoints`,
+            whose models stay in memory for the next question.
         objective: the store's objective, if it was not `DiffusionLoss`.
         projector: the store's projector, if it was not one of gradstore's own; or the very
             object that made the store, which may still hold its matrices.

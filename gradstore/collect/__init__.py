@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from gradstore.collect.checkpoints import Checkpoint, TrainingRecord, find_checkpoints, load
+from gradstore.collect.checkpoints import (
+    Checkpoint,
+    Checkpoints,
+    TrainingRecord,
+    find_checkpoints,
+    load,
+)
 from gradstore.collect.claims import Claims
 from gradstore.collect.engines import (
     GradientEngine,
@@ -36,6 +42,7 @@ __all__ = [
     "Batch",
     "ByRank",
     "Checkpoint",
+    "Checkpoints",
     "Claims",
     "CollectConfig",
     "CollectOptions",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import diffusers
 import torch
@@ -22,11 +22,13 @@ from gradstore.collect.parameters import num_parameters, select, trainable
 from gradstore.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Sequence
 
     from torch import nn
 
     from gradstore.spec import Identity
+
+T = TypeVar("T")
 
 RECORD_NAME = "checkpoint.json"
 _WEIGHTS = "diffusion_pytorch_model"
@@ -108,7 +110,7 @@ def _digest(parts: Iterable[bytes | memoryview]) -> str:
     return digest.hexdigest()
 
 
-def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+def find_checkpoints(paths: str | Path | Sequence[str | Path] | Checkpoints) -> list[Path]:
     """Checkpoint folders, in order: those named, or all within a single folder that holds some.
 
     Within a folder, the numbers in the names give the order.
@@ -116,6 +118,8 @@ def find_checkpoints(paths: str | Path | Sequence[str | Path]) -> list[Path]:
     Raises:
         CheckpointError: if one does not exist or is not a checkpoint, or the order is unclear.
     """
+    if isinstance(paths, Checkpoints):
+        return paths.folders
     if isinstance(paths, str | Path):
         paths = [paths]
     if not paths:
@@ -158,6 +162,33 @@ def _model_folder(folder: Path) -> Path | None:
         if (candidate / "config.json").is_file():
             return candidate
     return None
+
+
+class Checkpoints:
+    """Checkpoint folders whose models stay in memory, for whoever asks again and again.
+
+    To be given wherever checkpoints are: what was read, hashed and tried for one question is not
+    for the next, which then costs its gradients alone. All models that were used are held at once,
+    beside the memory that collecting may take. What is in memory counts, though the files change
+    meanwhile. Not for several threads at once.
+
+    Args:
+        paths: as `find_checkpoints` takes them.
+
+    Attributes:
+        folders: the checkpoints, in training order.
+    """
+
+    def __init__(self, paths: str | Path | Sequence[str | Path]) -> None:
+        self.folders = find_checkpoints(paths)
+        self._held: dict[Hashable, Any] = {}
+
+    def held(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was made for this key before, else what is made now."""
+        if key not in self._held:
+            self._held[key] = make()
+        found: T = self._held[key]
+        return found
 
 
 def load(folder: Path, *, scheduler: Any = None, params: str | None = None) -> Checkpoint:

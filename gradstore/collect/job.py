@@ -49,7 +49,7 @@ from gradstore.spec import (
 from gradstore.writer import create, refuse_existing
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
     from pathlib import Path
 
     from gradstore.collect.engines import EngineMaker
@@ -210,6 +210,7 @@ class Job:
         params: which parameters are differentiated.
         read_seconds: how long reading the dataset took.
         timed: whether there is so much to do that timing pays.
+        held: gives what was loaded before, if it stays in memory.
     """
 
     samples: Samples
@@ -225,6 +226,7 @@ class Job:
     params: str | None
     read_seconds: float
     timed: bool
+    held: Callable[[Hashable, Callable[[], LoadedCheckpoint]], LoadedCheckpoint] | None = None
 
     @property
     def rows(self) -> int:
@@ -243,12 +245,16 @@ class Job:
 
     def load(self, number: int) -> LoadedCheckpoint:
         """A checkpoint, ready to give gradients. The first is in memory already."""
-        model = self.survey.model
-        if number > 0:
-            model = ckpt.load(self.folders[number], params=self.params).model
-        return LoadedCheckpoint(
-            self.folders[number], model, self.survey.objective, self.choice.make, self.device
-        )
+
+        def loaded() -> LoadedCheckpoint:
+            model = self.survey.model
+            if number > 0:
+                model = ckpt.load(self.folders[number], params=self.params).model
+            return LoadedCheckpoint(
+                self.folders[number], model, self.survey.objective, self.choice.make, self.device
+            )
+
+        return loaded() if self.held is None else self.held((number, self.choice.make), loaded)
 
     def open(self) -> list[Part]:
         """The parts to fill, made where they are not there yet, with their stores."""
@@ -271,7 +277,7 @@ class Job:
 @torch.enable_grad()
 def prepare(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path],
+    checkpoints: str | Path | Sequence[str | Path] | ckpt.Checkpoints,
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
     *,
     into: Into | None = None,
@@ -281,7 +287,8 @@ def prepare(
 
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
-        checkpoints: diffusers folders in training order, or one folder that holds them.
+        checkpoints: diffusers folders in training order, or one folder that holds them; or
+            `Checkpoints`, whose models stay in memory.
         stores: where each store is or will be, and the projector of its directions.
         into: what of the stores is to be filled, if not the part that a new store begins with.
         options: `CollectOptions`.
@@ -298,21 +305,12 @@ def prepare(
             refuse_existing(place)
     samples = Samples.of(dataset)
     device = devices.choose(given["device"])
+    kept = checkpoints if isinstance(checkpoints, ckpt.Checkpoints) else None
     folders = ckpt.find_checkpoints(checkpoints)
     numbers = _numbers(len(folders), into, [*standing, given["like"]])
     now = _places(len(folders), given["only"])
     gradients = given["gradients"] or GradientSpec()
-    found = survey(
-        folders,
-        objective=given["objective"],
-        scheduler=given["scheduler"],
-        etas=given["etas"],
-        params=gradients.params,
-    )
-    if gradients.autocast != "float32":
-        found = replace(found, objective=Autocast(found.objective))
-    if gradients.compile:
-        found = replace(found, objective=Compiled(found.objective))
+    key, found = _surveyed(folders, kept, given, device)
     role: Literal["train", "query"] = "train" if given["like"] is None else "query"
     plan = _event_plan(given["events"], folders, numbers, found.objective, role)
     plan.require(samples.ids)
@@ -347,8 +345,9 @@ def prepare(
     if begun is not None and wanted == "auto":
         wanted, most = begun
     asked = begun is None and timed
-    try:
-        choice = choose(
+
+    def chosen() -> Choice:
+        return choose(
             wanted,
             model,
             found.objective,
@@ -356,6 +355,10 @@ def prepare(
             memory=memory // 2,
             timed=asked,
         )
+
+    try:
+        shape = tuple(first.tensor.shape)
+        choice = kept.held((key, wanted, most, memory, asked, shape), chosen) if kept else chosen()
     except EngineError as error:
         raise EngineError(
             f"checkpoint {folders[0]}, sample {samples.ids[0]!r} and those after it: {error}"
@@ -368,21 +371,7 @@ def prepare(
         draws=draws,
         num_parameters=num_parameters(model),
     )
-    for target in targets:
-        share = budget.projection // len(targets)
-        projection = target.projector.at(0, num_parameters(model), device, share)
-        if (
-            isinstance(projection, TrakProjection)
-            and projection.matrix_nbytes
-            and not projection.kept
-        ):
-            _log.warning(
-                "%s: the matrix of the projection does not fit in the %.2g GiB for it, so it is "
-                "drawn anew for every buffer of gradients, which is slow. Give more with --memory, "
-                "or use --projector sjlt or a smaller --proj-dim; `gradstore plan` tells the cost.",
-                target.location,
-                share / 2**30,
-            )
+    _warn_of_drawing(targets, budget, num_parameters(model), device)
     if begun is None:
         made_by = {"engine": choice.name, "events": budget.events}
         targets = [_noting(target, made_by) for target in targets]
@@ -400,7 +389,59 @@ def prepare(
         params=gradients.params,
         read_seconds=read_seconds,
         timed=timed,
+        held=kept and (lambda place, make: kept.held((key, place), make)),
     )
+
+
+def _warn_of_drawing(
+    targets: Sequence[Target], budget: Budget, length: int, device: torch.device
+) -> None:
+    """Warn if a dense matrix does not fit and will be drawn again and again."""
+    for target in targets:
+        share = budget.projection // len(targets)
+        projection = target.projector.at(0, length, device, share)
+        if (
+            isinstance(projection, TrakProjection)
+            and projection.matrix_nbytes
+            and not projection.kept
+        ):
+            _log.warning(
+                "%s: the matrix of the projection does not fit in the %.2g GiB for it, so it is "
+                "drawn anew for every buffer of gradients, which is slow. Give more with --memory, "
+                "or use --projector sjlt or a smaller --proj-dim; `gradstore plan` tells the cost.",
+                target.location,
+                share / 2**30,
+            )
+
+
+def _surveyed(
+    folders: Sequence[Path],
+    kept: ckpt.Checkpoints | None,
+    given: CollectOptions,
+    device: torch.device,
+) -> tuple[Hashable, Survey]:
+    """The survey of the checkpoints, and what it depends on beside them."""
+    gradients = given["gradients"] or GradientSpec()
+
+    def surveyed() -> Survey:
+        found = survey(
+            folders,
+            objective=given["objective"],
+            scheduler=given["scheduler"],
+            etas=given["etas"],
+            params=gradients.params,
+        )
+        if gradients.autocast != "float32":
+            found = replace(found, objective=Autocast(found.objective))
+        if gradients.compile:
+            found = replace(found, objective=Compiled(found.objective))
+        return found
+
+    objects = [given["objective"], given["scheduler"]]  # which the survey holds: ids stay theirs
+    named = [one if isinstance(one, str) else id(one) for one in objects]
+    etas = None if given["etas"] is None else tuple(given["etas"])
+    key = (*named, etas, gradients.model_dump_json(), device)
+    return key, kept.held(key, surveyed) if kept else surveyed()
 
 
 def versions() -> dict[str, str]:

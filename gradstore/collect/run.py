@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from gradstore.collect.checkpoints import Checkpoints
     from gradstore.collect.job import Projected
     from gradstore.collect.projectors import Projector
     from gradstore.config import CollectConfig
@@ -31,7 +32,7 @@ _log = logging.getLogger("gradstore")
 
 def collect(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path],
+    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
     store: str | Path,
     *,
     projector: ProjectorSpec | Projector | None = None,
@@ -44,7 +45,8 @@ def collect(
 
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
-        checkpoints: diffusers folders in training order, or one folder that holds them.
+        checkpoints: diffusers folders in training order, or one folder that holds them; or
+            `Checkpoints`, whose models stay in memory for the next call.
         store: the store to make, or to go on with: a folder, or a URL such as `s3://…`.
         projector: how gradients become directions; by default TRAK's, to 4,096 dimensions.
         executor: who does which task; by default what RANK and WORLD_SIZE say, else `Claims`: any
@@ -64,7 +66,7 @@ def collect(
 
 def collect_each(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path],
+    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
     *,
     executor: Executor | None = None,
@@ -88,7 +90,7 @@ def collect_each(
 
 def plan(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path],
+    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
     store: str | Path,
     *,
     projector: ProjectorSpec | Projector | None = None,

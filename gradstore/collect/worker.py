@@ -59,6 +59,7 @@ class LoadedCheckpoint:
         self._device = device
         self._objective = objective
         self._engine: GradientEngine = engine(self.model, objective)
+        self._checked = False
 
     def check(self, batch: Batch) -> None:
         """Hold the engine to one backward pass per row, with these weights.
@@ -68,7 +69,7 @@ class LoadedCheckpoint:
         Raises:
             EngineError: if they differ.
         """
-        if isinstance(self._engine, LoopEngine):
+        if self._checked or isinstance(self._engine, LoopEngine):
             return
         try:
             require_agreement(
@@ -80,6 +81,7 @@ class LoadedCheckpoint:
             )
         except EngineError as error:
             raise EngineError(f"checkpoint {self.folder}: {error}") from error
+        self._checked = True  # it stays the same where it stays in memory
 
     def differentiate(self, batch: Batch, events: int, receive: Receive) -> tuple[Tensor, Tensor]:
         """Compute a batch's gradients and hand them over in pieces.

@@ -1,0 +1,314 @@
+"""What does asking about an image cost, beside generating it?
+
+A question is gradients at some timesteps, noises and checkpoints, and a search. How much of the
+ranking is left when there are fewer of each, and what that takes from end to end, in units of
+drawing the image by 50 steps of DDIM.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from diffusers import DDIMPipeline
+
+from benchmarks.intervals import interval, rank_correlation, text
+from benchmarks.plots import canvas, keep
+from benchmarks.results import Target, interleaved, machine, notes, save, target_table
+from benchmarks.setting import Folders, command, prepare
+from benchmarks.sparse_timesteps import PRESETS as SPARSE
+from benchmarks.sparse_timesteps import Preset as Sparse
+from benchmarks.sparse_timesteps import even, grid, slot_scores
+from gradstore.collect import Checkpoints, EventSpec, load
+from indexer import build_index, index_path
+from query import collect_queries, search
+from query.setting import Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from benchmarks.setting import World
+    from indexer import SearchIndex
+
+MEASURES: Final = ("tracin", "retrac")
+STEPS: Final = 50
+_K: Final = 10
+_KEPT: Final = 0.95
+# The question whose cost is promised: timesteps, noises, checkpoints.
+_USUAL: Final = (10, 1, 4)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a run.
+
+    Attributes:
+        sparse: the setting, its queries and the full grid.
+        checkpoints: how many are asked at, the last of equal parts of training.
+        repeats: how often each question is timed.
+    """
+
+    sparse: Sparse
+    checkpoints: tuple[int, ...]
+    repeats: int
+
+
+PRESETS = {
+    "cpu": Preset(SPARSE["cpu"], (1, 2, 3, 4, 5), 5),
+    "paper": Preset(SPARSE["paper"], (1, 2, 4, 10), 5),
+    "tiny": Preset(SPARSE["tiny"], (1, 2), 1),
+}
+
+
+def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
+    """Measure, and write `query_cost.json`, `.md` and `.png` into `out`."""
+    world = prepare(preset.sparse.setting, folders)
+    figures: dict[str, Any] = {"kept": kept(preset, world)}
+    cheapest = _cheapest(figures["kept"])
+    figures["cheapest"] = cheapest
+    figures |= timed(preset, world, cheapest)
+    targets = _targets(figures)
+    inputs = {
+        "preset": asdict(preset),
+        "num_parameters": sum(p.numel() for p in load(world.checkpoints[0]).model.parameters()),
+        "steps": STEPS,
+        "k": _K,
+    }
+    page = _page(inputs, figures, targets)
+    save(out, "query_cost", inputs=inputs, figures=figures, targets=targets, page=page)
+    _plot(out / "query_cost.png", figures)
+    return targets
+
+
+def kept(preset: Preset, world: World) -> dict[str, dict[str, Any]]:
+    """Spearman of every cheaper question with the full one, over all training samples.
+
+    Returns:
+        By `timesteps × noises × checkpoints`, by measure.
+    """
+    sparse = preset.sparse
+    grids = {draws: grid(sparse, world, draws) for draws in sparse.draws}
+    figures: dict[str, dict[str, Any]] = {}
+    for measure in MEASURES:
+        full = slot_scores(world.store, grids[sparse.draws[-1]], measure).mean(axis=1)
+        for count in preset.checkpoints:
+            etas = Setting(1, 1, count).etas(world.store.etas)
+            for draws, one in grids.items():
+                parts = slot_scores(world.store, one, measure, etas)
+                for timesteps in sparse.counts:
+                    means = parts[:, even(sparse.timesteps, timesteps)].mean(axis=1)
+                    name = f"{timesteps} × {draws} × {count}"
+                    figures.setdefault(name, {})[measure] = interval(
+                        rank_correlation(means, full)
+                    ).json()
+    return figures
+
+
+def _numbers(name: str) -> tuple[int, int, int]:
+    timesteps, draws, checkpoints = map(int, name.split(" × "))
+    return timesteps, draws, checkpoints
+
+
+def _gradients(name: str) -> int:
+    return int(np.prod(_numbers(name)))
+
+
+def _cheapest(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The fewest gradients that keep the ranking under every measure; else what keeps most."""
+
+    def least(name: str) -> float:
+        return min(float(one["mean"]) for one in found[name].values())
+
+    enough = [name for name in found if least(name) >= _KEPT]
+    if not enough:
+        return max(found, key=least)
+    return min(enough, key=lambda name: (_gradients(name), -least(name)))
+
+
+def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
+    """Seconds of generating an image, and of asking about it from end to end.
+
+    Models stay in memory in both: a pipeline draws image after image, and `Checkpoints` answer
+    question after question. Asked once, with models read and tried anew, stands beside it.
+    """
+    drawn = world.of("generated")[0] if world.of("generated") else 0
+    image = world.asked.only([world.asked.ids[drawn]])
+    loaded = load(world.checkpoints[-1])
+    pipeline = DDIMPipeline(loaded.model, loaded.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    checkpoints = Checkpoints(world.checkpoints)
+    every = len(world.store.etas)
+    usual = (*_USUAL[:2], min(_USUAL[2], every))
+
+    def generate() -> None:
+        pipeline(
+            batch_size=1,
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    with tempfile.TemporaryDirectory(dir=world.folder) as folder:
+        indexes: dict[int, SearchIndex] = {}
+        for count in {*preset.checkpoints, usual[2]}:
+            etas = Setting(1, 1, count).etas(world.store.etas)
+            name = f"{count}-{index_path(world.store, 'retrac').name}"
+            indexes[count] = build_index(world.store, "retrac", Path(folder) / name, etas=etas)
+        asked = 0
+
+        def ask(numbers: tuple[int, int, int], held: Checkpoints | None = checkpoints) -> None:
+            nonlocal asked
+            asked += 1
+            timesteps, draws, count = numbers
+            queries = collect_queries(
+                world.store,
+                image,
+                Path(folder) / f"{asked}.gradstore",
+                events=EventSpec(events="planned", timesteps=timesteps, draws=draws),
+                etas=Setting(1, 1, count).etas(world.store.etas),
+                checkpoints=held or world.checkpoints,
+            )
+            search(indexes[count], queries, _K)
+
+        ask((1, 1, every))  # loads what is loaded once
+        jobs = {
+            "generating": generate,
+            "the usual question": lambda: ask(usual),
+            "the usual question, models read anew": lambda: ask(usual, None),
+            "the cheapest question": lambda: ask(_numbers(cheapest)),
+        }
+        seconds = interleaved(jobs, preset.repeats)
+        cells = {}
+        for name in sorted(_table(preset), key=_gradients):
+            numbers = _numbers(name)
+            pair = interleaved({"generating": generate, "asking": lambda n=numbers: ask(n)}, 1)  # type: ignore[misc]
+            cells[name] = pair["asking"]["median"] / pair["generating"]["median"]
+    return {
+        "usual": " × ".join(map(str, usual)),
+        "seconds": seconds,
+        "times generating": cells,
+    }
+
+
+def _table(preset: Preset) -> list[str]:
+    """Questions that are timed: with few gradients each, and at one, half and all checkpoints."""
+    counts = preset.checkpoints
+    some = {counts[0], counts[len(counts) // 2], counts[-1]}
+    return [
+        f"{timesteps} × {draws} × {count}"
+        for timesteps in preset.sparse.counts
+        for draws in preset.sparse.draws
+        for count in some
+        if timesteps * draws * count <= 200
+    ]
+
+
+def _ratio(figures: Mapping[str, Any], job: str) -> float:
+    seconds = figures["seconds"]
+    return float(seconds[job]["median"] / seconds["generating"]["median"])
+
+
+def _targets(figures: Mapping[str, Any]) -> list[Target]:
+    usual, cheap = (_ratio(figures, f"the {which} question") for which in ("usual", "cheapest"))
+    least = min(one["mean"] for one in figures["kept"][figures["cheapest"]].values())
+    return [
+        Target(
+            f"asking, {figures['usual']} / generating by {STEPS} steps",
+            "≤ 1.5",
+            usual,
+            usual <= 1.5,
+        ),
+        Target(
+            f"the cheapest question that keeps the ranking, {figures['cheapest']} / generating",
+            "≤ 0.5",
+            cheap,
+            cheap <= 0.5,
+        ),
+        Target(
+            "its Spearman with the full question, the least of the measures",
+            f"≥ {_KEPT}",
+            least,
+            least >= _KEPT,
+        ),
+    ]
+
+
+def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Target]) -> str:
+    sparse = inputs["preset"]["sparse"]
+    full = f"{sparse['timesteps']} × {sparse['draws'][-1]}"
+    lines = [
+        "# What does asking about an image cost, beside generating it?",
+        "",
+        (
+            f"`python -m benchmarks.query_cost`; a UNet of {inputs['num_parameters']:,} parameters "
+            f"of the setting of [outliers](outliers.md); {machine()['cpu']}, "
+            f"{torch.get_num_threads()} threads. A question is *timesteps × noises × checkpoints* "
+            f"gradients, the search for {inputs['k']} proponents and opponents and their exact "
+            f"scores; generating is one image by {inputs['steps']} steps of DDIM. Models are in "
+            f"memory for both. Of fewer checkpoints each has the weight of those before it."
+        ),
+        "",
+        target_table(targets),
+        "",
+        "| | seconds | times generating |",
+        "|---|---|---|",
+    ]
+    names = {
+        "the usual question": figures["usual"],
+        "the usual question, models read anew": f"{figures['usual']}, models read anew",
+        "the cheapest question": figures["cheapest"],
+    }
+    for name, one in figures["seconds"].items():
+        spread = f"{one['median']:.2f} ({one['low']:.2f} … {one['high']:.2f})"
+        lines.append(f"| {names.get(name, name)} | {spread} | {_ratio(figures, name):.2f} |")
+    lines += [
+        "",
+        "## What is kept of the ranking, and at what cost",
+        "",
+        (
+            f"Spearman over all training samples with {full} at all checkpoints, mean over "
+            f"{sum(count for _, count in sparse['queries'])} queries with a 95% bootstrap "
+            "interval; the time of one question over that of generating, each timed once, one "
+            "after the other."
+        ),
+        "",
+        "| timesteps × noises × checkpoints | gradients | " + " | ".join(MEASURES) + " | time |",
+        "|---|---|" + "---|" * (len(MEASURES) + 1),
+    ]
+    for name in sorted(figures["kept"], key=_gradients):
+        cells = " | ".join(text(figures["kept"][name][measure]) for measure in MEASURES)
+        cost = figures["times generating"].get(name)
+        lines.append(
+            f"| {name} | {_gradients(name)} | {cells} | {'' if cost is None else f'{cost:.2f}'} |"
+        )
+    lines += ["", "![Ranking kept, by cost](query_cost.png)", "", notes("query_cost")]
+    return "\n".join(lines)
+
+
+def _plot(path: Path, figures: dict[str, Any]) -> None:
+    figure, axes = canvas(1, len(MEASURES), width=10)
+    costs = figures["times generating"]
+    counts = sorted({_numbers(name)[2] for name in costs})
+    for one, measure in zip(axes[0], MEASURES, strict=True):
+        for count in counts:
+            names = [name for name in costs if _numbers(name)[2] == count]
+            one.scatter(
+                [costs[name] for name in names],
+                [figures["kept"][name][measure]["mean"] for name in names],
+                s=14,
+                label=f"{count} checkpoints",
+            )
+        one.axhline(_KEPT, color="grey", linestyle=":")
+        for limit in (0.5, 1.5):
+            one.axvline(limit, color="grey", linewidth=0.8)
+        one.set(title=measure, xscale="log", xlabel="time of a question / of generating")
+    axes[0, 0].set_ylabel("Spearman with the full question")
+    axes[0, 0].legend(fontsize=7)
+    keep(figure, path)
+
+
+if __name__ == "__main__":
+    command(PRESETS, run, __doc__)
