@@ -39,9 +39,9 @@ def test_it_compares_peers(tmp_path: Path, folders: Folders) -> None:
             assert -1.001 <= found["low"] <= found["mean"] <= found["high"] <= 1.001
     for name in ("plain PyTorch loop", "captum, TracInCP", "dattri, TracIn", "gradstore, identity"):
         assert agreement[name]["deviation"] < TOLERANCE
-    # float32 and float16, 128 dimensions, two checkpoints, 12 samples; and what is beside them.
-    assert costs["TRAKer"]["bytes"] > 4 * 128 * 2 * 12
-    assert costs["gradstore, trak"]["bytes"] > 2 * 128 * 2 * 12
+    # float32 and float16, 64 dimensions, two checkpoints, 12 samples; and what is beside them.
+    assert costs["TRAKer"]["bytes"] > 4 * 64 * 2 * 12
+    assert costs["gradstore, trak"]["bytes"] > 2 * 64 * 2 * 12
     pairs = np.array(written["figures"]["spearman of each with each"])
     assert pairs == pytest.approx(pairs.T)
     assert np.diag(pairs) == pytest.approx(1)
@@ -125,8 +125,8 @@ def test_exact_trak_is_its_definition() -> None:
     assert exact.ridge(4) == pytest.approx((phi**2).sum() / 2 / 4)
 
 
-# A wrong λ, scale, order or weight of checkpoints moves scores by far more: they are compared as
-# they are, and not by rank. λ is as large as the mean eigenvalue, so that it matters.
+# Scores are compared as they are, and not by rank, so that a wrong λ or scale shows; all of them at
+# once, for a single one has the projection's noise. λ is the mean eigenvalue, so that it matters.
 @pytest.mark.parametrize("peer", [Traker, DattriTrak])
 def test_peers_trak_scores_approach_exact_ones(
     peer: type[Traker | DattriTrak],
@@ -141,8 +141,13 @@ def test_peers_trak_scores_approach_exact_ones(
     one.collect()
     scores = np.concatenate([one.ask(each) for each in asked])
     wanted = exact.trak(one.kernel())
-    assert difference(scores, wanted) < 0.2
-    assert np.corrcoef(scores.ravel(), wanted.ravel())[0, 1] > 0.95
+    assert np.corrcoef(scores.ravel(), wanted.ravel())[0, 1] > 0.9
+    assert slope(scores, wanted) == pytest.approx(1, abs=0.15)
     for factor in (0.2, 5):
         kernel = replace(one.kernel(), lambdas=[factor * ridge] * len(trial.etas))
-        assert difference(scores, exact.trak(kernel)) > 0.3
+        assert abs(slope(scores, exact.trak(kernel)) - 1) > 0.3
+
+
+def slope(scores: np.ndarray, wanted: np.ndarray) -> float:
+    """Of the line through the origin that leads from the wanted scores to those found."""
+    return float((scores * wanted).sum() / (wanted * wanted).sum())
