@@ -19,7 +19,7 @@ from benchmarks.models import build
 from benchmarks.plots import bars, canvas, keep
 from benchmarks.results import Target, cell, machine, notes, save, target_table
 from benchmarks.scoring import scores, top
-from benchmarks.setting import Folders, command, digest, images_of
+from benchmarks.setting import Folders, command, digest, train_and_heldout
 from benchmarks.training import fit
 from gradstore.collect import (
     DiffusionLoss,
@@ -33,7 +33,6 @@ from gradstore.collect import (
 )
 from gradstore.collect.devices import choose
 from gradstore.collect.events import noise
-from gradstore.config import DatasetSpec
 from gradstore.progress import track
 from query import collect_queries
 
@@ -205,7 +204,7 @@ class Trial:
 
 def prepare(preset: Preset, folders: Folders) -> Trial:
     """The training set, its model, and the queries."""
-    train, heldout = _images(preset, folders)
+    train, heldout = train_and_heldout(preset.dataset, preset.samples, preset.heldout, folders)
     key = digest(asdict(preset), train.manifest.digests)
     folder = folders.cache / f"lds-{preset.dataset}-{key}"
     trial = Trial(preset, folder, train, heldout, ())
@@ -481,20 +480,6 @@ def _pixels(samples: Samples) -> NDArray[np.float32]:
     flat = np.stack([samples[row].tensor.numpy().ravel() for row in range(len(samples))])
     unit: NDArray[np.float32] = flat / np.linalg.norm(flat, axis=1, keepdims=True)
     return unit
-
-
-def _images(preset: Preset, folders: Folders) -> tuple[Samples, Samples]:
-    if preset.dataset == "digits":
-        train = Samples.from_spec(DatasetSpec(dataset="digits", limit=preset.samples))
-        return train, Samples.from_spec(
-            DatasetSpec(dataset="digits", split="test", limit=preset.heldout)
-        )
-    half, rest = preset.samples // 2, preset.heldout // 2
-    classes = ("automobile", "horse")
-    return (
-        images_of(folders, dict.fromkeys(classes, half), "train"),
-        images_of(folders, dict.fromkeys(classes, rest), "query"),
-    )
 
 
 def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Target]) -> str:

@@ -304,6 +304,30 @@ def images_of(
     return Samples(pictures, ids=ids, size=size, mode="RGB")
 
 
+def train_and_heldout(
+    dataset: str, samples: int, heldout: int, folders: Folders
+) -> tuple[Samples, Samples]:
+    """Training samples, and queries that are none of them.
+
+    Args:
+        dataset: `digits`, scikit-learn's; or `cifar2`, CIFAR-10's automobiles and horses.
+        samples: training samples.
+        heldout: queries.
+        folders: where CIFAR-10's images come from.
+
+    Raises:
+        DatasetError: if the images cannot be found, or are too few.
+    """
+    if dataset == "digits":
+        train = Samples.from_spec(DatasetSpec(dataset="digits", limit=samples))
+        return train, Samples.from_spec(DatasetSpec(dataset="digits", split="test", limit=heldout))
+    classes = ("automobile", "horse")
+    return (
+        images_of(folders, dict.fromkeys(classes, samples // 2), "train"),
+        images_of(folders, dict.fromkeys(classes, heldout // 2), "query"),
+    )
+
+
 def _source(name: str, folders: Folders) -> Any:
     hub, split = _SOURCES[name]
     if folders.data is not None:

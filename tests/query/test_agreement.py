@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.denoiser import Denoiser, event_tensors
 from gradstore.collect import (
-    EventPlan,
     EventSpec,
     PlannedEvents,
     ProjectorSpec,
@@ -22,7 +22,6 @@ from gradstore.collect import (
     Samples,
     collect,
 )
-from gradstore.collect.events import noise
 from indexer import build_index
 from query import collect_queries, search
 
@@ -32,10 +31,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from benchmarks.denoiser import Tensors
     from gradstore import Store
 
     Scores = NDArray[np.float32]
-    Tensors = tuple[Tensor, Tensor, Tensor]
 
 # Neither equal nor symmetric, so that weights that are lost or swapped show.
 ETAS = (0.6, 0.1, 0.3)
@@ -64,33 +63,6 @@ class Case:
     # [samples, checkpoints, slots, …].
     training: Tensors
     asked: Tensors
-
-
-class Denoiser(nn.Module):
-    """Predicts the noises of all of a sample's events at the checkpoint that is loaded.
-
-    A sample has other events at each checkpoint, while captum and dattri hand every checkpoint
-    the same batch: so a batch holds all of them, and the checkpoint picks its own.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unet = small_unet(seed=99).eval()
-        self.checkpoint = -1
-
-    def load(self, folders: Sequence[Path], checkpoint: int) -> None:
-        saved = UNet2DModel.from_pretrained(folders[checkpoint] / "unet")
-        self.unet.load_state_dict(saved.state_dict())
-        self.checkpoint = checkpoint
-
-    def forward(self, noisy: Tensor, timestep: Tensor) -> Tensor:
-        noisy, timestep = noisy[:, self.checkpoint], timestep[:, self.checkpoint]
-        predicted: Tensor = self.unet(noisy.flatten(0, 1), timestep.flatten()).sample
-        return predicted.reshape(noisy.shape)
-
-    def losses(self, predicted: Tensor, label: Tensor) -> Tensor:
-        # The mean over timesteps stands in the loss: its gradient is the mean of the gradients.
-        return (predicted - label[:, self.checkpoint]).square().flatten(1).mean(1)
 
 
 def small_unet(seed: int) -> Any:
@@ -125,25 +97,6 @@ def save_checkpoints(folder: Path, ids: Sequence[str]) -> list[Path]:
     return folders
 
 
-def event_tensors(images: Tensor, plan: EventPlan, ids: Sequence[str], folder: Path) -> Tensors:
-    # diffusers adds the noise here, so that gradstore's own arithmetic for it is tested too.
-    scheduler = DDIMScheduler.from_pretrained(folder / "scheduler")
-    inputs, timesteps, labels = [], [], []
-    for checkpoint in range(len(ETAS)):
-        events = plan.at(checkpoint, ids)
-        timestep = torch.from_numpy(events.timestep)
-        drawn = np.stack([noise(key, SHAPE) for key in events.key.reshape(-1).tolist()])
-        label = torch.from_numpy(drawn).reshape(*timestep.shape, *SHAPE)
-        clean = images[:, None].expand_as(label)
-        noisy = scheduler.add_noise(
-            clean.flatten(0, 1), label.flatten(0, 1), timestep.flatten()
-        ).reshape(label.shape)
-        inputs.append(noisy)
-        timesteps.append(timestep)
-        labels.append(label)
-    return torch.stack(inputs, 1), torch.stack(timesteps, 1), torch.stack(labels, 1)
-
-
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("agreement")
@@ -176,8 +129,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         folders=folders,
         store=store,
         queries=queries,
-        training=event_tensors(images, ReplayedEvents(folders, TIMESTEPS), ids, folders[0]),
-        asked=event_tensors(asked, planned, asked_ids, folders[0]),
+        training=event_tensors(images, ReplayedEvents(folders, TIMESTEPS), ids, folders),
+        asked=event_tensors(asked, planned, asked_ids, folders),
     )
 
 
@@ -195,13 +148,13 @@ def gradstore_scores(
 def captum(case: Case) -> Scores:
     from captum.influence import TracInCP
 
-    model = Denoiser()
+    model = Denoiser(case.folders, "l2")
     for parameter in model.parameters():
         # captum takes view()s of gradients; those of convolutions here are laid out channels last.
         parameter.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
 
     def load(module: Denoiser, checkpoint: int) -> float:
-        module.load(case.folders, checkpoint)
+        module.load(checkpoint)
         return ETAS[checkpoint]
 
     tracin = TracInCP(
@@ -222,7 +175,7 @@ def dattri_scores(case: Case, *, normalized: bool) -> Scores:
     from dattri.algorithm.tracin import TracInAttributor
     from dattri.task import AttributionTask
 
-    model = Denoiser()
+    model = Denoiser(case.folders, "l2")
 
     def loss(parameters: dict[str, Tensor], data: Tensors) -> Tensor:
         noisy, timestep, label = (tensor[None] for tensor in data)
@@ -230,7 +183,7 @@ def dattri_scores(case: Case, *, normalized: bool) -> Scores:
         return model.losses(predicted, label)[0]
 
     def load(module: Denoiser, checkpoint: int) -> Denoiser:
-        module.load(case.folders, checkpoint)
+        module.load(checkpoint)
         return module
 
     attributor = TracInAttributor(
