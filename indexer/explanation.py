@@ -47,8 +47,10 @@ def explain(
     ⟨Pg, Ph⟩ is (|g|²|h|² + ⟨g, h⟩²) / dim for normal entries, and for Rademacher and sparse ones
     less by 2 Σ g²h² / dim, which is next to nothing unless a few parameters hold most of a gradient
     (Achlioptas 2003; Li, Hastie and Church 2006). Checkpoints are projected independently, so their
-    variances add. Lengths are those of the projected features, which estimate the true ones within
-    1/√(2 dim) of themselves; what float16 or int8 rounds away is far less.
+    variances add. Slots that are matched share a projection: the variance of Σ_t ⟨Pg_t, Ph_t⟩ is
+    Σ_tu (⟨g_t, g_u⟩⟨h_t, h_u⟩ + ⟨g_t, h_u⟩⟨g_u, h_t⟩) / dim. Lengths and products are those of the
+    projected features, which estimate the true ones within 1/√(2 dim) of the lengths; what float16
+    or int8 rounds away is far less.
 
     Args:
         store: the training store.
@@ -59,7 +61,7 @@ def explain(
     Returns:
         The explanation. Standard errors are 0, and z infinite, where nothing was projected.
     """
-    width = features.width(store)
+    width, slots = features.width(store), features.slots or 1
     wanted, place = np.unique(samples, return_inverse=True)
     parts = np.zeros((*samples.shape, len(features.etas)), np.float32)
     null, own = np.zeros(samples.shape), np.zeros(samples.shape)
@@ -70,22 +72,26 @@ def explain(
     step = max(1, _BLOCK_BYTES // (4 * width * store.slots))
     for checkpoint in features.checkpoints:
         asked = queries[:, checkpoint * width : (checkpoint + 1) * width]
-        asked_lengths = np.einsum("nd,nd->n", asked, asked, dtype=np.float64)
-        here = parts[:, :, checkpoint].ravel()
-        squares = np.zeros(here.shape)
+        asked = asked.reshape(len(queries), slots, -1)
+        asked_products = _products(asked, asked)
+        here, squares, crossed = (np.zeros(samples.size) for _ in range(3))
         for start in range(0, len(wanted), step):
             rows = store.take(checkpoint, wanted[start : start + step])
-            train = features.part(store, checkpoint, rows)
-            lengths = np.einsum("nd,nd->n", train, train, dtype=np.float64)
+            train = features.part(store, checkpoint, rows).reshape(len(rows), slots, -1)
+            products = _products(train, train)
             low, high = np.searchsorted(ranked, (start, start + len(train)))
             for first in range(low, high, step):
                 some = slice(first, min(first + step, high))
-                own_rows = ranked[some] - start
-                here[order[some]] = np.einsum("nd,nd->n", train[own_rows], asked[asker[some]])
-                squares[order[some]] = asked_lengths[asker[some]] * lengths[own_rows]
+                theirs, own_rows = asker[some], ranked[some] - start
+                pairs = _products(asked[theirs], train[own_rows])
+                here[order[some]] = np.trace(pairs, axis1=1, axis2=2)
+                crossed[order[some]] = np.einsum("ntu,nut->n", pairs, pairs)
+                squares[order[some]] = np.einsum(
+                    "ntu,ntu->n", asked_products[theirs], products[own_rows]
+                )
         parts[:, :, checkpoint] = here.reshape(samples.shape)
         null += squares.reshape(samples.shape)
-        own += np.square(parts[:, :, checkpoint], dtype=np.float64)
+        own += crossed.reshape(samples.shape)
     if not is_projected(store):
         null, own = np.zeros_like(null), np.zeros_like(own)
     scores, noise = parts.sum(axis=2), np.sqrt(null / store.dim)
@@ -93,6 +99,14 @@ def explain(
         z = np.where(scores == 0, 0, scores / noise)
     error = np.sqrt((null + own) / store.dim)
     return Explanation(parts, error.astype(np.float32), z.astype(np.float32))
+
+
+def _products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Slots by slots, `[n, slots, dim]` twice to float64 `[n, slots, slots]`."""
+    if left.shape[1] == 1:
+        one = np.einsum("nd,nd->n", left[:, 0], right[:, 0], dtype=np.float64)
+        return np.asarray(one[:, None, None])
+    return np.asarray(np.matmul(left, right.transpose(0, 2, 1)), np.float64)
 
 
 def is_projected(store: Store) -> bool:

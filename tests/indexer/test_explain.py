@@ -6,7 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
+from gradstore.collect import ProjectorSpec
+from gradstore.collect.projectors import from_spec
 from gradstore.errors import QueryError
 from gradstore.layout import Layout
 from gradstore.manifest import Manifest
@@ -20,6 +23,7 @@ from tests.gradstore.test_store import IDENTITY, spec
 from tests.indexer.stores import random_store
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -30,10 +34,10 @@ IDS: dict[str, Any] = {"projector": {"name": "sjlt"}}
 
 
 def stored(path: Path, directions: NDArray[np.float64], **identity: Any) -> Store:
-    """A store of `[checkpoints, samples, dim]`."""
-    _, count, dim = directions.shape
+    """A store of `[checkpoints, samples, slots, dim]`."""
+    _, count, slots, dim = directions.shape
     layout = Layout(
-        samples=count, slots=1, dim=dim, dtype="float32", chunk_samples=2, shard_samples=128
+        samples=count, slots=slots, dim=dim, dtype="float32", chunk_samples=2, shard_samples=128
     )
     store = create(
         path,
@@ -41,37 +45,81 @@ def stored(path: Path, directions: NDArray[np.float64], **identity: Any) -> Stor
         Manifest([f"s{n}" for n in range(count)], ["0"] * count),
     )
     for checkpoint, own in enumerate(directions):
-        ones = np.ones((count, 1), np.float32)
-        rows = Rows(own[:, None].astype(np.float32), ones, ones, ones.astype(np.int32))
-        write_shard(store.parts[0], checkpoint, 0, rows)
+        for shard in range(layout.shards):
+            low, high = layout.span(shard)
+            ones = np.ones((high - low, slots), np.float32)
+            rows = Rows(own[low:high].astype(np.float32), ones, ones, ones.astype(np.int32))
+            write_shard(store.parts[0], checkpoint, shard, rows)
     return store
 
 
-def test_the_error_is_that_of_many_projections(tmp_path: Path) -> None:
+DIM = 128
+
+
+def dense(seed: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+    """A projection by signs, made here, of `[checkpoints, rows, parameters]`."""
+
+    def project(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        generator = np.random.default_rng(seed + 1)
+        signs = generator.choice([-1.0, 1.0], (len(rows), rows.shape[2], DIM)) / np.sqrt(DIM)
+        return np.asarray(rows @ signs)
+
+    return project
+
+
+def collected(name: str) -> Callable[[int], Callable[..., NDArray[np.float64]]]:
+    """The projection that collecting uses."""
+
+    def of(seed: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
+        projector = from_spec(
+            ProjectorSpec.model_validate({"projector": name, "proj_dim": DIM, "proj_seed": seed})
+        )
+
+        def project(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+            found = []
+            for checkpoint, own in enumerate(torch.from_numpy(rows.astype(np.float32))):
+                projection = projector.at(checkpoint, own.shape[1], torch.device("cpu"), 2**28)
+                buffer = torch.zeros(len(own), projection.width, dtype=projection.dtype)
+                projection.add(buffer, 0, own)
+                found.append(projection.finish(buffer).double().numpy())
+            return np.stack(found)
+
+        return project
+
+    return of
+
+
+@pytest.mark.parametrize("matched", [False, True])
+@pytest.mark.parametrize("projected", [dense, collected("sjlt"), collected("trak")])
+def test_the_error_is_that_of_many_projections(
+    tmp_path: Path, projected: Callable[[int], Any], *, matched: bool
+) -> None:
     """The same gradients, projected a hundred times: scores spread as the error says."""
     generator = np.random.default_rng(0)
-    full, dim, seeds = 3000, 128, 100
-    train = generator.standard_normal((2, 4, full))
-    queries = generator.standard_normal((2, 1, full))
-    train[:, 0] = queries[:, 0]  # one that has all to do with the query
+    full, slots, seeds = 3000, 3, 100
+    train = generator.standard_normal((2, 4, slots, full))
+    queries = generator.standard_normal((2, 1, slots, full))
+    # Slots of a sample have much in common, and some samples have all or much to do with the query.
+    train += generator.standard_normal((2, 4, 1, full))
+    queries += generator.standard_normal((2, 1, 1, full))
+    train[:, 0] = queries[:, 0]
     train[:, 1] += queries[:, 0]
-    train /= np.linalg.norm(train, axis=2, keepdims=True)
-    queries /= np.linalg.norm(queries, axis=2, keepdims=True)
-    scores, errors, zs = [], [], []
-    for seed in range(seeds):
-        signs = np.random.default_rng(seed + 1).choice([-1.0, 1.0], (2, full, dim)) / np.sqrt(dim)
-        place = tmp_path / str(seed)
-        store = stored(place / "t.gradstore", train @ signs, **IDS)
-        asked = stored(place / "q.gradstore", queries @ signs, **IDS)
-        features = Features.of(store, measure_of("retrac"))
-        found = explain(store, features, features.range(asked), np.arange(4)[None])
-        scores.append(found.parts.sum(axis=2)[0])
-        errors.append(found.standard_error[0])
-        zs.append(found.z[0])
+    both = np.concatenate([train, queries], axis=1)
+    both /= np.linalg.norm(both, axis=3, keepdims=True)
+    rows = [
+        projected(seed)(both.reshape(2, 5 * slots, full)).reshape(2, 5, slots, DIM)
+        for seed in range(seeds)
+    ]
+    # The samples of every projection stand in one store, each asked about by its own query.
+    store = stored(tmp_path / "t.gradstore", np.concatenate([one[:, :4] for one in rows], 1), **IDS)
+    asked = stored(tmp_path / "q.gradstore", np.concatenate([one[:, 4:] for one in rows], 1), **IDS)
+    features = Features.of(store, measure_of("retrac"), matched=matched)
+    found = explain(store, features, features.range(asked), np.arange(4 * seeds).reshape(seeds, 4))
+    scores, errors, zs = found.parts.sum(axis=2), found.standard_error, found.z
     spread, told = np.std(scores, axis=0), np.mean(errors, axis=0)
     np.testing.assert_allclose(told, spread, rtol=0.25)  # of a hundred: ± 7% each
-    assert np.std(np.array(zs)[:, 2:]) == pytest.approx(1, abs=0.2)
-    assert np.mean(np.array(zs)[:, :2], axis=0).min() > 4
+    assert np.std(zs[:, 2:]) == pytest.approx(1, abs=0.2)
+    assert np.mean(zs[:, :2], axis=0).min() > 4
 
 
 @pytest.mark.parametrize("slots", [1, 3])
