@@ -49,7 +49,7 @@ from gradstore.spec import (
 from gradstore.writer import create, refuse_existing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
     from pathlib import Path
 
     from gradstore.collect.engines import EngineMaker
@@ -210,7 +210,8 @@ class Job:
         params: which parameters are differentiated.
         read_seconds: how long reading the dataset took.
         timed: whether there is so much to do that timing pays.
-        held: gives what was loaded before, if it stays in memory.
+        kept: the checkpoints, if they stay in memory.
+        kept_as: what is loaded depends on this.
     """
 
     samples: Samples
@@ -226,7 +227,8 @@ class Job:
     params: str | None
     read_seconds: float
     timed: bool
-    held: Callable[[Hashable, Callable[[], LoadedCheckpoint]], LoadedCheckpoint] | None = None
+    kept: ckpt.Checkpoints | None = None
+    kept_as: Hashable = None
 
     @property
     def rows(self) -> int:
@@ -254,7 +256,9 @@ class Job:
                 self.folders[number], model, self.survey.objective, self.choice.make, self.device
             )
 
-        return loaded() if self.held is None else self.held((number, self.choice.make), loaded)
+        if self.kept is None:
+            return loaded()
+        return self.kept.held((self.kept_as, number, self.choice.make), loaded)
 
     def open(self) -> list[Part]:
         """The parts to fill, made where they are not there yet, with their stores."""
@@ -389,7 +393,8 @@ def prepare(
         params=gradients.params,
         read_seconds=read_seconds,
         timed=timed,
-        held=kept and (lambda place, make: kept.held((key, place), make)),
+        kept=kept,
+        kept_as=key,
     )
 
 
