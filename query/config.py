@@ -118,9 +118,8 @@ class QueryConfig(DatasetSpec):
     ids: list[str] | None = Field(None, description="search only the samples of these ids")
     fast: bool = Field(
         False,
-        description=f"fewer gradients per query: {FAST.timesteps} timesteps, {FAST.draws} noise, "
-        f"{FAST.checkpoints} checkpoints, in place of --timesteps, --draws and --etas; of a query "
-        "store, these checkpoints",
+        description=f"fewer gradients per query: {FAST.timesteps} timesteps × {FAST.draws} noises, "
+        "in place of --timesteps, --draws and --etas",
     )
     timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
     draws: int = Field(4, ge=1, le=10_000, description="noises averaged into each timestep")
