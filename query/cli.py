@@ -219,8 +219,9 @@ def hubness(config: Path | None, **given: Any) -> None:
         write_table(table, out / f"{name}.parquet", table.schema)
         one.plot(out / f"{name}.png")
         click.echo(
-            f"{one.measure}: distinctness {one.distinctness:.2f}, Spearman with norm "
-            f"{one.with_norm:.2f}, with timestep {one.with_timestep:.2f}\n{shown(table)}\n"
+            f"{one.measure}: distinctness {one.distinctness:.2f}, Spearman of influence with norm "
+            f"{one.influence_with_norm:.2f}, with timestep {one.influence_with_timestep:.2f}\n"
+            f"{shown(table)}\n"
         )
     click.echo(f"wrote {out}")
 
