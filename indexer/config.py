@@ -26,6 +26,11 @@ class IndexConfig(Spec):
     matched: bool = Field(
         False, description="match slots timestep by timestep, where they are averaged otherwise"
     )
+    queries: str | None = Field(
+        None,
+        description="a query store to measure the recall with, where an index is built [default: "
+        "training samples, of which none is to find itself]",
+    )
     factory: str | None = Field(
         None,
         description="what is kept of each vector: rabitq, fp16, flat, hnsw, ivf, or a factory "

@@ -89,6 +89,7 @@ def build_kernel(store: Store) -> Path:
         building.mkdir(parents=True)
         for place, gram in enumerate(grams(store)):
             np.save(building / f"{place}.npy", gram, allow_pickle=False)
+            del gram
         hashes = [_sha256(building / f"{place}.npy") for place in range(store.checkpoints)]
         spec = KernelSpec(**wanted.model_dump(), sha256=hashes)
         (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
@@ -152,6 +153,7 @@ def _read(path: Path, spec: KernelSpec, store: Store) -> Iterator[NDArray[np.flo
                 f"{_mend(path, store)}"
             ) from error
         yield gram
+        del gram
 
 
 def _spec(path: Path, store: Store) -> KernelSpec:

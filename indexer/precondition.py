@@ -8,15 +8,15 @@ training samples at that checkpoint: the inverse is put to the query.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, Self, runtime_checkable
 
 import numpy as np
 
 from gradstore.errors import ConfigError
 from gradstore.progress import progress
+from indexer.cholesky import Cholesky
 from indexer.feature import Features
 from indexer.measures import Measure, TracIn
-from indexer.product import Cholesky
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -26,6 +26,14 @@ if TYPE_CHECKING:
     from gradstore.reader import Store
     from gradstore.rows import Rows
     from gradstore.spec import Identity
+
+
+# Of all checkpoints' factors so much is held in memory, and the rest in temporary files.
+_HELD: Final = 2**31
+# So many samples are summed up at once, so many columns at a time: going through a matrix of many
+# dimensions takes longer than multiplying a few samples.
+_SAMPLES: Final = 1024
+_COLUMNS: Final = 1024
 
 
 @runtime_checkable
@@ -86,8 +94,9 @@ class Trak:
     def fitted(self, store: Store) -> Self:
         """With ΦᵀΦ of a store, from one pass over it; itself, if it was fitted already.
 
-        Holds a factor of float64 `[dim, dim]` per checkpoint. A checkpoint where every gradient is
-        zero has none, and scores nothing.
+        Makes a factor of float64 `[dim, dim]` per checkpoint, with little beside it: at 16,384
+        dimensions 2 GiB, of which one is held in memory and the others in temporary files. A
+        checkpoint where every gradient is zero has none, and scores nothing.
         """
         if self.lambdas is not None:
             return self
@@ -96,10 +105,18 @@ class Trak:
     def of(self, grams: Iterable[NDArray[np.float64]]) -> Self:
         """The measure, fitted to what ΦᵀΦ is at each checkpoint; those are changed."""
         lambdas, factors = [], list[Cholesky | None]()
+        held = 0
         for gram in grams:
             lambdas.append(self.share * float(np.trace(gram)) / len(gram))
             gram[np.diag_indices(len(gram))] += lambdas[-1]
-            factors.append(Cholesky(gram) if lambdas[-1] > 0 else None)
+            factor = Cholesky(gram) if lambdas[-1] > 0 else None
+            del gram  # the next is made when this one is put aside
+            if factor is not None:
+                held += factor.nbytes
+                if held > _HELD:
+                    held -= factor.nbytes
+                    factor.put_aside()
+            factors.append(factor)
         return replace(self, lambdas=tuple(lambdas), _factors=tuple(factors))
 
     def prepared(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -125,9 +142,23 @@ def grams(store: Store) -> Iterator[NDArray[np.float64]]:
     with progress(store.checkpoints * store.samples, "preconditioning", "samples") as bar:
         for checkpoint in range(store.checkpoints):
             gram = np.zeros((store.dim, store.dim))
+            waiting: list[NDArray[np.float32]] = []
             for start, stop in features.spans(store):
                 rows = store.rows(checkpoint, start, stop)
-                part = features.part(store, checkpoint, rows).astype(np.float64)
-                gram += part.T @ part
+                waiting.append(features.part(store, checkpoint, rows))
+                if sum(map(len, waiting)) >= _SAMPLES or stop == store.samples:
+                    _add_products(gram, np.concatenate(waiting).astype(np.float64))
+                    waiting.clear()
                 bar.update(stop - start)
+            for low in range(0, store.dim, _COLUMNS):
+                high = low + _COLUMNS
+                gram[:low, low:high] = gram[low:high, :low].T
             yield gram
+            del gram
+
+
+def _add_products(gram: NDArray[np.float64], part: NDArray[np.float64]) -> None:
+    """Add Φᵀ Φ of some samples `[samples, dim]`, on and below the diagonal, and a little above."""
+    for low in range(0, len(gram), _COLUMNS):
+        high = low + _COLUMNS
+        gram[low:high, :high] += part[:, low:high].T @ part[:, :high]

@@ -91,24 +91,3 @@ class Multiplier:
         else:
             given = given.to(self._device).float().to(self._dtype)
         return np.asarray((queries @ given.T).float().cpu().numpy()) * np.float32(self._largest)
-
-
-class Cholesky:
-    """Cholesky's factor of a symmetric, positive definite matrix.
-
-    Args:
-        matrix: float64 `[dim, dim]`.
-    """
-
-    def __init__(self, matrix: NDArray[np.float64]) -> None:
-        import torch
-
-        self._factor = torch.linalg.cholesky(torch.from_numpy(matrix))
-
-    def solve(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
-        """`matrix⁻¹` times each of some vectors `[vectors, dim]`, float64."""
-        import torch
-
-        right = torch.from_numpy(np.ascontiguousarray(vectors.T, np.float64))
-        solved: NDArray[np.float64] = torch.cholesky_solve(right, self._factor).numpy()
-        return solved.T

@@ -113,17 +113,25 @@ def index(config: Path | None, **given: Any) -> None:
     from indexer import build_index, measure_of
     from indexer.index import estimated_nbytes
     from indexer.kernel import build_kernel
+    from query.engine import require_comparable
 
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     for name in settings.measures:  # what is misspelt comes before what takes long
         measure_of(name)
+    queries = None
+    if settings.queries is not None:
+        queries = open_store(settings.queries)
+        require_comparable(store, queries)
+        queries.require_complete()
     etas, matched, factory = settings.etas, settings.matched, settings.factory
     for measure in settings.measures:
         expected = estimated_nbytes(store, measure, etas=etas, matched=matched, factory=factory)
         click.echo(f"{measure}: an index of about {expected / 1e6:,.1f} MB is built")
         if measure.partition(":")[0] == "trak":
             click.echo(f"{build_kernel(store)}: serves trak with every λ")
-        built = build_index(store, measure, etas=etas, matched=matched, factory=factory)
+        built = build_index(
+            store, measure, etas=etas, matched=matched, factory=factory, queries=queries
+        )
         click.echo(
             f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, "
             f"{built.nbytes / 1e6:,.1f} MB, {_recall(built.spec)}"
@@ -219,8 +227,9 @@ def hubness(config: Path | None, **given: Any) -> None:
         write_table(table, out / f"{name}.parquet", table.schema)
         one.plot(out / f"{name}.png")
         click.echo(
-            f"{one.measure}: distinctness {one.distinctness:.2f}, Spearman with norm "
-            f"{one.with_norm:.2f}, with timestep {one.with_timestep:.2f}\n{shown(table)}\n"
+            f"{one.measure}: distinctness {one.distinctness:.2f}, Spearman of influence with norm "
+            f"{one.influence_with_norm:.2f}, with timestep {one.influence_with_timestep:.2f}\n"
+            f"{shown(table)}\n"
         )
     click.echo(f"wrote {out}")
 
@@ -372,7 +381,9 @@ def _recall(spec: IndexSpec) -> str:
     found = spec.measured
     return (
         f"recall {found.recall_at_10:.3f} of the first 10 and {found.recall_at_100:.3f} of the "
-        f"first 100, {found.candidates} candidates scored again"
+        f"first 100 of {found.queries} "
+        + ("training samples" if found.origin == "samples" else f"queries of {found.origin}")
+        + f", {found.candidates} candidates scored again"
     )
 
 

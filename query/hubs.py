@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from query.engine import Answer
 
 
+_COLUMNS = ["query_id", "measure", "side", "sample_id", "score"]
+
+
 @dataclass(frozen=True)
 class Hubness:
     """How often each training sample is among the proponents of some query.
@@ -34,6 +37,8 @@ class Hubness:
         queries: how many there were.
         k: how many proponents each has.
         counts: of how many queries each sample is a proponent, int64 `[samples]`.
+        influence: sum of its scores as their proponent, over all queries' number, float64
+            `[samples]`: its mean influence, as far as the lists tell.
         distinctness: distinct proponents over all of them, |∪ top-k| / (queries · k).
         norm: mean norm of each sample's rows, float64 `[samples]`.
         timestep: mean timestep of each sample's rows, float64 `[samples]`.
@@ -44,6 +49,7 @@ class Hubness:
     queries: int
     k: int
     counts: NDArray[np.int64]
+    influence: NDArray[np.float64]
     distinctness: float
     norm: NDArray[np.float64]
     timestep: NDArray[np.float64]
@@ -58,6 +64,16 @@ class Hubness:
         """Spearman's correlation of the counts with the timesteps."""
         return spearman(self.counts, self.timestep)
 
+    @property
+    def influence_with_norm(self) -> float:
+        """Spearman's correlation of the influence with the norms."""
+        return spearman(self.influence, self.norm)
+
+    @property
+    def influence_with_timestep(self) -> float:
+        """Spearman's correlation of the influence with the timesteps."""
+        return spearman(self.influence, self.timestep)
+
     def to_table(self) -> pa.Table:
         """Samples that are some query's proponent, the most frequent first."""
         import pyarrow as pa
@@ -71,13 +87,14 @@ class Hubness:
             "label": [own[row] if own else None for row in order.tolist()],
             "queries": self.counts[order],
             "share": self.counts[order] / self.queries,
+            "influence": self.influence[order],
             "norm": self.norm[order],
             "timestep": self.timestep[order],
         }
         return pa.table(columns)
 
     def plot(self, path: Path) -> None:
-        """Draw counts against norms and timesteps, and write them as an image.
+        """Draw counts, and influence against norms and timesteps, and write them as an image.
 
         Raises:
             DependencyError: if matplotlib is not installed.
@@ -93,11 +110,11 @@ class Hubness:
         left.plot(np.arange(1, len(seen) + 1), seen)
         left.set(xscale="log", xlabel="samples, the most frequent first", ylabel="queries")
         for axes, values, name, found in (
-            (middle, self.norm, "norm", self.with_norm),
-            (right, self.timestep, "timestep", self.with_timestep),
+            (middle, self.norm, "norm", self.influence_with_norm),
+            (right, self.timestep, "timestep", self.influence_with_timestep),
         ):
-            axes.plot(values, self.counts, ".", markersize=3)
-            axes.set(xlabel=f"mean {name}", title=f"Spearman {found:.2f}")
+            axes.plot(values, self.influence, ".", markersize=3)
+            axes.set(xlabel=f"mean {name}", ylabel="mean influence", title=f"Spearman {found:.2f}")
         figure.suptitle(f"{self.measure}: distinctness {self.distinctness:.2f}")
         figure.savefig(path, dpi=120)
 
@@ -105,8 +122,11 @@ class Hubness:
 def hubness(answer: Answer) -> Hubness:
     """How often training samples recur among the proponents of an answer's queries."""
     rows = answer.proponents.rows
-    counts = np.bincount(rows.ravel(), minlength=answer.store.samples)
-    return _hubness(answer.measure, answer.store, counts, len(rows))
+    count = answer.store.samples
+    counts = np.bincount(rows.ravel(), minlength=count)
+    sums = np.zeros(count)
+    np.add.at(sums, rows.ravel(), answer.proponents.scores.ravel())
+    return _hubness(answer.measure, answer.store, counts, sums, len(rows))
 
 
 def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
@@ -124,15 +144,18 @@ def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
 
     place = {name: row for row, name in enumerate(store.manifest.ids)}
     counts: dict[str, NDArray[np.int64]] = {}
+    sums: dict[str, NDArray[np.float64]] = {}
     asked: dict[str, set[str]] = {}
     try:
         file = pq.ParquetFile(results)
-        for batch in file.iter_batches(columns=["query_id", "measure", "side", "sample_id"]):
+        for batch in file.iter_batches(columns=_COLUMNS):
             for row in batch.to_pylist():
                 if row["side"] == "proponent":
                     measure = row["measure"]
                     own = counts.setdefault(measure, np.zeros(store.samples, np.int64))
                     own[place[row["sample_id"]]] += 1
+                    total = sums.setdefault(measure, np.zeros(store.samples))
+                    total[place[row["sample_id"]]] += row["score"]
                     asked.setdefault(measure, set()).add(row["query_id"])
     except (OSError, pa.ArrowException) as error:
         raise QueryError(
@@ -144,10 +167,18 @@ def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
             f"{results} is of a sample {error}, which {store.location} does not have: it was "
             "deleted, or these are another store's results. Ask again: gradstore query"
         ) from error
-    return [_hubness(name, store, own, len(asked[name])) for name, own in counts.items()]
+    return [
+        _hubness(name, store, own, sums[name], len(asked[name])) for name, own in counts.items()
+    ]
 
 
-def _hubness(measure: str, store: Store, counts: NDArray[np.int64], queries: int) -> Hubness:
+def _hubness(
+    measure: str,
+    store: Store,
+    counts: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    queries: int,
+) -> Hubness:
     places = range(store.checkpoints)
     return Hubness(
         measure=measure,
@@ -155,6 +186,7 @@ def _hubness(measure: str, store: Store, counts: NDArray[np.int64], queries: int
         queries=queries,
         k=int(counts.sum()) // queries,
         counts=counts,
+        influence=sums / queries,
         distinctness=int((counts > 0).sum()) / int(counts.sum()),
         norm=np.mean([store.column("norm", k).mean(axis=1, dtype=np.float64) for k in places], 0),
         timestep=np.mean([store.column("timestep", k).mean(axis=1) for k in places], 0),

@@ -12,8 +12,13 @@ from gradstore.collect import EventPlan, Samples, load
 from gradstore.collect.events import noise
 
 
-def full_gradients(checkpoint: Path, samples: Samples, plan: EventPlan, number: int) -> Tensor:
-    """Gradients of each row's mean L1 loss over its noises, float64 `[samples, slots, P]`."""
+def full_gradients(
+    checkpoint: Path, samples: Samples, plan: EventPlan, number: int, *, loss: str = "l1"
+) -> Tensor:
+    """Gradients of each row's mean L1 loss over its noises, float64 `[samples, slots, P]`.
+
+    With `square`, of D-TRAK's output function: the mean square of what the model predicts.
+    """
     loaded = load(checkpoint)
     model, levels = loaded.model, loaded.scheduler.alphas_cumprod
     events = plan.at(number, samples.ids)
@@ -27,7 +32,9 @@ def full_gradients(checkpoint: Path, samples: Samples, plan: EventPlan, number: 
             for key in events.key[row, slot].tolist():
                 epsilon = torch.from_numpy(noise(key, image.shape[1:]))[None]
                 noisy = levels[timestep].sqrt() * image + (1 - levels[timestep]).sqrt() * epsilon
-                total = total + (model(noisy, timestep).sample - epsilon).abs().mean()
+                predicted = model(noisy, timestep).sample
+                off = predicted.square() if loss == "square" else (predicted - epsilon).abs()
+                total = total + off.mean()
             gradients = torch.autograd.grad(
                 total / events.key.shape[2], list(model.parameters()), materialize_grads=True
             )

@@ -148,6 +148,49 @@ def test_nonsense_is_refused(name: str) -> None:
         measure_of(name)
 
 
+OWN = """
+from indexer import Power, ReTrac
+
+class Root(Power):  # all that Power has, under its own name
+    name = "mine.Root"
+
+    def __init__(self, alpha=0.5):
+        super().__init__(alpha)
+
+class Halves(Root):
+    @property
+    def name(self):
+        return f"mine.Halves:{self.alpha:g}"
+
+unnamed = ReTrac()
+nothing = 3
+"""
+
+
+def test_a_measure_of_ones_own_by_name(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name, alpha in (("mine.Root", 0.5), ("mine.Halves:0.25", 0.25)):
+        measure = measure_of(name)
+        assert measure.name == name
+        np.testing.assert_array_equal(features(store, measure), features(store, Power(alpha)))
+        index = build_index(store, name)
+        assert index.path == index_path(store, name)
+        assert build_index(store, name).spec == index.spec
+    assert measure_of("mine.Root@1-5").name == "mine.Root@1-5"
+    for wrong, told in (
+        ("mine.Nobody", "cannot be made: module 'mine' has no"),
+        ("nowhere.Root", "cannot be made: No module named 'nowhere'"),
+        ("mine.Root:x", "cannot be made: could not convert"),
+        ("mine.unnamed", "its name is not 'mine.unnamed'"),
+        ("mine.nothing", "it has no 'identity'"),
+    ):
+        with pytest.raises(ConfigError, match=told):
+            measure_of(wrong)
+
+
 @pytest.mark.parametrize("measure", [Clip(0.5), Calibrated()])
 def test_what_was_not_learned_is_asked_for(store: Store, measure: Any) -> None:
     with pytest.raises(ConfigError, match=r"fitted\(store\)"):

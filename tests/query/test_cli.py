@@ -232,8 +232,12 @@ def test_slots_are_matched_and_another_index_built_by_flag(
     )
     found = pd.read_parquet(tmp_path / "s.parquet")["score"].to_numpy().reshape(2, 40)
     np.testing.assert_allclose(found, scores, rtol=1e-3, atol=1e-5)
-    told = run("index", "--store", store, "--measures", "retrac", "--matched", "--factory", "fp16")
+    other = ("--measures", "retrac", "--matched", "--factory", "fp16", "--queries", queries)
+    told = run("index", "--store", store, *other)
     assert "m.retrac.matched.index: 40 vectors of 48" in told
+    assert (
+        f"recall 1.000 of the first 10 and 1.000 of the first 100 of 2 queries of {queries}" in told
+    )
     run(*asked, "--timesteps", 3, "--out", tmp_path / "b")
     again = pd.read_parquet(tmp_path / "b" / "results.parquet")
     assert again["sample_id"].tolist() == table["sample_id"].tolist()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gradstore.collect import (
+    EventPlan,
     EventSpec,
     PlannedEvents,
     ProjectorSpec,
@@ -85,6 +86,45 @@ def test_projected_scores_approximate_the_exact_ones(
     # Standard error of an inner product of unit vectors is at most √(2/dim); η sums to 0.4.
     assert np.abs(found - expected).max() < 5 * 0.4 * np.sqrt(2 / 2048)
     assert np.abs(found - expected).max() > 0
+
+
+def test_d_trak_is_trak_of_the_outputs_square(world: World, tmp_path: Path) -> None:
+    """Unprojected, by the formula in float64; the queries take over the store's objective."""
+    train = collect(
+        world.train, world.checkpoints, tmp_path / "t.gradstore", objective="square",
+        projector=ProjectorSpec(projector="sjlt", proj_dim=64), dtype="float32",
+    )  # fmt: skip
+    exact = collect(
+        world.train, world.checkpoints, tmp_path / "e.gradstore", objective="square", **EXACT
+    )
+    queries = collect_queries(
+        train, world.queries, tmp_path / "q.gradstore", events=PLAN, dtype="float32"
+    )
+    unprojected = collect_queries(
+        exact, world.queries, tmp_path / "eq.gradstore", events=PLAN, dtype="float32"
+    )
+    plans: list[EventPlan] = [
+        ReplayedEvents(world.checkpoints, 1000), PlannedEvents(PLAN, 1000, "query"),
+    ]  # fmt: skip
+    expected = np.zeros((3, 7))
+    for k, (checkpoint, eta) in enumerate(zip(world.checkpoints, train.etas, strict=True)):
+        for store, samples, plan in zip(
+            (exact, unprojected), (world.train, world.queries), plans, strict=True
+        ):
+            full = naive.full_gradients(checkpoint, samples, plan, k, loss="square").numpy()
+            rows = store.rows(k)
+            np.testing.assert_allclose(
+                rows.direction * rows.norm[:, :, None], full, rtol=1e-3, atol=1e-4 * full.max()
+            )
+        phi, asked = (
+            (store.rows(k).direction.astype(np.float64) * store.rows(k).norm[:, :, None]).mean(1)
+            for store in (train, queries)
+        )
+        gram = phi.T @ phi
+        ridge = np.trace(gram) / 64
+        expected += eta * asked @ np.linalg.inv(gram + ridge * np.eye(64)) @ phi.T
+    answer = search(build_index(train, "trak"), queries, k=7, measure="trak")
+    np.testing.assert_allclose(_matrix(answer), expected, rtol=1e-3, atol=1e-5 * expected.max())
 
 
 def _matrix(answer: Answer) -> np.ndarray[Any, Any]:

@@ -34,6 +34,17 @@ def test_tracin_has_hubs_and_they_are_long(tmp_path: Path) -> None:
         found[name] = hubness(answer)
         counts = [int((answer.proponents.rows == row).sum()) for row in range(300)]
         np.testing.assert_array_equal(found[name].counts, counts)
+        sums = np.zeros(300)
+        for row, score in zip(
+            answer.proponents.rows.ravel(), answer.proponents.scores.ravel(), strict=True
+        ):
+            sums[row] += score / 40
+        np.testing.assert_allclose(found[name].influence, sums, rtol=1e-6)
+        for values, told in (
+            (found[name].norm, found[name].influence_with_norm),
+            (found[name].timestep, found[name].influence_with_timestep),
+        ):
+            assert told == pytest.approx(spearmanr(sums, values).statistic, rel=1e-4)
         assert found[name].distinctness == answer.distinctness()
     tracin, retrac = found["tracin"], found["retrac"]
     assert tracin.distinctness < retrac.distinctness
