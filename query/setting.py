@@ -45,5 +45,6 @@ class Setting:
 
 # What `gradstore query --fast` takes: a quarter of the gradients of the usual 10 × 4. By
 # benchmarks/query_cost.py it keeps Spearman's 0.88 to 0.91 with the full question, where 10 × 4
-# keep 0.96. Checkpoints are not saved on: half of them cost more of the ranking than half of the rest.
+# keep 0.96. Checkpoints are not saved on: half of them cost more of the ranking than half of the
+# rest.
 FAST: Final = Setting(timesteps=5, draws=2)
