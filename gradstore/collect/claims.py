@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from time import sleep
 from typing import TYPE_CHECKING
+
+from gradstore.errors import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -40,17 +42,21 @@ class Claims:
         return tasks
 
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
-        """Call `work` on each of `tasks` that no other process does, until all are done."""
+        """Call `work` on each of `tasks` that no other process does, until all are done.
+
+        Raises:
+            StoreError: if the files cannot be made or locked.
+        """
         if not tasks:
             return
         left = list(tasks)
         with ExitStack() as opened:
-            locks = [opened.enter_context(_opened(file)) for file in self._files]
+            locks = [(opened.enter_context(_opened(file)), file) for file in self._files]
             while left:
                 others = []
                 for task in left:
                     with ExitStack() as held:
-                        mine = (held.enter_context(_locked(lock, _byte(task))) for lock in locks)
+                        mine = (held.enter_context(_locked(*lock, _byte(task))) for lock in locks)
                         if not all(mine):
                             others.append(task)
                         elif not self._done(task):
@@ -59,16 +65,28 @@ class Claims:
                     sleep(_POLL_SECONDS)
                 left = others
         for file in self._files:
-            file.unlink(missing_ok=True)  # all is done: whoever comes now has nothing to lock
+            with suppress(OSError):  # all is done: whoever comes now has nothing to lock
+                file.unlink()
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[int]:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _failed(path, error) from error
     try:
         yield file
     finally:
         os.close(file)
+
+
+def _failed(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"{path}, where processes claim shards, cannot be used: {error.strerror or error}. What "
+        "was sealed before is safe; make room or restore the disk and run the same command again "
+        "to go on. Where files cannot be locked, set RANK and WORLD_SIZE for each process."
+    )
 
 
 def _byte(task: Task) -> int:
@@ -76,13 +94,15 @@ def _byte(task: Task) -> int:
 
 
 @contextmanager
-def _locked(file: int, byte: int) -> Iterator[bool]:
+def _locked(file: int, path: Path, byte: int) -> Iterator[bool]:
     """Whether a byte of the file is this process's own, within."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
     except (BlockingIOError, PermissionError):  # another process holds it
         yield False
         return
+    except OSError as error:  # a file system that has no locks
+        raise _failed(path, error) from error
     try:
         yield True
     finally:

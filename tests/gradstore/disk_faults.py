@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 AFTER = 3
+MEND = "make room or restore the disk and run the same command again"
 
 
 def mount(*arguments: str) -> None:
@@ -38,6 +39,14 @@ def contents(store: Store) -> dict[str, Any]:
         for k in range(store.checkpoints)
         for name in ARRAYS
     }
+
+
+def refused(kind: str, do: Callable[[], object]) -> str:
+    try:
+        do()
+    except StoreError as error:
+        return str(error)
+    raise AssertionError(f"{kind}: nothing was told")
 
 
 def trial(kind: str, folder: Path, checkpoints: list[Path], expected: dict[str, Any]) -> str:
@@ -67,7 +76,7 @@ def trial(kind: str, folder: Path, checkpoints: list[Path], expected: dict[str, 
         if step == "begun" and sealed == AFTER:
             breaks[kind]()
 
-    def go_on() -> Store:
+    def go_on(executor: InProcess | None = None) -> Store:
         return collect(
             Samples(torch.zeros(8, 1, 8, 8) + torch.arange(8).reshape(8, 1, 1, 1) / 8),
             checkpoints,
@@ -76,18 +85,13 @@ def trial(kind: str, folder: Path, checkpoints: list[Path], expected: dict[str, 
             projector=ProjectorSpec(proj_dim=64),
             shard_samples=2,
             engine="streaming",
-            executor=InProcess(),  # no file of claims, whose being open keeps a disk from read-only
+            executor=executor,
         )
 
     writer.reached = reached
-    try:
-        go_on()
-    except StoreError as error:
-        told = str(error)
-    else:
-        raise AssertionError(f"{kind}: nothing was told")
-    finally:
-        writer.reached = lambda step: None
+    # No file of claims, whose being open keeps a disk from becoming read-only.
+    told = refused(kind, lambda: go_on(InProcess()))
+    writer.reached = lambda step: None
     if kind == "gone":
         if list(disk.iterdir()):
             raise AssertionError("something was written below the lost mount")
@@ -95,6 +99,8 @@ def trial(kind: str, folder: Path, checkpoints: list[Path], expected: dict[str, 
         good = [report for report in verify(open_store(store)) if report.problem is None]
         if len(good) != AFTER:
             raise AssertionError(f"{kind}: {len(good)} shards are whole, not {AFTER}")
+        if MEND not in refused(kind, go_on):  # as a user would, before the disk is mended
+            raise AssertionError(f"{kind}: it is not told what to do")
     mends[kind]()
     found = contents(go_on())
     for name, array in expected.items():

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.gradstore.disk_faults import MEND
+
 ISOLATED = ["unshare", "--map-root-user", "--mount"]
 
 
@@ -34,4 +36,4 @@ def test_disks_that_fail(tmp_path: Path) -> None:
         ("gone", "the store's folder is gone"),
     ):
         assert reason in told[kind], told
-        assert "make room or restore the disk and run the same command again" in told[kind], told
+        assert MEND in told[kind], told

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from gradstore import writer
-from gradstore.collect import Claims, ProjectorSpec, Samples, Task, collect
+from gradstore.collect import Claims, InProcess, ProjectorSpec, Samples, Task, collect
 from gradstore.collect.conformance import check_executors
 from gradstore.reader import looks_like_store, open_store
 from gradstore.rows import ARRAYS
@@ -91,6 +91,22 @@ def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:
                 getattr(store.rows(k), name), getattr(reference.rows(k), name)
             )
     assert not list(tmp_path.glob(".*"))  # neither claims nor half-built stores are left
+
+
+def test_what_another_process_sealed_meanwhile_is_left_alone(world: World, tmp_path: Path) -> None:
+    """Also without claims, as under a URL: written again, it would not be sealed for a while."""
+    path = tmp_path / "a.gradstore"
+    sealed: dict[Path, int] = {}
+
+    class Late(InProcess):
+        def run(self, tasks: Any, work: Any) -> None:
+            collect(dataset(), world.checkpoints, path, **OPTIONS)
+            sealed.update((seal, seal.stat().st_mtime_ns) for seal in path.glob("seals/*/*"))
+            super().run(tasks, work)
+
+    collect(dataset(), world.checkpoints, path, executor=Late(), **OPTIONS)
+    assert len(sealed) == 14
+    assert {seal: seal.stat().st_mtime_ns for seal in path.glob("seals/*/*")} == sealed
 
 
 def test_processes_that_start_together_make_one_store(world: World, tmp_path: Path) -> None:
