@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from gradstore.errors import StoreError
+from gradstore.reader import ROOT
 from gradstore.writer import array_objects, unseal
 
 if TYPE_CHECKING:
@@ -58,21 +59,50 @@ def verify(store: Store) -> Iterator[ShardReport]:
 
 def _check_description(part: Part, numbers: list[int]) -> None:
     """Compare what Zarr is told of the arrays with what the layout says."""
-    _ = part.manifest  # likewise
+    _ = part.manifest  # whose bytes are compared with their digest when it is read
+    for key, _, problem in _false_descriptions(part, numbers):
+        raise StoreError(
+            f"{part.location}/{key} {problem}. Write it anew: gradstore verify "
+            f"{part.objects.location} --repair"
+        )
+
+
+def _false_descriptions(part: Part, numbers: list[int]) -> Iterator[tuple[str, bytes, str]]:
+    """What Zarr is told falsely: key within the part, what belongs there, what is wrong."""
     for key, content in array_objects(part.layout, numbers).items():
-        if key == "zarr.json":
+        if part.key(key) == ROOT:
             continue
         try:
             found = part.objects.read(part.key(key))
         except OSError as error:
-            raise StoreError(
-                f"{part.location}/{key} cannot be read: {error.strerror}. Restore it from a copy."
-            ) from error
+            yield key, content, f"cannot be read: {error.strerror or error}"
+            continue
         if _json(found) != _json(content):
-            raise StoreError(
-                f"{part.location}/{key} does not describe the array that the layout says. Restore "
-                "it from a copy."
-            )
+            yield key, content, "does not describe the array that the layout says"
+
+
+def describe_anew(store: Store) -> list[str]:
+    """Write what Zarr is told of the arrays where it is false: it follows from the layout.
+
+    Returns:
+        What was written, as keys below the store.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    written = []
+    for part in store.parts:
+        for key, content, _ in _false_descriptions(part, store.numbers):
+            try:
+                part.objects.write(part.key(key), content)
+                part.objects.flush([part.key(key)])
+            except OSError as error:
+                raise StoreError(
+                    f"{part.location}/{key} cannot be written: {error.strerror or error}. Make "
+                    "room or get the right to write, and run the same command again."
+                ) from error
+            written.append(part.key(key))
+    return written
 
 
 def _json(content: bytes) -> object:

@@ -384,13 +384,18 @@ def info(store: str, *, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("store")
-@click.option("--repair", is_flag=True, help="collect damaged shards again")
+@click.option(
+    "--repair", is_flag=True, help="collect damaged shards again, and describe arrays anew to Zarr"
+)
 def verify(store: str, *, repair: bool) -> None:
     """Check every byte of a store against its seals."""
     from gradstore import open_store
+    from gradstore.verify import describe_anew
     from gradstore.verify import verify as check
 
     opened = open_store(store)
+    for key in describe_anew(opened) if repair else ():
+        click.echo(f"{key}: written anew")
     problems = [report for report in check(opened) if report.problem]
     for report in problems:
         click.echo(str(report))

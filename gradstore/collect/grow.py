@@ -182,24 +182,45 @@ def _with_checkpoint(old: Identity, new: Identity) -> Identity:
     return identity
 
 
-def repair(store: Store, reports: Sequence[ShardReport]) -> None:
-    """Collect damaged shards of a store again, as the configuration that it records says.
+def repair(
+    store: Store,
+    reports: Sequence[ShardReport],
+    *,
+    datasets: Sequence[Any] | None = None,
+    projector: Projector | None = None,
+    **options: Unpack[CollectOptions],
+) -> None:
+    """Collect damaged shards of a store again, and no others.
 
     Args:
         store: the store.
         reports: the shards; their seals are removed when everything is ready to begin.
+        datasets: the dataset of each part of the store; by default as the store records.
+        projector: the store's projector, if it was not one of gradstore's own.
+        options: see `CollectOptions`; only where `datasets` are given.
 
     Raises:
-        ConfigError: if the store does not record a configuration, for Python made it.
+        ConfigError: if no datasets are given and the store records none, for Python made it.
         GradstoreError: what `collect` raises.
     """
-    for part in store.parts:
+    given = datasets or [None] * len(store.parts)
+    for part, dataset in zip(store.parts, given, strict=True):
         mine = [report for report in reports if report.part.spec.path == part.spec.path]
         if not mine:
             continue
-        config = recorded(store, part.spec)
-        samples = _restricted(None, part.spec, store)
-        job = prepare_config(config, samples=samples, into=Into(part=part.spec))
+        samples, into = _restricted(dataset, part.spec, store), Into(part=part.spec)
+        if dataset is None:
+            job = prepare_config(recorded(store, part.spec), samples=samples, into=into)
+        else:
+            made_alike = like(store)
+            own = made_alike.pop("projector")
+            job = prepare(
+                samples,
+                _folders(store),
+                {store.location: projector or own},
+                into=into,
+                **{**made_alike, **options},
+            )
         for report in mine:
             unseal(part, report.checkpoint, report.shard)
         run(job, _Only([(store.numbers.index(one.checkpoint), one.shard) for one in mine]))
@@ -230,8 +251,7 @@ def recorded(store: Store, part: PartSpec, **changes: Any) -> CollectConfig:
     if not found:
         raise ConfigError(
             f"{store.location} was collected from Python and does not know its dataset. Call "
-            "gradstore.collect.append, add_checkpoint or collect with the dataset; for a damaged "
-            "shard, remove its seal with gradstore.writer.unseal first."
+            "append, add_checkpoint or repair of gradstore.collect with the dataset."
         )
     dataset = changes.pop("dataset", None)
     given = {name: value for name, value in changes.items() if value is not None}

@@ -19,7 +19,7 @@ from gradstore.manifest import Manifest
 from gradstore.reader import Store, open_store
 from gradstore.rows import ARRAYS, Rows
 from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
-from gradstore.verify import verify
+from gradstore.verify import describe_anew, verify
 from gradstore.writer import create, unseal, write_shard
 
 LAYOUT = Layout(samples=10, slots=2, dim=6, dtype="float16", chunk_samples=2, shard_samples=4)
@@ -236,8 +236,17 @@ def test_verify_finds_a_false_description(store: Store) -> None:
     file = store.path / "checkpoints/1/norm/zarr.json"
     described = json.loads(file.read_text())
     file.write_text(json.dumps(described | {"shape": [10, 3]}))
-    with pytest.raises(StoreError, match="norm/zarr.json does not describe the array"):
+    with pytest.raises(StoreError, match="norm/zarr.json does not describe the array.*--repair"):
         list(verify(store))
+    (store.path / "checkpoints/0/zarr.json").unlink()
+    with pytest.raises(StoreError, match="0/zarr.json cannot be read: No such file.*--repair"):
+        list(verify(store))
+    assert describe_anew(store) == ["checkpoints/0/zarr.json", "checkpoints/1/norm/zarr.json"]
+    assert [report.problem for report in verify(store)] == [None] * 6
+    assert json.loads(file.read_text()) == described
+    array: Any = zarr.open_group(store.path, mode="r")["checkpoints/0/norm"]
+    np.testing.assert_array_equal(array[:4], rows(0).norm)
+    assert describe_anew(store) == []
 
 
 def test_a_damaged_chunk_raises_when_read(store: Store) -> None:

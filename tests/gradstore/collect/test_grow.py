@@ -246,6 +246,29 @@ def test_growing_by_what_a_store_records(folder_store: Store, world: World, tmp_
     assert add_checkpoint(after, third).etas == pytest.approx([0.1, 0.3, 0.5])
 
 
+def test_a_store_made_from_python_is_repaired_from_its_dataset(
+    world: World, tmp_path: Path
+) -> None:
+    store = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    whole, (part,) = store.rows(1), store.parts
+    file = store.path / part.array_key(1, "norm", 2)
+    file.write_bytes(file.read_bytes()[:-1])
+    others = {
+        seal: seal.stat().st_mtime_ns
+        for seal in store.path.glob("seals/*/*")
+        if seal != store.path / part.seal_key(1, 2)
+    }
+    reports = [report for report in verify(store) if report.problem]
+    with pytest.raises(ConfigError, match="repair of gradstore.collect with the dataset"):
+        repair(store, reports)
+    assert part.missing(1) == []  # nothing is removed before all is ready
+    repair(store, reports, datasets=[world.train])
+    assert {report.problem for report in verify(store)} == {None}
+    assert {seal: seal.stat().st_mtime_ns for seal in others} == others
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(store.rows(1), name), getattr(whole, name))
+
+
 def test_every_part_is_repaired_from_its_own_dataset(folder_store: Store, tmp_path: Path) -> None:
     more = tmp_path / "more"
     more.mkdir()
