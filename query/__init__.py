@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from query.engine import Answer, collect_queries, search
     from query.filters import chosen
     from query.hubs import Hubness, hubness
+    from query.info import examine
     from query.queries import Queries
     from query.report import Section, write_report
     from query.scores import write_scores
@@ -26,6 +27,7 @@ __all__ = [
     "batches",
     "chosen",
     "collect_queries",
+    "examine",
     "hubness",
     "rerank",
     "search",
@@ -41,6 +43,7 @@ _HOMES = {
     "Sources": "query.true_influence",
     "batches": "query.blocks",
     "chosen": "query.filters",
+    "examine": "query.info",
     "hubness": "query.hubs",
     "rerank": "query.true_influence",
     "to_table": "query.table",

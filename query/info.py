@@ -27,33 +27,50 @@ def describe(location: str) -> str:
         f"  objective    {_short(found['objective'])}",
         f"  projector    {_short(found['projector'])}",
         f"  events       {_short(found['events'])}",
-        f"  size         {_size(found['nbytes'])}",
+        f"  size         {_size(found['nbytes'])}"
+        + (
+            f"; {_size(found['retired_nbytes'])} of it belong to the store no more, and go with: "
+            f"gradstore vacuum {location}"
+            if found["retired_nbytes"]
+            else ""
+        ),
         "  checkpoints",
     ]
-    for one in found["checkpoints"]:
-        state = "sealed" if not one["missing"] else f"{one['missing']} missing"
-        lines.append(
-            f"    {one['number']}  eta {one['eta']:g}  shards "
-            f"{one['sealed']}/{one['sealed'] + one['missing']} {state}  {_size(one['nbytes'])}  "
-            f"{one['path']}"
-        )
+    lines += [
+        f"    {one['number']}  eta {one['eta']:g}  shards "
+        f"{one['sealed']}/{one['sealed'] + one['missing']} sealed, {one['missing']} missing; "
+        f"{one['deleted']:,} samples deleted; {_size(one['nbytes'])}  {one['path']}"
+        for one in found["checkpoints"]
+    ]
     lines.append("  parts")
     lines += [
         f"    {one['samples']:,} samples, {one['deleted']:,} deleted, "
         f"{one['shard_samples']} per shard, {_size(one['nbytes'])}  {one['path'] or '.'}  "
-        f"made by {_short(one['versions'])}"
+        f"made by {_short(_maker(one['made_by']))}"
         for one in found["parts"]
     ]
-    return "\n".join(lines)
+    return "\n".join(map(_plain, lines))
 
 
 def examine(store: Store) -> dict[str, Any]:
-    """What `describe` says, as data."""
+    """A store at a glance: what it holds, how far it is, and what made it.
+
+    Returns:
+        What `gradstore info --json` shows. Of each of `checkpoints` the shards that are `sealed`
+        and `missing`, and how many samples were `deleted` and are not vacuumed yet; `nbytes` are
+        all bytes below the store, `retired_nbytes` those that belong to it no more; `made_by` of
+        each of `parts` is all that was recorded of its making.
+
+    Raises:
+        StoreError: if the store cannot be read.
+    """
     spec = store.spec
     identity: dict[str, Any] = spec.identity
-    of_checkpoint, of_part, total = Counter[int](), Counter[str](), 0
+    of_checkpoint, of_part, total, retired = Counter[int](), Counter[str](), 0, 0
+    gone = tuple(f"{prefix}/" for prefix in spec.retired)
     for key, size in store.objects.sizes():
         total += size
+        retired += size if f"{key}/".startswith(gone) else 0
         names = key.split("/")
         path = "/".join(names[:2]) if names[0] == "parts" else ""
         of_part[path] += size if key != "zarr.json" else 0
@@ -83,6 +100,7 @@ def examine(store: Store) -> dict[str, Any]:
         },
         **{name: _section(identity, name) for name in ("objective", "projector", "events")},
         "nbytes": total,
+        "retired_nbytes": retired,
         "checkpoints": [
             {
                 "number": one.number,
@@ -91,6 +109,7 @@ def examine(store: Store) -> dict[str, Any]:
                 "epoch": one.epoch,
                 "sealed": sealed[one.number],
                 "missing": missing[one.number],
+                "deleted": len(store.deletions),
                 "nbytes": of_checkpoint[one.number],
             }
             for one in spec.checkpoints
@@ -102,7 +121,7 @@ def examine(store: Store) -> dict[str, Any]:
                 "deleted": len(store.deletions.rows(part.spec.path)),
                 "shard_samples": part.layout.shard_samples,
                 "nbytes": of_part[part.spec.path],
-                "versions": _section(part.spec.made_by, "versions"),
+                "made_by": part.spec.made_by,
             }
             for part in store.parts
         ],
@@ -114,8 +133,22 @@ def _section(identity: dict[str, Any], name: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def _maker(made_by: dict[str, Any]) -> dict[str, Any]:
+    """What of `made_by` is worth a line: versions, device, engine, and the dataset if known."""
+    known = {**_section(made_by, "config"), **made_by}
+    told = {name: known[name] for name in ("device", "engine", "dataset") if known.get(name)}
+    return {**_section(made_by, "versions"), **told}
+
+
 def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e6:,.1f} MB"
+    return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:,.1f} kB"
+
+
+def _plain(line: str) -> str:
+    """A line without what would do something to a terminal: a store's texts may be anybody's."""
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in line
+    )
 
 
 def _short(value: dict[str, Any]) -> str:

@@ -35,6 +35,6 @@ def test_the_exported_names() -> None:
     }  # fmt: skip
     assert set(query.__all__) == {
         "Answer", "Hubness", "Queries", "Section", "Sources", "batches", "chosen",
-        "collect_queries", "hubness", "rerank", "search", "to_table", "write_report",
+        "collect_queries", "examine", "hubness", "rerank", "search", "to_table", "write_report",
         "write_scores",
     }  # fmt: skip
