@@ -19,6 +19,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.plots import canvas, keep
 from benchmarks.results import RESULTS, Target, machine, save, target_table
 from gradstore import open_store, writer
 from gradstore.reader import looks_like_store
@@ -78,7 +79,7 @@ def collect_once(checkpoints: str, store: str, samples: int, die: tuple[str, int
 
 
 def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
-    """Kill, check, resume, compare; write `faults.json` and `faults.md` into `out`."""
+    """Kill, check, resume, compare; write `faults.json`, `.md` and `.png` into `out`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "diffusers", "gradstore.collect"])
     generator = random.Random(seed)  # noqa: S311
@@ -144,6 +145,7 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
     save(
         out, "faults", inputs=inputs, figures=figures, targets=targets, page=_page(figures, targets)
     )
+    plot(out / "faults.png", figures)
     return targets
 
 
@@ -202,6 +204,29 @@ def _trial(
         "damaged": len(damaged),
         "identical": again.exitcode == 0 and _content(open_store(store)) == reference,
     }
+
+
+def plot(path: Path, figures: dict[str, Any]) -> None:
+    """How many stores came out equal, and how far they were when they were killed."""
+    table = figures["table"]
+    names = [f"{row['where']} ({row['trials']})" for row in table]
+    figure, axes = canvas(1, 2, height=2.9)
+    equal, sealed = axes[0]
+    good = [row["identical_after"] / row["trials"] for row in table]
+    equal.barh(names, good, color="#4878a8", label="equal to an undisturbed one")
+    equal.barh(names, [1 - one for one in good], left=good, color="#c44e52", label="not equal")
+    equal.set_title("stores that were finished afterwards")
+    equal.set_xlabel("share of trials")
+    sealed.barh(names, [row["sealed_then"] / row["trials"] for row in table], color="#4878a8")
+    sealed.set_xlim(0, figures["shards"])
+    sealed.set_title("sealed when it was killed")
+    sealed.set_xlabel(f"shards of {figures['shards']}, mean")
+    for panel in axes[0]:
+        panel.invert_yaxis()
+    equal.set_ylabel("killed at (trials)")
+    sealed.set_yticklabels([])
+    figure.legend(loc="outside lower left", ncols=2, fontsize="small")
+    keep(figure, path)
 
 
 def _page(figures: dict[str, Any], targets: list[Target]) -> str:

@@ -240,7 +240,8 @@ class Store:
     def take(self, checkpoint: int, samples: Sequence[int] | NDArray[np.int64]) -> Rows:
         """Rows of some samples at a checkpoint, in the order asked for.
 
-        Reads no more than the chunks that hold them, of each shard at once.
+        Reads no more than the chunks that hold them, of each shard at once. Rising numbers are
+        fastest: any other order costs one more copy of all directions.
 
         Args:
             checkpoint: place of the checkpoint.

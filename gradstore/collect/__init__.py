@@ -18,7 +18,7 @@ from gradstore.collect.engines import (
 )
 from gradstore.collect.estimate import Estimate
 from gradstore.collect.events import EventPlan, Events, PlannedEvents, ReplayedEvents
-from gradstore.collect.executor import ByRank, Executor, InProcess, Task
+from gradstore.collect.executor import ByRank, Executor, InProcess, Shuffled, Task
 from gradstore.collect.grow import add_checkpoint, append, repair
 from gradstore.collect.job import CollectOptions
 from gradstore.collect.objective import Autocast, Batch, Compiled, DiffusionLoss, Objective
@@ -66,6 +66,7 @@ __all__ = [
     "Recorder",
     "ReplayedEvents",
     "Samples",
+    "Shuffled",
     "SjltProjector",
     "StreamingEngine",
     "Task",

@@ -9,7 +9,7 @@ import torch
 
 from gradstore.collect.claims import Claims
 from gradstore.collect.estimate import Estimate, estimate
-from gradstore.collect.executor import Executor, InProcess, Task, from_environment
+from gradstore.collect.executor import Executor, Shuffled, Task, from_environment
 from gradstore.collect.job import CollectOptions, Into, Job, prepare
 from gradstore.collect.samples import Samples
 from gradstore.objects import LocalObjects
@@ -49,8 +49,8 @@ def collect(
             `Checkpoints`, whose models stay in memory for the next call.
         store: the store to make, or to go on with: a folder, or a URL such as `s3://…`.
         projector: how gradients become directions; by default TRAK's, to 4,096 dimensions.
-        executor: who does which task; by default what RANK and WORLD_SIZE say, else `Claims`: any
-            number of processes may collect one store at once.
+        executor: who does which task; by default what RANK and WORLD_SIZE say, else `Claims`, or
+            `Shuffled` under a URL: any number of processes may collect one store at once.
         options: see `CollectOptions`.
 
     Returns:
@@ -186,11 +186,11 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
 
 
 def _claims(parts: Sequence[Part], done: Callable[[Task], bool]) -> Executor:
-    """Any number of processes, where the stores are folders; else this one."""
+    """Any number of processes; only where the stores are folders nothing is done twice."""
     files = []
     for part in parts:
         if not isinstance(part.objects, LocalObjects):
-            return InProcess()
+            return Shuffled()
         root = part.objects.root
         files.append(root.with_name(f".{root.name}{part.spec.path.replace('/', '-')}.claims"))
     return Claims(files, done)

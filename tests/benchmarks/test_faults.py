@@ -18,3 +18,4 @@ def test_a_killed_collect_loses_nothing(tmp_path: Path) -> None:
     for row in table[1:]:
         assert row["killed"] == row["trials"] == row["identical_after"] == 2
     assert "| seal flushed | 2 | 2 |" in (tmp_path / "faults.md").read_text()
+    assert (tmp_path / "faults.png").exists()

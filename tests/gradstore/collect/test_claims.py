@@ -27,15 +27,18 @@ def dataset() -> Samples:
     return Samples(images(7), ids=NAMES)
 
 
-def _collect(checkpoints: list[Path], store: Path) -> None:
+def _collect(checkpoints: list[Path], store: Path | str) -> None:
     import torch
 
     torch.set_num_threads(1)
     collect(dataset(), checkpoints, store, **OPTIONS)
 
 
-def _stop_amid(checkpoints: list[Path], store: Path, mark: Path) -> None:
+def _stop_amid(
+    checkpoints: list[Path], store: Path | str, mark: Path, environment: dict[str, str]
+) -> None:
     """Collects until a shard's data is written, and then holds its claim for ever."""
+    os.environ.update(environment)
 
     def reached(step: str) -> None:
         if step == "written":
@@ -55,18 +58,23 @@ def test_claims_do_each_task_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:
-    reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradstore.collect", "tests.conftest"])
-    path, mark = tmp_path / "a.gradstore", tmp_path / "mark"
-    victim = context.Process(target=_stop_amid, args=(world.checkpoints, path, mark))
-    victim.start()
+def wait_for(mark: Path, victim: Any) -> None:
     until = monotonic() + 120
     while not mark.exists():
         assert victim.is_alive()
         assert monotonic() < until
         sleep(0.05)
+
+
+def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:
+    reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradstore.collect", "tests.conftest"])
+    path, mark = tmp_path / "a.gradstore", tmp_path / "mark"
+    victim = context.Process(target=_stop_amid, args=(world.checkpoints, path, mark, {}))
+    victim.start()
+    until = monotonic() + 120
+    wait_for(mark, victim)
     others = [context.Process(target=_collect, args=(world.checkpoints, path)) for _ in range(3)]
     for process in others:
         process.start()
@@ -101,12 +109,12 @@ def test_what_another_process_sealed_meanwhile_is_left_alone(world: World, tmp_p
     class Late(InProcess):
         def run(self, tasks: Any, work: Any) -> None:
             collect(dataset(), world.checkpoints, path, **OPTIONS)
-            sealed.update((seal, seal.stat().st_ino) for seal in path.glob("seals/*/*"))
+            sealed.update((seal, seal.stat().st_mtime_ns) for seal in path.glob("seals/*/*"))
             super().run(tasks, work)
 
     collect(dataset(), world.checkpoints, path, executor=Late(), **OPTIONS)
     assert len(sealed) == 14
-    assert {seal: seal.stat().st_ino for seal in path.glob("seals/*/*")} == sealed
+    assert {seal: seal.stat().st_mtime_ns for seal in path.glob("seals/*/*")} == sealed
 
 
 def test_processes_that_start_together_make_one_store(world: World, tmp_path: Path) -> None:
@@ -120,3 +128,28 @@ def test_processes_that_start_together_make_one_store(world: World, tmp_path: Pa
         process.join(120)
     assert [process.exitcode for process in processes] == [0] * 4
     assert {report.problem for report in verify(open_store(path))} == {None}
+
+
+def test_under_a_url_a_dead_one_s_work_is_taken_over(
+    world: World, tmp_path: Path, bucket: str
+) -> None:
+    """There nothing is locked: nobody waits for it, either."""
+    reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gradstore.collect", "tests.conftest"])
+    url, mark = f"{bucket}/a.gradstore", tmp_path / "mark"
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    victim = context.Process(target=_stop_amid, args=(world.checkpoints, url, mark, aws))
+    victim.start()
+    wait_for(mark, victim)
+    store = collect(dataset(), world.checkpoints, url, **OPTIONS)
+    assert victim.is_alive()
+    victim.kill()
+    victim.join(60)
+    assert store.missing() == []
+    assert {report.problem for report in verify(store)} == {None}
+    for k in range(2):
+        for name in ARRAYS:
+            np.testing.assert_array_equal(
+                getattr(store.rows(k), name), getattr(reference.rows(k), name)
+            )
