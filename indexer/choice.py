@@ -2,11 +2,13 @@
 
 The first stage takes so long for every query; the exact engine reads the store once for all of
 them. Where they meet depends on the machine and on the store, so it is measured when an index is
-built, on a part of the store.
+built, on parts of the store of two sizes: what grows with them is scaled up, and what does not,
+such as scoring candidates again, is not.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -19,9 +21,41 @@ if TYPE_CHECKING:
 
     from indexer.exact import ExactEngine
 
+PROBES: Final = 256
+_SOME: Final = 16
 _TRIES: Final = 3
-_MANY: Final = 256
-_PART: Final = 16_384
+_PARTS: Final = (4096, 16_384)
+_MOST: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """What queries at once take: `fixed + each · queries`."""
+
+    fixed: float
+    each: float
+
+    @classmethod
+    def through(cls, few: tuple[float, float], many: tuple[float, float]) -> Seconds:
+        """The line through two measurements, (queries, seconds); none of its terms below 0."""
+        each = max(0.0, (many[1] - few[1]) / (many[0] - few[0]))
+        return cls(max(0.0, few[1] - few[0] * each), each)
+
+
+def meeting(index: Seconds, exact: Seconds) -> int | None:
+    """From how many queries at once on the exact engine is faster; None if of none to a million."""
+    if exact.fixed + exact.each <= index.fixed + index.each:
+        return 1
+    if index.each <= exact.each:
+        return None
+    found = int(np.ceil((exact.fixed - index.fixed) / (index.each - exact.each)))
+    return max(1, found) if found <= _MOST else None
+
+
+def grown(parts: tuple[float, float], seconds: tuple[float, float], samples: int) -> float:
+    """Seconds for all samples, by the line through those for two parts of them."""
+    each = max(0.0, (seconds[1] - seconds[0]) / (parts[1] - parts[0]))
+    return seconds[1] + each * (samples - parts[1])
 
 
 def exact_from(
@@ -34,26 +68,31 @@ def exact_from(
     Args:
         approximate: searches the index.
         exact: the exact engine of the same store.
-        probes: features of some queries, float32 `[queries, dim]`.
+        probes: features of queries that differ, float32 `[queries, dim]`: of the same ones, the
+            same candidates would be read from the store. The more of them, the better.
 
     Returns:
         The number; None if it is so of none up to a million.
     """
     samples = exact.store.samples
-    part = None if samples <= _PART else np.arange(_PART)
-    scale = 1.0 if part is None else samples / _PART
-    one, many = probes[:1], np.resize(probes, (_MANY, probes.shape[1]))
     k = min(10, samples)
-    each = _seconds(lambda: approximate(one))
-    read, all_of_them = (
-        scale * _seconds(lambda some=some: exact.search(some, k, keep=part))  # type: ignore[misc]
-        for some in (one, many)
+
+    def seconds_of_exact(asked: NDArray[np.float32]) -> float:
+        if samples <= _PARTS[1]:
+            return _seconds(lambda: exact.search(asked, k))
+        few, many = (
+            _seconds(lambda part=part: exact.search(asked, k, keep=np.arange(part)))  # type: ignore[misc]
+            for part in _PARTS
+        )
+        return grown(_PARTS, (few, many), samples)
+
+    one, some, many = (np.resize(probes, (count, probes.shape[1])) for count in (1, _SOME, PROBES))
+    index = Seconds.through(
+        (1, _seconds(lambda: approximate(one))), (_SOME, _seconds(lambda: approximate(some)))
     )
-    each_exact = max(0.0, (all_of_them - read) / (_MANY - 1))
-    if each <= each_exact:
-        return None
-    found = int(np.ceil((read - each_exact) / (each - each_exact)))
-    return max(1, found) if found <= 1_000_000 else None
+    return meeting(
+        index, Seconds.through((1, seconds_of_exact(one)), (PROBES, seconds_of_exact(many)))
+    )
 
 
 def _seconds(job: Callable[[], object]) -> float:

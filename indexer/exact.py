@@ -54,15 +54,16 @@ def rescored(
         store: the training store.
         features: how its rows become features.
         queries: features of the queries, float32 `[queries, dim]`.
-        candidates: numbers of samples, `[queries, candidates]`.
+        candidates: numbers of samples, `[queries, candidates]`; -1 where there is none.
         weights: of the store's rows, if they are at hand.
 
     Returns:
-        float32 `[queries, candidates]`.
+        float32 `[queries, candidates]`, NaN where there is no candidate.
     """
-    scores = np.empty(candidates.shape, np.float32)
-    wanted, place = np.unique(candidates, return_inverse=True)
-    place = place.reshape(candidates.shape)
+    scores = np.full(candidates.shape, np.nan, np.float32)
+    wanted = np.unique(candidates)
+    wanted = wanted[wanted >= 0]
+    place = np.where(candidates < 0, -1, np.searchsorted(wanted, candidates))
     step = max(1, 64 * 2**20 // (4 * features.dim(store)))
     for start in range(0, len(wanted), step):
         vectors = features.take(store, wanted[start : start + step], weights)
@@ -113,9 +114,18 @@ class Highest:
 
     def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
         """Some more samples, and their scores `[queries, samples]`."""
-        # Of equal scores the earlier stays.
-        query, place = np.nonzero(scores > self._least[:, None])
-        self._found.append((query, samples[place], scores[query, place]))
+        # After the first blocks most queries find nothing new, which one look at each block's
+        # highest tells. (Not `>`: of a block that holds NaN the rest is looked at as well.)
+        some = np.flatnonzero(~(scores.max(axis=1) <= self._least))
+        if not len(some):
+            return
+        scores = scores[some]
+        above = scores > self._least[some, None]  # of equal scores the earlier stays
+        if np.count_nonzero(above) > 2 * len(some) * self._count:
+            place = scores.shape[1] - self._count
+            above &= ~(scores < np.partition(scores, place, axis=1)[:, place, None])
+        query, place = np.nonzero(above)
+        self._found.append((some[query], samples[place], scores[query, place]))
         self._waiting += len(query)
         if self._waiting > self._queries * self._count:
             self._sort()
@@ -215,7 +225,7 @@ class ExactEngine:
         multiply = Products(store, features, queries, bfloat16=bfloat16)
         total = store.samples if keep is None else len(keep)
         with progress(total, "searching", "samples") as bar:
-            for samples, parts in features.stream(store, keep=keep):
+            for samples, parts in features.stream(store, keep=keep, weights=self.weights):
                 yield samples, multiply(parts, len(samples))
                 bar.update(len(samples))
 
@@ -258,15 +268,53 @@ class ExactEngine:
         for samples, scores in self.scores(queries, keep=keep, bfloat16=bfloat16):
             found[0].add(samples, scores)
             found[1].add(samples, -scores)
-        both = np.concatenate([side.ranking.rows for side in found], axis=1)
-        scores = rescored(self.store, self.features, queries, both, self.weights)
+        rows = np.stack([side.ranking.rows for side in found])
+        rough = np.stack([side.ranking.scores for side in found])
+        exact, error = self._exactly(queries, rows, rough, k)
         certain = np.ones(len(queries), bool)
         sides = []
-        for sign, side, exact in zip((1, -1), found, np.split(scores, 2, axis=1), strict=True):
-            final = best(sign * exact, side.ranking.rows, k)
+        for sign, side, score, last in zip((1, -1), rows, exact, rough[:, :, -1], strict=True):
+            final = best(score, side, k)
             if count < left and bfloat16:
-                error = np.sqrt(np.mean((sign * exact - side.ranking.scores) ** 2, axis=1))
-                gap = final.scores[:, -1] - side.ranking.scores[:, -1]
-                certain &= gap > _CERTAIN * error
+                certain &= final.scores[:, -1] - last > _CERTAIN * error
             sides.append(Ranking(final.rows, sign * final.scores))
         return (sides[0], sides[1]), certain
+
+    def _exactly(
+        self,
+        queries: NDArray[np.float32],
+        rows: NDArray[np.int64],
+        rough: NDArray[np.float32],
+        k: int,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Exact scores of those candidates that may be among the first `k`.
+
+        The first `k` tell how far rough scores are off; of the others, only those are scored that
+        may come before one of these.
+
+        Args:
+            queries: features, float32 `[queries, dim]`.
+            rows: candidates of both ends, `[2, queries, candidates]`.
+            rough: their scores, of the lower end with the opposite sign.
+            k: how many are wanted.
+
+        Returns:
+            Scores, as `rough` has them, -inf where they were not needed, and the root mean square
+            error of rough ones, float32 `[queries]`.
+        """
+        signs = np.array([1, -1], np.float32)[:, None, None]
+
+        def scored(candidates: NDArray[np.int64]) -> NDArray[np.float32]:
+            flat = np.concatenate([candidates[0], candidates[1]], axis=1)
+            found = rescored(self.store, self.features, queries, flat, self.weights)
+            return signs * np.stack(np.split(found, 2, axis=1))
+
+        exact = np.full(rough.shape, -np.inf, np.float32)
+        exact[:, :, :k] = scored(rows[:, :, :k])
+        error = np.sqrt(np.mean((exact[:, :, :k] - rough[:, :, :k]) ** 2, axis=(0, 2)))
+        lowest = exact[:, :, :k].min(axis=2) - _CERTAIN * error
+        near = rough[:, :, k:] >= lowest[:, :, None]
+        if near.any():
+            others = scored(np.where(near, rows[:, :, k:], -1))
+            exact[:, :, k:] = np.where(near, others, -np.inf)
+        return exact, error

@@ -135,7 +135,12 @@ class Features:
         return out
 
     def stream(
-        self, store: Store, *, start: int = 0, keep: NDArray[np.int64] | None = None
+        self,
+        store: Store,
+        *,
+        start: int = 0,
+        keep: NDArray[np.int64] | None = None,
+        weights: RowWeights | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], dict[int, Part]]]:
         """The parts of features of all samples, a block at a time; the next is read meanwhile.
 
@@ -143,6 +148,7 @@ class Features:
             store: the store.
             start: the first sample.
             keep: numbers of the samples that are wanted, rising; by default all.
+            weights: the store's, if they are at hand: then only directions are read.
 
         Yields:
             Numbers of samples, and the part of their features that is each checkpoint's.
@@ -153,8 +159,12 @@ class Features:
             whole = last - first == len(samples)
             found = {}
             for place in self.checkpoints:
+                if weights is not None:
+                    direction = store.directions(place, samples)
+                    found[place] = self._scaled(direction, weights.at(place)[samples])
+                    continue
                 rows = store.rows(place, first, last) if whole else store.take(place, samples)
-                found[place] = self.scaled(store, place, rows)
+                found[place] = self._scaled(rows.direction, self.weights(store, place, rows))
             return found
 
         def wanted() -> Iterator[NDArray[np.int64]]:
@@ -205,12 +215,11 @@ class Features:
         """The part of features that is one checkpoint's, float32 `[samples, width]`."""
         return self._weighed(rows.direction, self.weights(store, checkpoint, rows))
 
-    def scaled(self, store: Store, checkpoint: int, rows: Rows) -> Part:
-        """`part`, not yet multiplied out where there is but one slot."""
-        weights = self.weights(store, checkpoint, rows)
-        if store.slots == 1:
-            return rows.direction[:, 0], weights[:, 0]
-        return self._weighed(rows.direction, weights), np.ones(len(rows), np.float32)
+    def _scaled(self, direction: NDArray[Any], weights: NDArray[np.float32]) -> Part:
+        """`_weighed`, not yet multiplied out where there is but one slot."""
+        if direction.shape[1] == 1:
+            return direction[:, 0], weights[:, 0]
+        return self._weighed(direction, weights), np.ones(len(weights), np.float32)
 
     def _weighed(
         self, direction: NDArray[Any], weights: NDArray[np.float32]

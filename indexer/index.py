@@ -33,7 +33,7 @@ from gradstore.manifest import Manifest
 from gradstore.objects import objects_at
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
-from indexer.choice import exact_from
+from indexer.choice import PROBES, exact_from
 from indexer.exact import ExactEngine, Ranking, best, require_k, rescored
 from indexer.factory import DEFAULT, estimated_bytes, recorded
 from indexer.feature import Features
@@ -187,9 +187,7 @@ class SearchIndex:
         found_twice = self._stage.search(np.concatenate([queries, -queries]), count, keep)
         high, low = np.split(found_twice, 2)
         both = np.concatenate([high, low], axis=1)
-        scores = rescored(
-            self.store, self.features, queries, np.maximum(both, 0), self._exact.weights
-        )
+        scores = rescored(self.store, self.features, queries, both, self._exact.weights)
         sides = []
         for sign, rows, exact in zip(
             (1, -1), (high, low), np.split(scores, 2, axis=1), strict=True
@@ -207,9 +205,10 @@ class SearchIndex:
     def measured_exact_from(self) -> int | None:
         """From how many queries at once on the exact engine is faster; see `indexer.choice`."""
         k = min(10, self.spec.count)
-        probe = self.features.take(self.store, np.array([0]))
+        drawn = np.random.default_rng(0).permutation(self.spec.count)[:PROBES]
+        probes = self.features.take(self.store, np.sort(drawn))
         try:
-            return exact_from(lambda some: self.approximate(some, k), self._exact, probe)
+            return exact_from(lambda some: self.approximate(some, k), self._exact, probes)
         except SearchIndexError:  # it looks at so little of itself that it did not find k
             return None
 
