@@ -76,6 +76,10 @@ class ShardCodec:
         index = self._layout.shard_samples // self._layout.chunk_samples * 16 + _CRC_BYTES
         return self._chunks(samples) * self.stride + index
 
+    def most_bytes(self, samples: int) -> int:
+        """Bytes of the chunks that hold so many neighbouring samples, wherever they begin."""
+        return (self._chunks(samples) + 1) * self.stride
+
     def encode(self, direction: NDArray[Any]) -> bytearray:
         """The object of a shard that holds `direction`."""
         layout = self._layout
@@ -111,13 +115,21 @@ class ShardCodec:
         Raises:
             StoreError: if the bytes are too few or too many, or a checksum differs.
         """
-        if len(content) % self.stride:
-            raise StoreError(f"{len(content)} bytes are not whole chunks of {self.stride}")
-        chunks = content.reshape(-1, self.stride)
+        chunks = self.whole(content)
         value = google_crc32c.value
         if any([value(chunk) != _RESIDUE for chunk in chunks]):  # noqa: C419, half the time
             raise StoreError("a checksum differs")
         return chunks
+
+    def whole(self, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The bytes of whole chunks as uint8 `[chunks, stride]`, not checked.
+
+        Raises:
+            StoreError: if the bytes are too few or too many.
+        """
+        if len(content) % self.stride:
+            raise StoreError(f"{len(content)} bytes are not whole chunks of {self.stride}")
+        return content.reshape(-1, self.stride)
 
     def rows(self, chunks: NDArray[np.uint8]) -> NDArray[Any]:
         """Directions `[samples, slots, dim]` of checked chunks; a view if a chunk is a sample."""

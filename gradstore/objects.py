@@ -24,7 +24,7 @@ import numpy as np
 from gradstore.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -95,6 +95,13 @@ class Objects(Protocol):
 
     def size(self, key: str) -> int:
         """Bytes of an object."""
+
+    def version(self, key: str) -> Hashable:
+        """What stays the same only as long as an object does; None if that cannot be told.
+
+        Raises:
+            OSError: if it is not there.
+        """
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """Key and bytes of every object below a prefix."""
@@ -260,6 +267,11 @@ class LocalObjects:
     def size(self, key: str) -> int:
         """See `Objects`."""
         return (self.root / key).stat().st_size
+
+    def version(self, key: str) -> Hashable:
+        """See `Objects`."""
+        now = (self.root / key).stat()
+        return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See `Objects`."""

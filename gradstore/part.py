@@ -22,7 +22,7 @@ from gradstore.rows import columns
 from gradstore.spec import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -82,6 +82,7 @@ class Part:
         self.fingerprints = fingerprints
         self.codec = ShardCodec(self.layout)
         self.columns = columns(self.layout.dtype)
+        self._versions: dict[tuple[str, int, int], Hashable] = {}
 
     def __len__(self) -> int:
         return self.layout.samples
@@ -191,7 +192,8 @@ class Part:
 
         def one(shard: int) -> Arrays:
             low, high = self.layout.span(shard)
-            return self._shard(number, shard, max(start, low) - low, min(stop, high) - low)
+            here = slice(max(start, low) - low, min(stop, high) - low)
+            return self._shard(number, shard, here, self.columns)
 
         parts = self.in_parallel(one, shards)
         if len(parts) == 1:
@@ -199,7 +201,11 @@ class Part:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def take(
-        self, number: int, rows: NDArray[np.int64], columns: Sequence[str] | None = None
+        self,
+        number: int,
+        rows: NDArray[np.int64],
+        columns: Sequence[str] | None = None,
+        scratch: NDArray[np.uint8] | None = None,
     ) -> Arrays:
         """The stored arrays of some samples at a checkpoint, in the order asked for.
 
@@ -209,12 +215,18 @@ class Part:
             number: the checkpoint.
             rows: numbers of samples, in any order, also twice.
             columns: which arrays beside the directions; by default all.
+            scratch: memory to read the chunks of neighbours in a shard into, if it is enough.
 
         Raises:
             UnsealedError: if a shard is not sealed.
             StoreError: if an object is missing or damaged.
         """
         layout, step = self.layout, self.layout.chunk_samples
+        names = self.columns if columns is None else columns
+        shard, place = divmod(int(rows[0]), layout.shard_samples)
+        if place + len(rows) <= layout.shard_samples and (np.diff(rows) == 1).all():
+            self.require_sealed(number, {shard})
+            return self._shard(number, shard, slice(place, place + len(rows)), names, scratch)
         wanted, back = np.unique(rows, return_inverse=True)
         shards = np.unique(wanted // layout.shard_samples)
         self.require_sealed(number, shards.tolist())
@@ -224,19 +236,18 @@ class Part:
         pieces = list(zip(shards.tolist(), pairwise([0, *ends.tolist()]), strict=True))
         buffer = self._chunks(number, pieces[0][0], chunks[: ends[0]])
         if len(pieces) > 1:  # made when the first shard has shown that chunks are of this size
-            first, buffer = buffer, np.empty((len(chunks), self.codec.stride), np.uint8)
-            buffer[: ends[0]] = first
+            head, buffer = buffer, np.empty((len(chunks), self.codec.stride), np.uint8)
+            buffer[: ends[0]] = head
 
             def read(piece: tuple[int, tuple[int, int]]) -> None:
                 shard, (low, high) = piece
                 self._chunks(number, shard, chunks[low:high], out=buffer[low:high])
 
             self.in_parallel(read, pieces[1:])
-        place = np.searchsorted(chunks, wanted // step) * step + wanted % step
+        places = np.searchsorted(chunks, wanted // step) * step + wanted % step
         direction = self.codec.rows(buffer)
-        if len(place) != len(direction) or len(rows) != len(wanted) or (back[1:] < back[:-1]).any():
-            direction = direction[place[back]]
-        names = self.columns if columns is None else columns
+        if len(places) != len(direction) or len(rows) != len(wanted) or (np.diff(back) < 0).any():
+            direction = direction[places[back]]
         return {
             "direction": direction,
             **{name: self._picked(number, name, wanted)[back] for name in names},
@@ -269,13 +280,41 @@ class Part:
             flat = None if out is None else out.reshape(-1)
             return self.codec.checked(self.objects.read_ranges(key, spans, out=flat))
 
-    def _shard(self, number: int, shard: int, start: int, stop: int) -> Arrays:
+    def _shard(
+        self,
+        number: int,
+        shard: int,
+        here: slice,
+        columns: Iterable[str],
+        scratch: NDArray[np.uint8] | None = None,
+    ) -> Arrays:
+        """Arrays of neighbours in a shard, by their places in it."""
+        first, nbytes = self.codec.span(here.start, here.stop)
+        out = None if scratch is None or len(scratch) < nbytes else scratch[:nbytes]
         with self._reading(number, "direction", shard) as key:
-            content = self.objects.read_ranges(key, [self.codec.span(start, stop)])
-            skip = start % self.layout.chunk_samples
-            direction = self.codec.rows(self.codec.checked(content))[skip : skip + stop - start]
-        columns = {name: self._column(number, name, shard)[start:stop] for name in self.columns}
-        return {"direction": direction, **columns}
+            content = self.objects.read_ranges(key, [(first, nbytes)], out)
+            skip = here.start % self.layout.chunk_samples
+            chunks = self._checked(key, first, content)
+            direction = self.codec.rows(chunks)[skip : skip + here.stop - here.start]
+        return {
+            "direction": direction,
+            **{name: self._column(number, name, shard)[here] for name in columns},
+        }
+
+    def _checked(self, key: str, first: int, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The chunks of what was read from byte `first` of an object on, checked.
+
+        Checksums take as long as reading from the system's cache, so what is read again and again,
+        as for query after query, is checked when it is read for the first time, and whenever the
+        file has changed.
+        """
+        version = self.objects.version(key)
+        place = key, first, len(content)
+        if version is not None and self._versions.get(place) == version:
+            return self.codec.whole(content)
+        chunks = self.codec.checked(content)
+        self._versions[place] = version
+        return chunks
 
     def read_columns(self, number: int, names: Sequence[str], rows: NDArray[np.int64]) -> Arrays:
         """Arrays `[rows, slots]` of some samples at a checkpoint, whose numbers rise, by name.

@@ -254,27 +254,47 @@ class Store:
         return Rows.restored(self._taken(checkpoint, samples, None))
 
     def directions(
-        self, checkpoint: int, samples: Sequence[int] | NDArray[np.int64]
+        self,
+        checkpoint: int,
+        samples: Sequence[int] | NDArray[np.int64],
+        scratch: NDArray[np.uint8] | None = None,
     ) -> NDArray[Any]:
         """Directions alone of some samples at a checkpoint, `[samples, slots, dim]`.
 
         Of a few samples of many shards that is a quarter of the objects that `take` reads. See
-        there for the arguments and what is raised.
+        there for what is raised.
+
+        Args:
+            checkpoint: place of the checkpoint.
+            samples: numbers of samples, in any order, also twice.
+            scratch: memory to read into, from `scratch`. What is returned may lie in it, and lasts
+                until it is used again.
         """
         columns = ("scale",) if self.dtype == "int8" else ()
-        arrays = self._taken(checkpoint, samples, columns)
+        arrays = self._taken(checkpoint, samples, columns, scratch)
         return restored_direction(arrays["direction"], arrays.get("scale"))
+
+    def scratch(self, samples: int) -> NDArray[np.uint8]:
+        """Memory that `directions` of so many neighbouring samples can be read into.
+
+        Reading block after block, fresh memory for each costs more than the reading.
+        """
+        return np.empty(max(part.codec.most_bytes(samples) for part in self.parts), np.uint8)
 
     def _taken(
         self,
         checkpoint: int,
         samples: Sequence[int] | NDArray[np.int64],
         columns: Sequence[str] | None,
+        scratch: NDArray[np.uint8] | None = None,
     ) -> Arrays:
         number, places = self.number(checkpoint), self._places(np.asarray(samples))
         if len(self.parts) == 1:
-            return self.parts[0].take(number, places, columns)
+            return self.parts[0].take(number, places, columns, scratch)
         owner = np.searchsorted(self._starts, places, side="right") - 1
+        if owner.min() == owner.max():
+            only = int(owner[0])
+            return self.parts[only].take(number, places - self._starts[only], columns, scratch)
         order = np.argsort(owner, kind="stable")
         found = [
             self.parts[place].take(number, (places - self._starts[place])[owner == place], columns)

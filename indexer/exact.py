@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from threading import local
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import numpy as np
 
@@ -13,14 +14,16 @@ from indexer.feature import RowWeights
 from indexer.product import Multiplier, multiplies_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
     from indexer.feature import Features, Part
 
-# Beside k: enough that what bfloat16 puts in another order is among the candidates.
+T = TypeVar("T")
+
+# Beside k: enough that what two bytes put in another order is among the candidates.
 _MORE: Final = 32
 # A gap of so many root mean square errors is taken for certain.
 _CERTAIN: Final = 8.0
@@ -104,22 +107,31 @@ class Highest:
     Args:
         queries: number of queries.
         count: how many are kept of each.
+        sign: -1 for the lowest scores; what is kept of them is their negative.
     """
 
-    def __init__(self, queries: int, count: int) -> None:
-        self._queries, self._count = queries, count
+    def __init__(self, queries: int, count: int, sign: int = 1) -> None:
+        self._queries, self._count, self._sign = queries, count, sign
         self._least = np.full(queries, -np.inf, np.float32)
         self._found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
         self._waiting = 0
+
+    @classmethod
+    def of(cls, several: Sequence[Highest]) -> Highest:
+        """The highest of all that were added to any of several."""
+        one = cls(several[0]._queries, several[0]._count)
+        one._found = [found for other in several for found in other._found]
+        return one
 
     def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
         """Some more samples, and their scores `[queries, samples]`."""
         # After the first blocks most queries find nothing new, which one look at each block's
         # highest tells. (Not `>`: of a block that holds NaN the rest is looked at as well.)
-        some = np.flatnonzero(~(scores.max(axis=1) <= self._least))
+        end = scores.max(axis=1) if self._sign > 0 else -scores.min(axis=1)
+        some = np.flatnonzero(~(end <= self._least))
         if not len(some):
             return
-        scores = scores[some]
+        scores = self._sign * scores[some]
         above = scores > self._least[some, None]  # of equal scores the earlier stays
         if np.count_nonzero(above) > 2 * len(some) * self._count:
             place = scores.shape[1] - self._count
@@ -149,6 +161,34 @@ class Highest:
         return Ranking(rows.reshape(shape), scores.reshape(shape))
 
 
+class Ends:
+    """The highest and the lowest scores, of blocks that come in several threads.
+
+    Args:
+        queries: number of queries.
+        count: how many are kept of each, at each end.
+    """
+
+    def __init__(self, queries: int, count: int) -> None:
+        self._queries, self._count = queries, count
+        self._own = local()
+        self._all: list[tuple[Highest, Highest]] = []
+
+    def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
+        """Some more samples, in each thread in the order of the store; `[queries, samples]`."""
+        if not hasattr(self._own, "ends"):
+            self._own.ends = tuple(Highest(self._queries, self._count, sign) for sign in (1, -1))
+            self._all.append(self._own.ends)
+        for end in self._own.ends:
+            end.add(samples, scores)
+
+    @property
+    def rankings(self) -> tuple[Ranking, Ranking]:
+        """Both ends, as far as samples were added; of the lower one, scores times -1."""
+        high, low = (Highest.of(side) for side in zip(*self._all, strict=True))
+        return high.ranking, low.ranking
+
+
 class Products:
     """Queries, ready to be scored with the parts of features.
 
@@ -156,25 +196,25 @@ class Products:
         store: the training store.
         features: how its rows become features.
         queries: features of the queries, float32 `[queries, dim]`.
-        bfloat16: whether to round both sides to bfloat16.
+        half: whether to round both sides to two bytes.
     """
 
     def __init__(
-        self, store: Store, features: Features, queries: NDArray[np.float32], *, bfloat16: bool
+        self, store: Store, features: Features, queries: NDArray[np.float32], *, half: bool
     ) -> None:
         width = features.width(store)
         self._shape = len(queries)
         self._parts = {
-            place: Multiplier(queries[:, place * width : (place + 1) * width], bfloat16=bfloat16)
+            place: Multiplier(queries[:, place * width : (place + 1) * width], half=half)
             for place in features.checkpoints
         }
 
     def __call__(self, parts: Mapping[int, Part], samples: int) -> NDArray[np.float32]:
-        """Scores of some samples, float32 `[queries, samples]`."""
+        """Scores of some samples, float32 `[queries, samples]`, until this thread's next call."""
         total: NDArray[np.float32] | None = None
         for place, (vectors, scale) in parts.items():
-            product = self._parts[place](vectors)
-            product *= scale  # what is stored is multiplied as it is, and the product weighed
+            # What is stored is multiplied as it is, and the product weighed.
+            product = self._parts[place](vectors, scale)
             total = product if total is None else np.add(total, product, out=total)
         return np.zeros((self._shape, samples), np.float32) if total is None else total
 
@@ -203,30 +243,46 @@ class ExactEngine:
         queries: NDArray[np.float32],
         *,
         keep: NDArray[np.int64] | None = None,
-        bfloat16: bool = False,
+        half: bool = False,
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
         """Influence of every sample on every query, a block of samples at a time.
 
         Args:
             queries: features of the queries, float32 `[queries, dim]`.
             keep: numbers of the samples to score, rising; by default all.
-            bfloat16: round both sides to bfloat16: several times as fast, with an error of about
-                0.3% of what two unrelated gradients of the same lengths score.
+            half: round both sides to two bytes, which is several times as fast, with an error of
+                about 0.3% of what two unrelated gradients of the same lengths score.
 
         Yields:
             Numbers of samples, and scores, float32 `[queries, samples]`.
         """
+        multiply = self._products(queries, half=half)
+        yield from self._pass(lambda _, parts, size: multiply(parts, size).copy(), keep)
+
+    def _products(self, queries: NDArray[np.float32], *, half: bool) -> Products:
         features, store = self.features, self.store
         if queries.ndim != 2 or queries.shape[1] != features.dim(store):
             raise QueryError(
                 f"the queries have shape {queries.shape}, but features of {store.location} have "
                 f"length {features.dim(store)}. Make them with indexer.Features."
             )
-        multiply = Products(store, features, queries, bfloat16=bfloat16)
-        total = store.samples if keep is None else len(keep)
+        return Products(store, features, queries, half=half)
+
+    def _pass(
+        self,
+        work: Callable[[NDArray[np.int64], dict[int, Part], int], T],
+        keep: NDArray[np.int64] | None,
+    ) -> Iterator[tuple[NDArray[np.int64], T]]:
+        """One pass over the store: `work` on numbers of samples, their parts, and how many."""
+        total = self.store.samples if keep is None else len(keep)
         with progress(total, "searching", "samples") as bar:
-            for samples, parts in features.stream(store, keep=keep, weights=self.weights):
-                yield samples, multiply(parts, len(samples))
+            for samples, made in self.features.each(
+                self.store,
+                lambda samples, parts: work(samples, parts, len(samples)),
+                keep=keep,
+                weights=self.weights,
+            ):
+                yield samples, made
                 bar.update(len(samples))
 
     def search(
@@ -234,7 +290,7 @@ class ExactEngine:
     ) -> tuple[Ranking, Ranking]:
         """The `k` samples of highest and of lowest influence on each query.
 
-        Candidates are found in bfloat16 where the processor multiplies it, and scored again in
+        Candidates are found in two bytes where the processor multiplies them, and scored again in
         float32. Where the scores lie too close together for that to be certain, the query is
         searched once more in float32 throughout.
 
@@ -246,9 +302,9 @@ class ExactEngine:
             QueryError: if there are fewer than `k` samples, or the queries have another length.
         """
         require_k(k, self.store, keep)
-        sides, certain = self._search(queries, k, keep, bfloat16=multiplies_bfloat16())
+        sides, certain = self._search(queries, k, keep, half=multiplies_bfloat16())
         if not certain.all():
-            slow, _ = self._search(queries[~certain], k, keep, bfloat16=False)
+            slow, _ = self._search(queries[~certain], k, keep, half=False)
             for side, again in zip(sides, slow, strict=True):
                 side.rows[~certain], side.scores[~certain] = again.rows, again.scores
         return sides
@@ -259,23 +315,26 @@ class ExactEngine:
         k: int,
         keep: NDArray[np.int64] | None,
         *,
-        bfloat16: bool,
+        half: bool,
     ) -> tuple[tuple[Ranking, Ranking], NDArray[np.bool_]]:
         """Proponents and opponents, and of which queries they are certain."""
         left = self.store.samples if keep is None else len(keep)
-        count = min(left, 2 * k + _MORE if bfloat16 else k)
-        found = Highest(len(queries), count), Highest(len(queries), count)
-        for samples, scores in self.scores(queries, keep=keep, bfloat16=bfloat16):
-            found[0].add(samples, scores)
-            found[1].add(samples, -scores)
-        rows = np.stack([side.ranking.rows for side in found])
-        rough = np.stack([side.ranking.scores for side in found])
+        count = min(left, 2 * k + _MORE if half else k)
+        multiply = self._products(queries, half=half)
+        ends = Ends(len(queries), count)
+        for _ in self._pass(
+            lambda samples, parts, size: ends.add(samples, multiply(parts, size)), keep
+        ):
+            pass
+        found = ends.rankings
+        rows = np.stack([side.rows for side in found])
+        rough = np.stack([side.scores for side in found])
         exact, error = self._exactly(queries, rows, rough, k)
         certain = np.ones(len(queries), bool)
         sides = []
         for sign, side, score, last in zip((1, -1), rows, exact, rough[:, :, -1], strict=True):
             final = best(score, side, k)
-            if count < left and bfloat16:
+            if count < left and half:
                 certain &= final.scores[:, -1] - last > _CERTAIN * error
             sides.append(Ranking(final.rows, sign * final.scores))
         return (sides[0], sides[1]), certain

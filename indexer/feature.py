@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from threading import local
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
 from gradstore.errors import ConfigError, QueryError
 from gradstore.rows import Rows
 from indexer.product import as_float32
+from indexer.workers import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-    from concurrent.futures import Future
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
     from indexer.measures import Measure
 
+T = TypeVar("T")
+
 # What is worked on at once stays near the processor, and takes memory that was used before.
 _BLOCK_BYTES: Final = 16 * 2**20
-_READ_AHEAD: Final = 1
 
 # The part of features that is one checkpoint's, as `scale[:, None] * vectors`: vectors
 # [samples, width], float16 where they are just what is stored, else float32; scale float32.
@@ -134,38 +134,41 @@ class Features:
                 )
         return out
 
-    def stream(
+    def each(
         self,
         store: Store,
+        work: Callable[[NDArray[np.int64], dict[int, Part]], T],
         *,
         start: int = 0,
         keep: NDArray[np.int64] | None = None,
         weights: RowWeights | None = None,
-    ) -> Iterator[tuple[NDArray[np.int64], dict[int, Part]]]:
-        """The parts of features of all samples, a block at a time; the next is read meanwhile.
+    ) -> Iterator[tuple[NDArray[np.int64], T]]:
+        """`work` on the parts of features of all samples, a block at a time, several at once.
 
         Args:
             store: the store.
+            work: is given numbers of samples, and the part of their features that is each
+                checkpoint's. It is called in several threads, in each of them in the order of the
+                store, and may keep nothing of the parts: their memory is used again.
             start: the first sample.
             keep: numbers of the samples that are wanted, rising; by default all.
-            weights: the store's, if they are at hand: then only directions are read.
+            weights: the store's, if they are at hand.
 
         Yields:
-            Numbers of samples, and the part of their features that is each checkpoint's.
+            Numbers of samples, and what came of the work, in the order of the store.
         """
+        weights = RowWeights(store, self) if weights is None else weights
+        known = {place: weights.at(place) for place in self.checkpoints}
+        own = local()
 
-        def read(samples: NDArray[np.int64]) -> dict[int, Part]:
-            first, last = int(samples[0]), int(samples[-1]) + 1
-            whole = last - first == len(samples)
+        def one(samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], T]:
+            if not hasattr(own, "scratch"):
+                own.scratch = {place: store.scratch(self._step(store)) for place in known}
             found = {}
-            for place in self.checkpoints:
-                if weights is not None:
-                    direction = store.directions(place, samples)
-                    found[place] = self._scaled(direction, weights.at(place)[samples])
-                    continue
-                rows = store.rows(place, first, last) if whole else store.take(place, samples)
-                found[place] = self._scaled(rows.direction, self.weights(store, place, rows))
-            return found
+            for place, weight in known.items():
+                direction = store.directions(place, samples, own.scratch[place])
+                found[place] = self._scaled(direction, weight[samples])
+            return samples, work(samples, found)
 
         def wanted() -> Iterator[NDArray[np.int64]]:
             for low, high in self.spans(store):
@@ -175,20 +178,7 @@ class Features:
                 if len(samples):
                     yield samples
 
-        with ThreadPoolExecutor(_READ_AHEAD) as pool:
-            ahead: deque[tuple[NDArray[np.int64], Future[dict[int, Part]]]] = deque()
-            try:
-                for samples in wanted():
-                    ahead.append((samples, pool.submit(read, samples)))
-                    if len(ahead) > _READ_AHEAD:
-                        done, parts = ahead.popleft()
-                        yield done, parts.result()
-                while ahead:
-                    done, parts = ahead.popleft()
-                    yield done, parts.result()
-            finally:
-                for _, parts in ahead:  # whoever asked wants no more
-                    parts.cancel()
+        return in_order(one, wanted(), remote=store.objects.remote)
 
     def blocks(self, store: Store) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Features of all samples, at most a shard at a time, as (first sample, features)."""
@@ -197,10 +187,13 @@ class Features:
 
     def spans(self, store: Store) -> Iterator[tuple[int, int]]:
         """Ranges of samples that cover the store, each within a shard and of bounded bytes."""
-        step = max(1, _BLOCK_BYTES // (4 * self.dim(store)))
+        step = self._step(store)
         for low, high in store.blocks():
             for start in range(low, high, step):
                 yield start, min(start + step, high)
+
+    def _step(self, store: Store) -> int:
+        return max(1, _BLOCK_BYTES // (4 * self.dim(store)))
 
     @property
     def checkpoints(self) -> list[int]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from indexer.feature import Features, Part
 
 # Bits that each entry of a query is rounded to: at 0, its default, FAISS takes a thousand times as
-# long; at 1 it needs twice the candidates.
+# long.
 _QUERY_BITS: Final = 4
 
 
@@ -77,18 +77,27 @@ class FirstStage:
         """Length of a vector."""
         return int(self._vectors.d)
 
-    def add(self, parts: Mapping[int, Part]) -> None:
-        """Add samples, by the parts of their features that are each checkpoint's."""
+    def encoded(self, parts: Mapping[int, Part]) -> NDArray[Any]:
+        """What `add` takes of samples, of the parts of their features that are each checkpoint's.
+
+        Returns:
+            Codes where they are made here, uint8 `[samples, bytes]`; else vectors, float32
+            `[samples, dim]`.
+        """
         (vectors, scale), *others = parts.values()
         if others or (scale < 0).any() or not self._by_signs:
             vectors = as_float32(vectors) * scale[:, None]
             for more, factor in others:
                 vectors += as_float32(more) * factor[:, None]
             scale = np.ones(len(vectors), np.float32)
+        return encode(vectors, scale) if self._by_signs else vectors
+
+    def add(self, encoded: NDArray[Any]) -> None:
+        """Add samples, as `encoded` gives them."""
         if self._by_signs:
-            self._vectors.add_sa_codes(encode(vectors, scale))
+            self._vectors.add_sa_codes(encoded)
         else:
-            self._vectors.add(vectors)
+            self._vectors.add(encoded)
 
     def remove(self, rows: NDArray[np.int64]) -> bool:
         """Remove samples; False if this kind of index cannot."""

@@ -18,7 +18,7 @@ import json
 import shutil
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 from uuid import uuid4
 
 import numpy as np
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
+    from indexer.feature import Part
 
 FORMAT_VERSION: Final = 1
 SPEC_NAME = "index.json"
@@ -318,17 +319,7 @@ def build_index(
         stage, start, was = FirstStage.empty(factory, store, features), 0, None
     measured = None if was is None else was.measured
     recall = Recall(store, features, queries) if measured is None else None
-    with progress(store.samples - start, f"indexing {measure.name}", "samples") as bar:
-        for numbers, parts in features.stream(store, start=0 if recall is not None else start):
-            new = numbers >= start
-            if new.any():
-                more = parts
-                if not new.all():
-                    more = {place: (one[new], scale[new]) for place, (one, scale) in parts.items()}
-                stage.add(more)
-                bar.update(int(new.sum()))
-            if recall is not None:
-                recall.add(numbers, parts)
+    _fill(stage, start, store, features, recall)
     if recall is not None:
         measured = recall.of(stage)
     # Built beside and renamed: a half-written index never has an index's name.
@@ -361,6 +352,32 @@ def build_index(
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
     return SearchIndex(path, spec, store, features, stage)
+
+
+def _fill(
+    stage: FirstStage, start: int, store: Store, features: Features, recall: Recall | None
+) -> None:
+    """Add the samples from `start` on to a first stage, in one pass."""
+
+    def work(samples: NDArray[np.int64], parts: dict[int, Part]) -> NDArray[Any] | None:
+        if recall is not None:
+            recall.add(samples, parts)
+        new = samples >= start
+        if new.all():
+            return stage.encoded(parts)
+        if not new.any():
+            return None
+        return stage.encoded(
+            {place: (one[new], scale[new]) for place, (one, scale) in parts.items()}
+        )
+
+    measure = features.measure.name
+    with progress(store.samples - start, f"indexing {measure}", "samples") as bar:
+        first = 0 if recall is not None else start
+        for _, encoded in features.each(store, work, start=first):
+            if encoded is not None:
+                stage.add(encoded)
+                bar.update(len(encoded))
 
 
 def _factory(given: str | None, path: Path) -> str:

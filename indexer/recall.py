@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from gradstore.spec import Spec
-from indexer.exact import Highest, Products, best, rescored
+from indexer.exact import Ends, Products, best, rescored
 from indexer.product import multiplies_bfloat16
 
 if TYPE_CHECKING:
@@ -65,16 +65,16 @@ class Recall:
         # No sample is to find itself, which is easy.
         self._own = chosen if queries is None else np.full(len(chosen), -1)
         self._origin = "samples" if queries is None else queries.location
-        self._multiply = Products(store, features, self._probes, bfloat16=multiplies_bfloat16())
-        self._highest = Highest(len(chosen), min(store.samples, _TRUTH + _MORE))
+        self._multiply = Products(store, features, self._probes, half=multiplies_bfloat16())
+        self._ends = Ends(len(chosen), min(store.samples, _TRUTH + _MORE))
 
     def add(self, samples: NDArray[np.int64], parts: Mapping[int, Part]) -> None:
-        """See the parts of some samples' features."""
-        self._highest.add(samples, self._multiply(parts, len(samples)))
+        """See the parts of some samples' features; in several threads at once."""
+        self._ends.add(samples, self._multiply(parts, len(samples)))
 
     def of(self, stage: FirstStage) -> Measured:
         """The recall with the fewest candidates that find what is to be found."""
-        rows = self._highest.ranking.rows
+        rows = self._ends.rankings[0].rows
         scores = rescored(self._store, self._features, self._probes, rows)
         truth = self._others(best(scores, rows, _TRUTH + 1).rows, _TRUTH)
         most = min(self._store.samples, _CANDIDATES[-1])

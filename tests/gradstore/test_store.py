@@ -5,6 +5,7 @@ import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -253,6 +254,29 @@ def test_a_damaged_chunk_raises_when_read(store: Store) -> None:
     _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
     with pytest.raises(StoreError, match="gradstore verify"):
         open_store(store.path).rows(0, 0, 2)
+
+
+def test_what_is_damaged_after_it_was_read_raises_as_well(store: Store) -> None:
+    """Checksums of neighbours are checked once, and again when their file has changed."""
+    expected = store.rows(0, 0, 3).direction
+    for _ in range(2):
+        np.testing.assert_array_equal(store.rows(0, 0, 3).direction, expected)
+    sleep(0.02)  # as coarse as a system's clock for files may be
+    _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="a checksum differs"):
+            store.rows(0, 0, 3)
+
+
+@pytest.mark.parametrize("samples", [[4, 5, 6], [7], [1, 2], [0, 9], [5, 4], [4, 4, 5]])
+def test_directions_are_read_into_given_memory(store: Store, samples: list[int]) -> None:
+    expected = store.take(1, samples).direction
+    scratch = store.scratch(3)
+    for memory in (None, scratch, scratch[:8]):
+        found = store.directions(1, np.array(samples), memory)
+        np.testing.assert_array_equal(found, expected)
+        if samples == [4, 5, 6]:
+            assert np.shares_memory(found, scratch) == (memory is scratch)
 
 
 def test_missing_data_is_never_returned(store: Store) -> None:

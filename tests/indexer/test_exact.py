@@ -71,12 +71,12 @@ def test_both_ends_are_exact(tmp_path: Path, name: str, slots: int, dtype: str) 
     require_ranking(opponents, expected, -1)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_all_scores(tmp_path: Path, *, bfloat16: bool) -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_all_scores(tmp_path: Path, *, half: bool) -> None:
     train = random_store(tmp_path / "t.gradstore")
     queries = random_store(tmp_path / "q.gradstore", 5, slots=4, seed=1)
     features = Features.of(train, measure_of("tracin"))
-    blocks = list(ExactEngine(train, features).scores(features.range(queries), bfloat16=bfloat16))
+    blocks = list(ExactEngine(train, features).scores(features.range(queries), half=half))
     assert [block[0][0] for block in blocks] == [0, 128, 256]
     found = np.concatenate([scores for _, scores in blocks], axis=1)
     expected = influence(train, queries, "tracin")
@@ -86,7 +86,7 @@ def test_all_scores(tmp_path: Path, *, bfloat16: bool) -> None:
     ]
     scale = np.outer(*lengths) / 8  # what unrelated gradients score at dim 64
     error = np.abs(found - expected) / scale
-    assert np.sqrt(np.mean(error**2)) < (4e-3 if bfloat16 else 1e-6)
+    assert np.sqrt(np.mean(error**2)) < (4e-3 if half else 1e-6)
 
 
 def test_slots_are_matched(tmp_path: Path) -> None:

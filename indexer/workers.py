@@ -1,0 +1,68 @@
+"""Blocks of a store worked on side by side, a block to a core.
+
+torch shares one product among all cores, and then all wait for the one that had something else to
+do, such as reading the next block. Here each core reads, checks and multiplies blocks of its own.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from threading import Barrier
+from typing import TYPE_CHECKING, Final, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from concurrent.futures import Future
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+# Blocks per thread that are begun or done and not yet asked for.
+_AHEAD: Final = 2
+# Where reading waits for a network.
+_REMOTE_THREADS: Final = 8
+
+
+def in_order(do: Callable[[T], R], items: Iterable[T], *, remote: bool = False) -> Iterator[R]:
+    """`do` for each item, in as many threads as torch has, each of which computes by itself.
+
+    Args:
+        do: is called in several threads at once.
+        items: what for.
+        remote: whether to take more threads, since they wait for a network.
+
+    Yields:
+        Results, in the order of the items. A few are made before they are asked for.
+    """
+    import torch
+
+    of_torch = torch.get_num_threads()
+    threads = max(of_torch, _REMOTE_THREADS) if remote else of_torch
+    ready = Barrier(threads + 1)
+
+    def start() -> None:
+        # This sets the number for this thread, if it has one already, which asking for it sees to;
+        # and what later threads begin with, which is set back below.
+        torch.get_num_threads()
+        torch.set_num_threads(1)
+        ready.wait()
+
+    with ThreadPoolExecutor(threads, initializer=start) as pool:
+        for _ in range(threads):
+            pool.submit(int)  # makes the pool start a thread
+        ready.wait()
+        torch.set_num_threads(of_torch)
+        rest = iter(items)
+        ahead: deque[Future[R]] = deque(
+            pool.submit(do, item) for item in islice(rest, _AHEAD * threads)
+        )
+        try:
+            while ahead:
+                done = ahead.popleft().result()
+                ahead.extend(pool.submit(do, item) for item in islice(rest, 1))
+                yield done
+        finally:
+            for one in ahead:  # whoever asked wants no more
+                one.cancel()
