@@ -25,6 +25,8 @@ from benchmarks.results import Target, interleaved, machine, notes, save, target
 from benchmarks.setting import Setting, command, prepare
 from benchmarks.vectors import Spectrum, generated
 from indexer import ExactEngine, Features, SearchIndex, TracIn, build_index
+from indexer.factory import DEFAULT
+from indexer.first_stage import QUERY_BITS, FirstStage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 K: Final = 10
 _PROBES: Final = 64
 _CANDIDATES: Final = (50, 100, 200, 400)
+_BITS: Final = (1, 2, 4, 8)
 # What is within so much of the faster one is as fast, on a machine that others use.
 _AS_FAST: Final = 1.1
 
@@ -154,6 +157,8 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     for rows in preset.rows:
         store = generated(scratch, world.store, spectrum, rows, seed=1)
         figures["drawn"][str(rows)] = measured(preset, store, asked, scratch)
+        if rows == preset.rows[-1]:
+            figures["rounding"] = rounding(store, asked, preset.repeats)
         if rows == preset.peers:
             figures["peers"] = peers(store, asked[:_PROBES], preset.repeats, scratch)
     targets = _targets(preset, figures)
@@ -255,7 +260,7 @@ def folding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[st
         stage = _faiss().IndexRaBitQ(trained.shape[1], _faiss().METRIC_INNER_PRODUCT)
         stage.train(np.zeros((1, trained.shape[1]), np.float32))
         stage.add(trained)
-        how = _faiss().RaBitQSearchParameters(qb=4, centered=False)
+        how = _faiss().RaBitQSearchParameters(qb=QUERY_BITS, centered=False)
         most = min(store.samples, _CANDIDATES[-1])
         search = partial(stage.search, np.ascontiguousarray(asked), most, params=how)
         found: Found = search()[1]
@@ -264,6 +269,45 @@ def folding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[st
             "bytes per sample": int(stage.code_size),
             "ms per query": {key: 1000 * one / len(queries) for key, one in seconds.items()},
             "recall@10": {str(count): recall(found[:, :count], truth) for count in _CANDIDATES},
+        }
+    return figures
+
+
+def rounding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[str, Any]:
+    """Both ends of queries whose entries are rounded to so many bits, by the default first stage.
+
+    Recall@10 against the exact engine by candidates at each end, and milliseconds, both ends.
+    """
+    features = Features.of(store, TracIn())
+    queries = queries[:_PROBES]
+    truth = ExactEngine(store, features).search(queries, K)
+    stage = FirstStage.empty(DEFAULT, store, features)
+    for _, codes in features.each(store, lambda _, parts: stage.encoded(parts)):
+        stage.add(codes)
+    both = np.concatenate([queries, -queries])
+    ends = both[[0, len(queries)]]
+    most = min(store.samples, _CANDIDATES[-1])
+    figures = {}
+    for bits in _BITS:
+        stage.query_bits = bits
+        found = np.split(stage.search(both, most), 2)
+        seconds = interleaved(
+            {"one": partial(stage.search, ends, 50), "all": partial(stage.search, both, 50)},
+            repeats,
+        )
+        figures[str(bits)] = {
+            "ms, one query": {key: 1000 * value for key, value in seconds["one"].items()},
+            "ms per query of all": {
+                key: 1000 * value / len(queries) for key, value in seconds["all"].items()
+            },
+            "recall@10": {
+                str(count): float(
+                    np.mean(
+                        [recall(f[:, :count], t.rows) for f, t in zip(found, truth, strict=True)]
+                    )
+                )
+                for count in _CANDIDATES
+            },
         }
     return figures
 
@@ -591,6 +635,26 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         lines.append(
             f"| {name} | {one['bytes per sample']} | {one['ms per query']['median']:.2f} | "
             f"{cells} |"
+        )
+    lines += [
+        "",
+        f"## Bits of a query's entries, {inputs['rows'][-1]:,} drawn",
+        "",
+        (
+            f"The first stage alone, both ends; {QUERY_BITS} are what is used. Recall@10 of both "
+            "among so many candidates at each."
+        ),
+        "",
+        "| bits | ms, one query | ms a query of 64 | "
+        + " | ".join(f"{count} candidates" for count in _CANDIDATES)
+        + " |",
+        "|---|---|---|" + "---|" * len(_CANDIDATES),
+    ]
+    for name, one in figures["rounding"].items():
+        cells = " | ".join(f"{value:.4f}" for value in one["recall@10"].values())
+        lines.append(
+            f"| {name} | {one['ms, one query']['median']:.1f} | "
+            f"{one['ms per query of all']['median']:.1f} | {cells} |"
         )
     lines += [
         "",

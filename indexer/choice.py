@@ -8,6 +8,7 @@ such as scoring candidates again, is not.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from indexer.exact import ExactEngine
 
 PROBES: Final = 256
-_SOME: Final = 16
 _TRIES: Final = 3
 _PARTS: Final = (4096, 16_384)
 _MOST: Final = 1_000_000
@@ -86,9 +86,10 @@ def exact_from(
         )
         return grown(_PARTS, (few, many), samples)
 
-    one, some, many = (np.resize(probes, (count, probes.shape[1])) for count in (1, _SOME, PROBES))
+    enough = 2 * (os.cpu_count() or 1)  # FAISS gives each end of each query a thread
+    one, some, many = (np.resize(probes, (count, probes.shape[1])) for count in (1, enough, PROBES))
     index = Seconds.through(
-        (1, _seconds(lambda: approximate(one))), (_SOME, _seconds(lambda: approximate(some)))
+        (1, _seconds(lambda: approximate(one))), (enough, _seconds(lambda: approximate(some)))
     )
     return meeting(
         index, Seconds.through((1, seconds_of_exact(one)), (PROBES, seconds_of_exact(many)))

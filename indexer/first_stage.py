@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from gradstore.reader import Store
     from indexer.feature import Features, Part
 
-# Bits that each entry of a query is rounded to: at 0, its default, FAISS takes a thousand times as
-# long.
-_QUERY_BITS: Final = 4
+# Bits that each entry of a query is rounded to. With 4, FAISS takes half as long again, and as many
+# candidates hold what is to be found; with 1, twice as many are needed; at 0, FAISS's default, it
+# takes a thousand times as long (`benchmarks/notes/search.md`).
+QUERY_BITS: Final = 2
 
 
 class FirstStage:
@@ -34,11 +35,16 @@ class FirstStage:
     Args:
         vectors: the FAISS index.
         checkpoints: how many parts a feature has.
+        query_bits: bits that each entry of a query is rounded to, where vectors have one.
+
+    Attributes:
+        query_bits: as given.
     """
 
-    def __init__(self, vectors: Any, checkpoints: int) -> None:
+    def __init__(self, vectors: Any, checkpoints: int, query_bits: int = QUERY_BITS) -> None:
         self._vectors = vectors
         self._checkpoints = checkpoints
+        self.query_bits = query_bits
         # RaBitQ of more than one bit per dimension makes its own codes.
         signs = isinstance(vectors, faiss_module().IndexRaBitQ)
         self._by_signs = signs and vectors.code_size == code_bytes(vectors.d)
@@ -61,9 +67,9 @@ class FirstStage:
         return stage
 
     @classmethod
-    def read(cls, file: Path, features: Features) -> FirstStage:
+    def read(cls, file: Path, features: Features, query_bits: int) -> FirstStage:
         """One that was written."""
-        return cls(faiss_module().read_index(str(file)), len(features.etas))
+        return cls(faiss_module().read_index(str(file)), len(features.etas), query_bits)
 
     def write(self, file: Path) -> None:
         """Write it to a file."""
@@ -135,10 +141,10 @@ class FirstStage:
         faiss, vectors = faiss_module(), self._vectors
         given = {} if keep is None else {"sel": faiss.IDSelectorBatch(keep)}
         if self._by_signs:
-            return faiss.RaBitQSearchParameters(qb=_QUERY_BITS, centered=False, **given)
+            return faiss.RaBitQSearchParameters(qb=self.query_bits, centered=False, **given)
         if isinstance(vectors, faiss.IndexIVFRaBitQ):
             return faiss.IVFRaBitQSearchParameters(
-                qb=_QUERY_BITS, centered=False, nprobe=vectors.nprobe, **given
+                qb=self.query_bits, centered=False, nprobe=vectors.nprobe, **given
             )
         if keep is None:
             return None

@@ -493,7 +493,7 @@ def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> Firs
             raise OSError("it is not a regular file")
         if _sha256(file) != spec.sha256:  # FAISS trusts what it reads
             raise OSError("it is not what was written")
-        stage = FirstStage.read(file, features)
+        stage = FirstStage.read(file, features, spec.measured.query_bits)
     except (OSError, RuntimeError) as error:
         raise SearchIndexError(
             f"index {path} is damaged: {VECTORS_NAME} cannot be read: {error}. {mend}"

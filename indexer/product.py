@@ -1,4 +1,4 @@
-"""Products of many stored rows with many queries: the one place of the indexer that needs torch.
+"""Products of many stored rows with many queries, by torch.
 
 Processors with bfloat16 instructions multiply it several times as fast as float32. It keeps eight
 binary digits, which is enough to find candidates: those are scored again in float32. A query or two
@@ -57,8 +57,8 @@ def lengths(vectors: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.floa
     for start in range(0, len(given), _FEW):
         here = slice(start, start + _FEW)
         wide = few[: len(given[here])].copy_(given[here])
-        torch.linalg.vector_norm(wide, 1, dim=1, out=sizes[here])
         torch.linalg.vector_norm(wide, 2, dim=1, out=squares[here])
+        torch.sum(wide.abs_(), 1, out=sizes[here])  # a fifth of what the norm of order 1 takes
     return np.asarray(sizes.numpy()), np.asarray(squares.square_().numpy())
 
 

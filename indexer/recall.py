@@ -36,6 +36,8 @@ class Measured(Spec):
             find itself, or the location of a query store.
         samples: how many vectors the index held.
         candidates: how many of each query it was asked for, of which the exact scores decide.
+        query_bits: bits that each entry of a query was rounded to, and is when it is searched. 4 in
+            indexes made before it was kept.
         recall_at_10: share of the 10 samples of highest influence that it finds.
         recall_at_100: share of the highest 100, of twice as many candidates at least.
     """
@@ -44,6 +46,7 @@ class Measured(Spec):
     origin: str
     samples: Annotated[int, Field(ge=1)]
     candidates: Annotated[int, Field(ge=1)]
+    query_bits: Annotated[int, Field(ge=1, le=8)] = 4
     recall_at_10: Annotated[float, Field(ge=0, le=1)]
     recall_at_100: Annotated[float, Field(ge=0, le=1)]
 
@@ -95,6 +98,7 @@ class Recall:
             origin=self._origin,
             samples=len(stage),
             candidates=candidates,
+            query_bits=stage.query_bits,
             recall_at_10=recall(10, candidates),
             recall_at_100=recall(100, max(candidates, 2 * _TRUTH)),
         )

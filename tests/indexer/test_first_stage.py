@@ -56,7 +56,7 @@ def test_what_is_found_is_exact_and_its_recall_is_true(tmp_path: Path) -> None:
     assert measured.queries == 20
     features = index.features
     asked = features.range(queries)
-    found, opponents = index.search(asked, 10)
+    found, opponents = index.approximate(asked, 10)
     exact, lowest = ExactEngine(train, features).search(asked, 10)
     shares = [np.isin(e, f).mean() for e, f in zip(exact.rows, found.rows, strict=True)]
     assert np.mean(shares) == pytest.approx(measured.recall_at_10, abs=1e-9)
