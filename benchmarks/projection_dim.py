@@ -375,6 +375,8 @@ def _page(inputs: dict[str, Any], results: dict[str, Any], targets: Sequence[Tar
         "",
         target_table(targets),
         "",
+        "![Spearman and overlaps by dimension, bytes and milliseconds](projection_dim.png)",
+        "",
         notes("projection_dim"),
     ]
     return "\n".join(lines)
