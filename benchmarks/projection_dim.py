@@ -390,15 +390,16 @@ def _cell(found: dict[str, Any]) -> str:
 def _plot(path: Path, figures: dict[str, Any]) -> None:
     figure, axes = canvas(2, 2)
     for place, measure in enumerate(MEASURES):
-        for name, one in figures.items():
+        for number, (name, one) in enumerate(figures.items()):
             dims = [int(dim) for dim in one["dims"]]
             cells = [found[measure] for found in one["dims"].values()]
             band(axes[0, place], dims, [found["spearman"] for found in cells], name)
+            color = f"C{number}"  # as `band` takes them in turn
             for key, style in (("top-10", "-"), ("top-100", "--")):
                 if key in cells[0]:
                     means = [found[key]["mean"] for found in cells]
                     label = f"{name}, {key}"
-                    axes[1, place].plot(dims, means, style, label=label, linewidth=1)
+                    axes[1, place].plot(dims, means, style, color=color, label=label, linewidth=1)
         for level in (0.95, 0.99):
             axes[0, place].axhline(level, color="grey", linewidth=0.6)
         axes[0, place].set(title=measure, xscale="log", ylabel="Spearman with exact scores")

@@ -24,20 +24,26 @@ from benchmarks.sparse_timesteps import PRESETS as SPARSE
 from benchmarks.sparse_timesteps import Preset as Sparse
 from benchmarks.sparse_timesteps import even, grid, slot_scores
 from gradstore.collect import Checkpoints, EventSpec, load
-from indexer import build_index, index_path
+from indexer import Features, build_index, index_path, measure_of
 from query import collect_queries, search
 from query.setting import Setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from benchmarks.setting import World
+    from gradstore.reader import Store
     from indexer import SearchIndex
 
 MEASURES: Final = ("tracin", "retrac")
 STEPS: Final = 50
 _K: Final = 10
 _KEPT: Final = 0.95
+# What `other_ways` weighs and keeps.
+_RIDGE: Final = 0.1
+_RANK: Final = 10
 # The question whose cost is promised: timesteps, noises, checkpoints.
 _USUAL: Final = (10, 1, 4)
 
@@ -67,7 +73,10 @@ PRESETS = {
 def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     """Measure, and write `query_cost.json`, `.md` and `.png` into `out`."""
     world = prepare(preset.sparse.setting, folders)
-    figures: dict[str, Any] = {"kept": kept(preset, world)}
+    figures: dict[str, Any] = {
+        "kept": kept(preset, world),
+        "other ways": other_ways(preset, world),
+    }
     cheapest = _cheapest(figures["kept"])
     figures["cheapest"] = cheapest
     figures |= timed(preset, world, cheapest)
@@ -106,6 +115,91 @@ def kept(preset: Preset, world: World) -> dict[str, dict[str, Any]]:
                         rank_correlation(means, full)
                     ).json()
     return figures
+
+
+def other_ways(preset: Preset, world: World) -> dict[str, dict[str, dict[str, float]]]:
+    """Whether as many gradients could say more: Spearman with the full grid of other noises.
+
+    - even: the same timesteps at every checkpoint.
+    - staggered: other timesteps at each, so that they lie evenly in all.
+    - weighted: staggered, each weighed by least squares from the other queries' full scores.
+    - low rank: staggered, within the first components of training features.
+
+    Returns:
+        By gradients, by measure, by way. The full grid itself is the last: no way can do more.
+    """
+    sparse = preset.sparse
+    one = grid(sparse, world, sparse.draws[0])
+    draws = sparse.draws[-1]
+    full = grid(sparse, world, draws)
+    again = grid(sparse, world, draws, event_seed=world.setting.seed + 1000)
+    figures: dict[str, dict[str, dict[str, float]]] = {}
+    for measure in MEASURES:
+        truth = slot_scores(world.store, again, measure).mean(axis=1)
+        features = Features.of(world.store, measure_of(measure))
+        parts = np.stack([_at(world.store, one, features, place) for place in features.checkpoints])
+        low = np.stack(
+            [_at(world.store, one, features, place, _RANK) for place in features.checkpoints]
+        )
+        for count in sparse.counts:
+            places = [even(sparse.timesteps, count)] * len(parts)
+            apart = [
+                np.floor((np.arange(count) + (place + 0.5) / len(parts)) * sparse.timesteps / count)
+                for place in range(len(parts))
+            ]
+            found = {
+                "even": _chosen(parts, places).sum(axis=1),
+                "staggered": _chosen(parts, apart).sum(axis=1),
+                "weighted": _weighted(_chosen(parts, apart), truth),
+                "low rank": _chosen(low, apart).sum(axis=1),
+            }
+            figures.setdefault(str(count * len(parts)), {})[measure] = {
+                way: float(rank_correlation(scores, truth).mean()) for way, scores in found.items()
+            }
+        itself = slot_scores(world.store, full, measure).mean(axis=1)
+        figures.setdefault(str(sparse.timesteps * draws * len(parts)), {})[measure] = {
+            "even": float(rank_correlation(itself, truth).mean())
+        }
+    return figures
+
+
+def _at(
+    store: Store, queries: Store, features: Features, place: int, rank: int | None = None
+) -> NDArray[np.float32]:
+    """What each slot adds at a checkpoint, `[queries, slots, samples]`."""
+    rows = queries.rows(place)
+    weights = features.weights(queries, place, rows) * queries.slots
+    asked = rows.direction.astype(np.float32) * weights[:, :, None]
+    trained = features.part(store, place, store.rows(place))
+    if rank is not None:
+        first = np.linalg.svd(trained, full_matrices=False)[2][:rank]
+        asked, trained = asked @ first.T, trained @ first.T
+    return np.asarray(asked @ trained.T)
+
+
+def _chosen(parts: NDArray[np.float32], places: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Parts of some slots of each checkpoint, `[queries, slots of all checkpoints, samples]`."""
+    return np.concatenate(
+        [part[:, some.astype(np.int64)] for part, some in zip(parts, places, strict=True)], axis=1
+    )
+
+
+def _weighted(parts: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Weighed sums of slots; for each query, by what predicts the truth of the others best."""
+    inputs = parts.astype(np.float64) - parts.mean(axis=2, keepdims=True)
+    wanted = truth.astype(np.float64) - truth.mean(axis=1, keepdims=True)
+    scale = wanted.std(axis=1)  # each query counts alike
+    unit = inputs / scale[:, None, None]
+    products = np.einsum("qsn,qtn->qst", unit, unit)
+    answers = np.einsum("qsn,qn->qs", unit, wanted / scale[:, None])
+    sums = []
+    for query in range(len(parts)):
+        others = np.arange(len(parts)) != query
+        matrix = products[others].sum(axis=0)
+        ridge = _RIDGE * np.trace(matrix) / len(matrix)
+        weights = np.linalg.solve(matrix + ridge * np.eye(len(matrix)), answers[others].sum(axis=0))
+        sums.append(weights @ inputs[query])
+    return np.stack(sums)
 
 
 def _numbers(name: str) -> tuple[int, int, int]:
@@ -284,6 +378,26 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         lines.append(
             f"| {name} | {_gradients(name)} | {cells} | {'' if cost is None else f'{cost:.2f}'} |"
         )
+    ways = ("even", "staggered", "weighted", "low rank")
+    lines += [
+        "",
+        "## Could as many gradients say more?",
+        "",
+        (
+            "Spearman with a full grid of other noises, which no question can know, at all "
+            "checkpoints; its own agreement with the first full grid is the last line. *Even*: the "
+            "same timesteps at every checkpoint. *Staggered*: others at each. *Weighted*: these, "
+            f"by least squares (ridge {_RIDGE}) from the other queries' full scores. *Low rank*: "
+            f"these, within the first {_RANK} components of training features."
+        ),
+        "",
+        "| gradients | " + " | ".join(f"{m}, {way}" for m in MEASURES for way in ways) + " |",
+        "|---|" + "---|" * (len(MEASURES) * len(ways)),
+    ]
+    for name, one in figures["other ways"].items():
+        values = [one[measure].get(way) for measure in MEASURES for way in ways]
+        shown = " | ".join("" if value is None else f"{value:.3f}" for value in values)
+        lines.append(f"| {name} | {shown} |")
     lines += ["", "![Ranking kept, by cost](query_cost.png)", "", notes("query_cost")]
     return "\n".join(lines)
 

@@ -178,10 +178,7 @@ class LocalObjects:
         self._make(file.parent)
         writing = file.with_name(f".{file.name}.{uuid4().hex}")
         try:
-            with writing.open("wb") as out:
-                out.write(content)
-                out.flush()
-                os.fsync(out.fileno())
+            _write(writing, content)
             writing.replace(file)
             self._unflushed.add(file.parent)
         except BaseException:
@@ -204,7 +201,7 @@ class LocalObjects:
         try:
             for key, content in contents.items():
                 (building / key).parent.mkdir(parents=True, exist_ok=True)
-                LocalObjects(building).write(key, content)
+                _write(building / key, content)
             for inner, _, _ in os.walk(building):
                 _sync(Path(inner))
             folder.parent.mkdir(parents=True, exist_ok=True)
@@ -280,6 +277,13 @@ class LocalObjects:
                 file = Path(folder, name)
                 with suppress(FileNotFoundError):  # renamed or removed meanwhile
                     yield file.relative_to(self.root).as_posix(), file.lstat().st_size
+
+
+def _write(file: Path, content: bytes | bytearray) -> None:
+    with file.open("xb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
 
 
 def _open(file: Path) -> int:

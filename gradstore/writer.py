@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
@@ -118,9 +119,18 @@ def array_objects(
         attributes: of the part's group.
     """
     found: dict[str, Any] = {}
-    root = zarr.create_group(
+    zarr.create_group(
         MemoryStore(found), zarr_format=3, attributes=dict(attributes) if attributes else None
     )
+    group = {key: content.to_bytes() for key, content in found.items()}
+    return {**_arrays(layout, tuple(numbers)), **group}
+
+
+@lru_cache(maxsize=8)
+def _arrays(layout: Layout, numbers: tuple[int, ...]) -> Mapping[str, bytes]:
+    """`array_objects`, of a group without attributes. Questions are all of a few layouts."""
+    found: dict[str, Any] = {}
+    root = zarr.create_group(MemoryStore(found), zarr_format=3)
     for number in numbers:
         _create_arrays(root.create_group(f"checkpoints/{number}"), layout)
     return {key: content.to_bytes() for key, content in found.items()}
@@ -159,6 +169,9 @@ def _create_arrays(group: zarr.Group, layout: Layout) -> None:
 def _fill(dtype: str) -> float:
     return -1 if dtype == "int32" else float("nan")
 
+
+# Bytes of a shard that are written before a thread has begun.
+_SMALL: Final = 1 << 20
 
 STEPS: Final = ("begun", "unsealed", "written", "flushed", "sealed", "seal flushed")
 """The steps of writing a shard, in order. A process may die at any of them."""
@@ -217,9 +230,14 @@ def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArr
     try:
         unseal(part, number, shard)
         reached("unsealed")
-        with ThreadPoolExecutor(len(contents)) as pool:  # disks and networks keep one waiting
-            sums = {name: pool.submit(sha256, content) for name, content in contents.items()}
-            list(pool.map(objects.write, keys.values(), contents.values()))
+        if objects.remote or len(contents["direction"]) > _SMALL:
+            with ThreadPoolExecutor(len(contents)) as pool:  # disks and networks keep one waiting
+                sums = pool.map(sha256, contents.values())
+                list(pool.map(objects.write, keys.values(), contents.values()))
+        else:
+            sums = map(sha256, contents.values())
+            for name, content in contents.items():
+                objects.write(keys[name], content)
         reached("written")
         objects.flush(keys.values())
         reached("flushed")
@@ -228,8 +246,8 @@ def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArr
             rows=len(arrays["direction"]),
             samples_sha256=part.manifest.samples_sha256(*layout.span(shard)),
             objects={
-                name: SealedObject(nbytes=len(content), sha256=sums[name].result().hexdigest())
-                for name, content in contents.items()
+                name: SealedObject(nbytes=len(content), sha256=found.hexdigest())
+                for (name, content), found in zip(contents.items(), sums, strict=True)
             },
         )
         objects.write(part.seal_key(number, shard), seal.model_dump_json(indent=1).encode())

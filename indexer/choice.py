@@ -2,14 +2,12 @@
 
 The first stage takes so long for every query; the exact engine reads the store once for all of
 them. Where they meet depends on the machine and on the store, so it is measured when an index is
-built, on parts of the store of two sizes: what grows with them is scaled up, and what does not,
-such as scoring candidates again, is not.
+built. Of a large store the exact engine is tried on parts of two sizes: what grows with them is
+scaled up, and what does not, such as scoring candidates again, is not.
 """
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
@@ -23,33 +21,35 @@ if TYPE_CHECKING:
     from indexer.exact import ExactEngine
 
 PROBES: Final = 256
+_COUNTS: Final = (1, 4, 16, 64, PROBES)
 _TRIES: Final = 3
-_PARTS: Final = (4096, 16_384)
+# Four times as many queries are tried of an index only if they take no longer, seconds.
+_PATIENCE: Final = 1.0
+_PARTS: Final = (16_384, 65_536)
 _MOST: Final = 1_000_000
 
-
-@dataclass(frozen=True)
-class Seconds:
-    """What queries at once take: `fixed + each · queries`."""
-
-    fixed: float
-    each: float
-
-    @classmethod
-    def through(cls, few: tuple[float, float], many: tuple[float, float]) -> Seconds:
-        """The line through two measurements, (queries, seconds); none of its terms below 0."""
-        each = max(0.0, (many[1] - few[1]) / (many[0] - few[0]))
-        return cls(max(0.0, few[1] - few[0] * each), each)
+Times = list[tuple[int, float]]
+"""Queries at once, rising, and the seconds they took; two of them at least."""
 
 
-def meeting(index: Seconds, exact: Seconds) -> int | None:
-    """From how many queries at once on the exact engine is faster; None if of none to a million."""
-    if exact.fixed + exact.each <= index.fixed + index.each:
+def meeting(index: Times, exact: Times) -> int | None:
+    """From how many queries at once on the exact engine is never slower; None if not by a million.
+
+    Between what was measured, seconds lie on a line; beyond, on the last one.
+    """
+    queries = np.arange(1, _MOST + 1)
+    slower = np.flatnonzero(_seconds_of(queries, exact) > _seconds_of(queries, index))
+    if not len(slower):
         return 1
-    if index.each <= exact.each:
-        return None
-    found = int(np.ceil((exact.fixed - index.fixed) / (index.each - exact.each)))
-    return max(1, found) if found <= _MOST else None
+    found = int(queries[slower[-1]]) + 1
+    return found if found <= _MOST else None
+
+
+def _seconds_of(queries: NDArray[np.int64], times: Times) -> NDArray[np.float64]:
+    counts, seconds = (np.array(column, float) for column in zip(*times, strict=True))
+    beyond = np.maximum(0, queries - counts[-1])
+    each = max(0.0, (seconds[-1] - seconds[-2]) / (counts[-1] - counts[-2]))
+    return np.asarray(np.interp(queries, counts, seconds) + beyond * each)
 
 
 def grown(parts: tuple[float, float], seconds: tuple[float, float], samples: int) -> float:
@@ -69,7 +69,7 @@ def exact_from(
         approximate: searches the index.
         exact: the exact engine of the same store.
         probes: features of queries that differ, float32 `[queries, dim]`: of the same ones, the
-            same candidates would be read from the store. The more of them, the better.
+            same candidates would be read from the store. `PROBES` of them, if there are so many.
 
     Returns:
         The number; None if it is so of none up to a million.
@@ -77,7 +77,7 @@ def exact_from(
     samples = exact.store.samples
     k = min(10, samples)
 
-    def seconds_of_exact(asked: NDArray[np.float32]) -> float:
+    def of_exact(asked: NDArray[np.float32]) -> float:
         if samples <= _PARTS[1]:
             return _seconds(lambda: exact.search(asked, k))
         few, many = (
@@ -86,21 +86,22 @@ def exact_from(
         )
         return grown(_PARTS, (few, many), samples)
 
-    enough = 2 * (os.cpu_count() or 1)  # FAISS gives each end of each query a thread
-    one, some, many = (np.resize(probes, (count, probes.shape[1])) for count in (1, enough, PROBES))
-    index = Seconds.through(
-        (1, _seconds(lambda: approximate(one))), (enough, _seconds(lambda: approximate(some)))
-    )
-    return meeting(
-        index, Seconds.through((1, seconds_of_exact(one)), (PROBES, seconds_of_exact(many)))
-    )
+    def some(count: int) -> NDArray[np.float32]:
+        return np.resize(probes, (count, probes.shape[1]))
+
+    index: Times = []
+    for count in _COUNTS:
+        # Never one alone: FAISS gives each end of each query a thread, so that one says little.
+        if len(index) < 2 or index[-1][1] * count / index[-1][0] < _PATIENCE:
+            index.append((count, _seconds(lambda: approximate(some(count)))))  # noqa: B023
+    return meeting(index, [(count, of_exact(some(count))) for count in (1, PROBES)])
 
 
 def _seconds(job: Callable[[], object]) -> float:
-    job()
+    """The least of a few tries: what else runs only adds."""
     taken = []
     for _ in range(_TRIES):
         start = perf_counter()
         job()
         taken.append(perf_counter() - start)
-    return float(np.median(taken))
+    return min(taken)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import platform
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unpack
@@ -21,6 +22,7 @@ from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents
 from gradstore.collect.executor import Task
 from gradstore.collect.objective import Autocast, Compiled
 from gradstore.collect.parameters import num_parameters
+from gradstore.collect.projectors.held import HeldProjector
 from gradstore.collect.projectors.trak import TrakProjection
 from gradstore.collect.samples import Samples
 from gradstore.collect.survey import Survey, survey
@@ -329,6 +331,8 @@ def prepare(
         else one
         for one in stores.values()
     ]
+    if kept is not None:
+        projected = [HeldProjector(one, kept) for one in projected]
     targets = _targets(
         list(zip(places, standing, projected, strict=True)),
         samples,
@@ -455,8 +459,11 @@ def versions() -> dict[str, str]:
     return {
         "gradstore": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in packages},
+        **{name: _version(name) for name in packages},
     }
+
+
+_version = cache(version)  # which reads and parses a file each time
 
 
 def _event_plan(

@@ -61,6 +61,11 @@ class LoadedCheckpoint:
         self._engine: GradientEngine = engine(self.model, objective)
         self._checked = False
 
+    @property
+    def checked(self) -> bool:
+        """Whether there is nothing left to `check`."""
+        return self._checked or isinstance(self._engine, LoopEngine)
+
     def check(self, batch: Batch) -> None:
         """Hold the engine to one backward pass per row, with these weights.
 
@@ -69,8 +74,6 @@ class LoadedCheckpoint:
         Raises:
             EngineError: if they differ.
         """
-        if self._checked or isinstance(self._engine, LoopEngine):
-            return
         try:
             require_agreement(
                 type(self._engine).__name__,
@@ -126,8 +129,13 @@ def _norms(piece: Tensor) -> Tensor:
     if not piece.is_cuda:
         # Ten times faster on a CPU, in lengths of which a float32 sum is right to 1e-6: over 10^8
         # entries it would be short by a per cent. Squares keep their range where this holds.
-        segments = [torch.linalg.vector_norm(s, dim=1) for s in torch.split(piece, _SEGMENT, dim=1)]
-        norms: Tensor = torch.linalg.vector_norm(torch.stack(segments, 1).double(), dim=1)
+        norms: Tensor
+        if piece.shape[1] <= _SEGMENT:
+            norms = torch.linalg.vector_norm(piece, dim=1).double()
+        else:
+            pieces = torch.split(piece, _SEGMENT, dim=1)
+            segments = [torch.linalg.vector_norm(one, dim=1) for one in pieces]
+            norms = torch.linalg.vector_norm(torch.stack(segments, 1).double(), dim=1)
         if bool(((norms > 1e-12) & (norms < 1e12)).all()):
             return norms
     exact: Tensor = torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64)
@@ -244,11 +252,12 @@ class Worker:
         self._projections: list[Projection] = []  # the old checkpoint's go before the new come
         self._buffers: list[Tensor] = []
         self._loaded = self._load(place)
-        batch = trial(
-            self._samples, self._plan, self._numbers[place], self._loaded.model, self._device,
-            rows=2,
-        )  # fmt: skip
-        self._loaded.check(batch)
+        if not self._loaded.checked:
+            batch = trial(
+                self._samples, self._plan, self._numbers[place], self._loaded.model, self._device,
+                rows=2,
+            )  # fmt: skip
+            self._loaded.check(batch)
         self._projections = [
             projector.at(
                 self._numbers[place],

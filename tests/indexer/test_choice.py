@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,38 +11,52 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer import TracIn, build_index
-from indexer.choice import Seconds, grown, meeting
+from indexer.choice import Times, grown, meeting
 from tests.indexer.stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-_TIMES = st.floats(1e-6, 1e3)
+_SECONDS = st.floats(1e-6, 1e3)
+_TIMES = st.lists(_SECONDS, min_size=2, max_size=5).map(
+    lambda seconds: list(zip((1, 4, 16, 64, 256), sorted(seconds), strict=False))
+)
 
 
-@given(_TIMES, _TIMES, _TIMES, _TIMES)
+def seconds(times: Times, queries: int) -> float:
+    """What `queries` at once take, by their definition."""
+    pairs = list(pairwise(times))
+    (low, before), (high, after) = next(
+        (pair for pair in pairs if queries <= pair[1][0]), pairs[-1]
+    )
+    return before + (after - before) * (queries - low) / (high - low)
+
+
+@given(_TIMES, _TIMES, st.integers(1, 2000))
 def test_from_where_they_meet_on_the_exact_engine_is_no_slower(
-    index_fixed: float, index_each: float, exact_fixed: float, exact_each: float
+    index: Times, exact: Times, more: int
 ) -> None:
-    index, exact = Seconds(index_fixed, index_each), Seconds(exact_fixed, exact_each)
     found = meeting(index, exact)
 
-    def saved(queries: int) -> float:
+    def lost(queries: int) -> float:
         """By the exact engine, of what the index takes."""
-        of_index = index.fixed + queries * index.each
-        return (of_index - exact.fixed - queries * exact.each) / of_index
+        return seconds(exact, queries) / seconds(index, queries) - 1
 
     if found is None:
-        assert saved(1) < 1e-9
-        assert index.each <= exact.each or saved(1_000_000) < 1e-9
+        assert lost(1_000_000) > -1e-9
     else:
-        assert saved(found) > -1e-9
-        assert found == 1 or saved(found - 1) < 1e-9
+        assert lost(found) < 1e-9
+        assert lost(found + more) < 1e-9
+        assert found == 1 or lost(found - 1) > -1e-9
 
 
-def test_a_line_through_two_measurements() -> None:
-    assert Seconds.through((1, 3.0), (11, 23.0)) == Seconds(1.0, 2.0)
-    assert Seconds.through((1, 3.0), (11, 2.0)) == Seconds(3.0, 0.0)  # noise
+def test_where_they_meet() -> None:
+    index: Times = [(1, 1.0), (4, 4.0)]
+    assert meeting(index, [(1, 10.5), (256, 10.5)]) == 11
+    assert meeting(index, [(1, 0.5), (256, 0.5)]) == 1
+    assert meeting(index, [(1, 10.0), (256, 10.0 + 255)]) is None
+    # Many queries share what they read: what one takes does not tell what many do.
+    assert meeting([*index, (256, 20.0)], [(1, 16.0), (256, 16.0)]) == 193
 
 
 def test_only_what_grows_with_the_store_is_scaled() -> None:

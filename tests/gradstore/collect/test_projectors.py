@@ -9,12 +9,20 @@ import pytest
 import torch
 from trak.projectors import BasicProjector
 
-from gradstore.collect import IdentityProjector, ProjectorSpec, SjltProjector, TrakProjector
+from gradstore.collect import (
+    Checkpoints,
+    IdentityProjector,
+    ProjectorSpec,
+    SjltProjector,
+    TrakProjector,
+)
 from gradstore.collect.conformance import check_projector
 from gradstore.collect.projectors import signs
+from gradstore.collect.projectors.held import HeldProjector
 from gradstore.collect.projectors.identity import IdentityProjection
 from gradstore.collect.projectors.sjlt import signed_buckets
 from gradstore.errors import ConfigError
+from tests.conftest import World
 
 CPU = torch.device("cpu")
 KINDS = ["rademacher", "normal"]
@@ -225,3 +233,24 @@ def test_blocks_that_checkpoints_would_share_are_refused() -> None:
         trak(proj_dim=1000, block_size=10)
     assert ProjectorSpec(proj_dim=65536).resolved_block_size == 1024
     TrakProjector(ProjectorSpec(proj_dim=65536))
+
+
+def test_small_projections_stay_with_the_models(world: World) -> None:
+    """Buckets are made once for all questions; a matrix, many times the model, is not kept."""
+    kept = Checkpoints(world.checkpoints)
+    gradient = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1000))).float()
+    for make, is_kept in ((sjlt, True), (lambda: trak(proj_dim=960), False)):
+        sketches = []
+        for checkpoint in (0, 1, 0):
+            made = HeldProjector(make(), kept).at(checkpoint, 1000, CPU, 1 << 30)
+            again = HeldProjector(make(), kept).at(checkpoint, 1000, CPU, 1 << 30)
+            assert (made is again) == is_kept
+            buffer = torch.zeros(2, made.width, dtype=made.dtype)
+            made.add(buffer, 0, gradient)
+            sketches.append(made.finish(buffer))
+        assert torch.equal(sketches[0], sketches[2])
+        assert not torch.equal(sketches[0], sketches[1])
+    one, other = (
+        HeldProjector(sjlt(proj_seed=seed), kept).at(0, 1000, CPU, 1 << 30) for seed in (0, 5)
+    )
+    assert one is not other

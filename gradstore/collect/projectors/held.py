@@ -1,0 +1,47 @@
+"""Projections that stay in memory with the models that they belong to."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from gradstore.collect.checkpoints import Checkpoints
+    from gradstore.collect.projectors.protocol import Projection, Projector
+    from gradstore.spec import Identity
+
+# A projection is held if it takes no more bytes per parameter: twice what a model does.
+_MOST_BYTES = 8
+
+
+class HeldProjector:
+    """A projector whose small projections are made once for all questions.
+
+    Args:
+        projector: the projector.
+        kept: the checkpoints, with which projections are kept.
+    """
+
+    def __init__(self, projector: Projector, kept: Checkpoints) -> None:
+        self._projector = projector
+        self._kept = kept
+
+    def identity(self, num_parameters: int) -> Identity:
+        """See `Projector`."""
+        return self._projector.identity(num_parameters)
+
+    def dim(self, num_parameters: int) -> int:
+        """See `Projector`."""
+        return self._projector.dim(num_parameters)
+
+    def at(
+        self, checkpoint: int, num_parameters: int, device: torch.device, memory: int
+    ) -> Projection:
+        """See `Projector`."""
+        made = self._projector.at(checkpoint, num_parameters, device, memory)
+        if made.nbytes > _MOST_BYTES * num_parameters:
+            return made
+        name = json.dumps(self._projector.identity(num_parameters), sort_keys=True)
+        return self._kept.held((name, checkpoint, num_parameters, device), lambda: made)
