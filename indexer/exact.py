@@ -27,6 +27,8 @@ T = TypeVar("T")
 _MORE: Final = 32
 # A gap of so many root mean square errors is taken for certain.
 _CERTAIN: Final = 8.0
+# Candidates at each end, at least, whose exact scores tell what the error is.
+_TELLING: Final = 16
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,8 @@ class Highest:
     def __init__(self, queries: int, count: int, sign: int = 1) -> None:
         self._queries, self._count, self._sign = queries, count, sign
         self._least = np.full(queries, -np.inf, np.float32)
-        self._found: list[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]] = []
+        nothing = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+        self._found = [nothing]  # queries, samples, scores
         self._waiting = 0
 
     @classmethod
@@ -348,8 +351,8 @@ class ExactEngine:
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Exact scores of those candidates that may be among the first `k`.
 
-        The first `k` tell how far rough scores are off; of the others, only those are scored that
-        may come before one of these.
+        The first ones tell how far rough scores are off; of the others, only those are scored that
+        may come before one of the first `k`.
 
         Args:
             queries: features, float32 `[queries, dim]`.
@@ -369,11 +372,13 @@ class ExactEngine:
             return signs * np.stack(np.split(found, 2, axis=1))
 
         exact = np.full(rough.shape, -np.inf, np.float32)
-        exact[:, :, :k] = scored(rows[:, :, :k])
-        error = np.sqrt(np.mean((exact[:, :, :k] - rough[:, :, :k]) ** 2, axis=(0, 2)))
+        first = min(max(k, _TELLING), rough.shape[2])
+        exact[:, :, :first] = scored(rows[:, :, :first])
+        off = exact[:, :, :first] - rough[:, :, :first]
+        error = np.sqrt(np.mean(off**2, axis=(0, 2)))
         lowest = exact[:, :, :k].min(axis=2) - _CERTAIN * error
-        near = rough[:, :, k:] >= lowest[:, :, None]
+        near = rough[:, :, first:] >= lowest[:, :, None]
         if near.any():
-            others = scored(np.where(near, rows[:, :, k:], -1))
-            exact[:, :, k:] = np.where(near, others, -np.inf)
+            others = scored(np.where(near, rows[:, :, first:], -1))
+            exact[:, :, first:] = np.where(near, others, -np.inf)
         return exact, error

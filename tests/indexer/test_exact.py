@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+import torch
 
 from gradstore import delete
 from gradstore.errors import QueryError
@@ -15,7 +16,7 @@ from gradstore.rows import Rows
 from gradstore.spec import LayoutSpec, PartSpec
 from gradstore.writer import create, write_shard
 from indexer import ExactEngine, Features, measure_of
-from indexer.exact import rescored
+from indexer.exact import Ends, rescored
 from tests.gradstore.test_store import spec
 from tests.indexer.stores import random_store
 
@@ -200,3 +201,48 @@ def test_candidates_are_scored_exactly(tmp_path: Path) -> None:
     found = rescored(train, features, features.range(queries), candidates)
     expected = np.take_along_axis(influence(train, queries, "tracin"), candidates, 1)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+@pytest.mark.parametrize("slots", [1, 3])
+def test_several_threads_find_what_one_finds(tmp_path: Path, count: int, slots: int) -> None:
+    """Blocks come in any order, and their memory is used again; equal samples stay in theirs."""
+    train = random_store(tmp_path / "t.gradstore", 2000, slots=slots)
+    features = Features.of(train, measure_of("tracin"))
+    asked = np.resize(features.range(train, 0, 40), (count, features.dim(train)))
+    keep = np.arange(3, 2000, 3)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 4):
+            torch.set_num_threads(threads)
+            engine = ExactEngine(train, features)
+            sides = [*engine.search(asked, 9), *engine.search(asked, 9, keep=keep)]
+            blocks = list(engine.scores(asked))
+            rows, scores = zip(*blocks, strict=True)
+            np.testing.assert_array_equal(np.concatenate(rows), np.arange(2000))
+            found.append((sides, np.concatenate(scores, axis=1)))
+    finally:
+        torch.set_num_threads(before)
+    (one, scores_of_one), (four, scores_of_four) = found
+    for side, other in zip(one, four, strict=True):
+        np.testing.assert_array_equal(side.rows, other.rows)
+        np.testing.assert_array_equal(side.scores, other.scores)
+    np.testing.assert_allclose(scores_of_one, scores_of_four, rtol=1e-5, atol=1e-6)
+    expected = asked.astype(np.float64) @ features.range(train).astype(np.float64).T
+    np.testing.assert_allclose(scores_of_four, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_highest_of_a_stream_are_those_of_all() -> None:
+    """Of many equal scores, and whatever block they stand in."""
+    draws = np.random.default_rng(0)
+    for blocks, count in ((1, 5), (7, 5), (7, 40)):
+        scores = draws.integers(-3, 4, (6, 7 * 30)).astype(np.float32)
+        scores[2] = 0
+        ends = Ends(6, count)
+        for samples in np.split(np.arange(scores.shape[1]), blocks):
+            ends.add(samples, scores[:, samples])
+        for sign, side in zip((1, -1), ends.rankings, strict=True):
+            order = np.argsort(-sign * scores, axis=1, kind="stable")[:, :count]
+            np.testing.assert_array_equal(side.rows, order)
+            np.testing.assert_array_equal(side.scores, sign * np.take_along_axis(scores, order, 1))
