@@ -37,6 +37,7 @@ Arrays = dict[str, "NDArray[Any]"]
 MANIFEST = "samples/manifest.parquet"
 _MOST_REQUESTS = 16
 _MOST_SEAL_BYTES = 65_536
+_MOST_VERSIONS = 65_536
 
 
 class SealedObject(Spec):
@@ -292,28 +293,34 @@ class Part:
         first, nbytes = self.codec.span(here.start, here.stop)
         out = None if scratch is None or len(scratch) < nbytes else scratch[:nbytes]
         with self._reading(number, "direction", shard) as key:
-            content = self.objects.read_ranges(key, [(first, nbytes)], out)
             skip = here.start % self.layout.chunk_samples
-            chunks = self._checked(key, first, content)
+            chunks = self._neighbours(key, first, nbytes, out)
             direction = self.codec.rows(chunks)[skip : skip + here.stop - here.start]
         return {
             "direction": direction,
-            **{name: self._column(number, name, shard)[here] for name in columns},
+            **{name: self._column(number, name, shard)[here].copy() for name in columns},
         }
 
-    def _checked(self, key: str, first: int, content: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """The chunks of what was read from byte `first` of an object on, checked.
+    def _neighbours(
+        self, key: str, first: int, nbytes: int, out: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
+        """Whole chunks of an object from byte `first` on, checked.
 
         Checksums take as long as reading from the system's cache, so what is read again and again,
         as for query after query, is checked when it is read for the first time, and whenever the
         file has changed.
         """
-        version = self.objects.version(key)
-        place = key, first, len(content)
-        if version is not None and self._versions.get(place) == version:
+        before = self.objects.version(key)
+        content = self.objects.read_ranges(key, [(first, nbytes)], out)
+        after = self.objects.version(key)
+        place = key, first, nbytes
+        if after is not None and self._versions.get(place) == after:
             return self.codec.whole(content)
         chunks = self.codec.checked(content)
-        self._versions[place] = version
+        if after is not None and before == after:
+            if len(self._versions) >= _MOST_VERSIONS:
+                self._versions.clear()
+            self._versions[place] = after
         return chunks
 
     def read_columns(self, number: int, names: Sequence[str], rows: NDArray[np.int64]) -> Arrays:

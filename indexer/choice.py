@@ -65,6 +65,9 @@ def exact_from(
 ) -> int | None:
     """From how many queries at once on the exact engine is faster than an index.
 
+    For whoever asks again and again: the store is in the system's cache, and its checksums were
+    checked. The first pass of a process takes longer.
+
     Args:
         approximate: searches the index.
         exact: the exact engine of the same store.
@@ -94,7 +97,7 @@ def exact_from(
         # Never one alone: FAISS gives each end of each query a thread, so that one says little.
         if len(index) < 2 or index[-1][1] * count / index[-1][0] < _PATIENCE:
             index.append((count, _seconds(lambda: approximate(some(count)))))  # noqa: B023
-    return meeting(index, [(count, of_exact(some(count))) for count in (1, PROBES)])
+    return meeting(index, [(count, of_exact(some(count))) for count in (1, 4, PROBES)])
 
 
 def _seconds(job: Callable[[], object]) -> float:

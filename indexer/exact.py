@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 # Beside k: enough that what two bytes put in another order is among the candidates.
 _MORE: Final = 32
+# Of the scores of a block, which every core has several copies of.
+_SCORE_BYTES: Final = 8 * 2**20
 # A gap of so many root mean square errors is taken for certain.
 _CERTAIN: Final = 8.0
 # Candidates at each end, at least, whose exact scores tell what the error is.
@@ -129,16 +131,17 @@ class Highest:
     def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
         """Some more samples, and their scores `[queries, samples]`."""
         # After the first blocks most queries find nothing new, which one look at each block's
-        # highest tells. (Not `>`: of a block that holds NaN the rest is looked at as well.)
+        # highest tells. (Not `>`: of a block that holds NaN the rest is looked at.)
         end = scores.max(axis=1) if self._sign > 0 else -scores.min(axis=1)
         some = np.flatnonzero(~(end <= self._least))
         if not len(some):
             return
         scores = self._sign * scores[some]
+        scores[np.isnan(scores)] = -np.inf
         above = scores > self._least[some, None]  # of equal scores the earlier stays
         if np.count_nonzero(above) > 2 * len(some) * self._count:
             place = scores.shape[1] - self._count
-            above &= ~(scores < np.partition(scores, place, axis=1)[:, place, None])
+            above &= scores >= np.partition(scores, place, axis=1)[:, place, None]
         query, place = np.nonzero(above)
         self._found.append((some[query], samples[place], scores[query, place]))
         self._waiting += len(query)
@@ -260,7 +263,9 @@ class ExactEngine:
             Numbers of samples, and scores, float32 `[queries, samples]`.
         """
         multiply = self._products(queries, half=half)
-        yield from self._pass(lambda _, parts, size: multiply(parts, size).copy(), keep)
+        yield from self._pass(
+            lambda _, parts, size: multiply(parts, size).copy(), keep, len(queries)
+        )
 
     def _products(self, queries: NDArray[np.float32], *, half: bool) -> Products:
         features, store = self.features, self.store
@@ -269,12 +274,15 @@ class ExactEngine:
                 f"the queries have shape {queries.shape}, but features of {store.location} have "
                 f"length {features.dim(store)}. Make them with indexer.Features."
             )
+        if not np.isfinite(queries).all():
+            raise QueryError("a query's features are not finite: its gradients are damaged")
         return Products(store, features, queries, half=half)
 
     def _pass(
         self,
         work: Callable[[NDArray[np.int64], dict[int, Part], int], T],
         keep: NDArray[np.int64] | None,
+        queries: int,
     ) -> Iterator[tuple[NDArray[np.int64], T]]:
         """One pass over the store: `work` on numbers of samples, their parts, and how many."""
         total = self.store.samples if keep is None else len(keep)
@@ -284,6 +292,7 @@ class ExactEngine:
                 lambda samples, parts: work(samples, parts, len(samples)),
                 keep=keep,
                 weights=self.weights,
+                most=max(1, _SCORE_BYTES // (4 * queries)),
             ):
                 yield samples, made
                 bar.update(len(samples))
@@ -326,13 +335,16 @@ class ExactEngine:
         multiply = self._products(queries, half=half)
         ends = Ends(len(queries), count)
         for _ in self._pass(
-            lambda samples, parts, size: ends.add(samples, multiply(parts, size)), keep
+            lambda samples, parts, size: ends.add(samples, multiply(parts, size)),
+            keep,
+            len(queries),
         ):
             pass
         found = ends.rankings
         rows = np.stack([side.rows for side in found])
         rough = np.stack([side.scores for side in found])
-        exact, error = self._exactly(queries, rows, rough, k)
+        telling = max(k, _TELLING) if count < left else count
+        exact, error = self._exactly(queries, rows, rough, k, telling)
         certain = np.ones(len(queries), bool)
         sides = []
         for sign, side, score, last in zip((1, -1), rows, exact, rough[:, :, -1], strict=True):
@@ -348,6 +360,7 @@ class ExactEngine:
         rows: NDArray[np.int64],
         rough: NDArray[np.float32],
         k: int,
+        telling: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Exact scores of those candidates that may be among the first `k`.
 
@@ -359,6 +372,7 @@ class ExactEngine:
             rows: candidates of both ends, `[2, queries, candidates]`.
             rough: their scores, of the lower end with the opposite sign.
             k: how many are wanted.
+            telling: how many are scored in any case.
 
         Returns:
             Scores, as `rough` has them, -inf where they were not needed, and the root mean square
@@ -372,7 +386,7 @@ class ExactEngine:
             return signs * np.stack(np.split(found, 2, axis=1))
 
         exact = np.full(rough.shape, -np.inf, np.float32)
-        first = min(max(k, _TELLING), rough.shape[2])
+        first = min(telling, rough.shape[2])
         exact[:, :, :first] = scored(rows[:, :, :first])
         off = exact[:, :, :first] - rough[:, :, :first]
         error = np.sqrt(np.mean(off**2, axis=(0, 2)))

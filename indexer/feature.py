@@ -142,6 +142,7 @@ class Features:
         start: int = 0,
         keep: NDArray[np.int64] | None = None,
         weights: RowWeights | None = None,
+        most: int | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], T]]:
         """`work` on the parts of features of all samples, a block at a time, several at once.
 
@@ -153,25 +154,30 @@ class Features:
             start: the first sample.
             keep: numbers of the samples that are wanted, rising; by default all.
             weights: the store's, if they are at hand.
+            most: how many samples a block may have, if the work itself takes memory for each.
 
         Yields:
             Numbers of samples, and what came of the work, in the order of the store.
         """
-        weights = RowWeights(store, self) if weights is None else weights
+        if start >= store.samples:
+            return iter(())
+        first = start if weights is None else 0
+        weights = RowWeights(store, self, first) if weights is None else weights
         known = {place: weights.at(place) for place in self.checkpoints}
+        step = min(self._step(store), most or store.samples)
         own = local()
 
         def one(samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], T]:
             if not hasattr(own, "scratch"):
-                own.scratch = {place: store.scratch(self._step(store)) for place in known}
+                own.scratch = {place: store.scratch(step) for place in known}
             found = {}
             for place, weight in known.items():
                 direction = store.directions(place, samples, own.scratch[place])
-                found[place] = self._scaled(direction, weight[samples])
+                found[place] = self._scaled(direction, weight[samples - first])
             return samples, work(samples, found)
 
         def wanted() -> Iterator[NDArray[np.int64]]:
-            for low, high in self.spans(store):
+            for low, high in self.spans(store, step):
                 samples = np.arange(max(low, start), high)
                 if keep is not None:
                     samples = keep[slice(*np.searchsorted(keep, (max(low, start), high)))]
@@ -185,15 +191,16 @@ class Features:
         for start, stop in self.spans(store):
             yield start, self.range(store, start, stop)
 
-    def spans(self, store: Store) -> Iterator[tuple[int, int]]:
+    def spans(self, store: Store, step: int | None = None) -> Iterator[tuple[int, int]]:
         """Ranges of samples that cover the store, each within a shard and of bounded bytes."""
-        step = self._step(store)
+        step = step or self._step(store)
         for low, high in store.blocks():
             for start in range(low, high, step):
                 yield start, min(start + step, high)
 
     def _step(self, store: Store) -> int:
-        return max(1, _BLOCK_BYTES // (4 * self.dim(store)))
+        averaged = store.slots if self.slots is None else 1  # which are read, too
+        return max(1, _BLOCK_BYTES // (4 * self.dim(store) * averaged))
 
     @property
     def checkpoints(self) -> list[int]:
@@ -259,17 +266,19 @@ class RowWeights:
     Args:
         store: the store.
         features: how its rows become features.
+        start: the first sample whose rows are of interest.
     """
 
-    def __init__(self, store: Store, features: Features) -> None:
-        self._store, self._features = store, features
+    def __init__(self, store: Store, features: Features, start: int = 0) -> None:
+        self._store, self._features, self._start = store, features, start
         self._known: dict[int, NDArray[np.float32]] = {}
 
     def at(self, checkpoint: int) -> NDArray[np.float32]:
-        """Weights of the rows at a checkpoint, float32 `[samples, slots]`."""
+        """Weights of the rows at a checkpoint from the first sample on, `[samples, slots]`."""
         if checkpoint not in self._known:
             store = self._store
-            found = store.columns(("norm", "loss", "timestep"), checkpoint)
+            some = np.arange(self._start, store.samples) if self._start else None
+            found = store.columns(("norm", "loss", "timestep"), checkpoint, some)
             rows = Rows(np.empty((*found["norm"].shape, 0), np.float16), **found)
             self._known[checkpoint] = self._features.weights(store, checkpoint, rows)
         return self._known[checkpoint]

@@ -44,7 +44,10 @@ class Measure(Protocol):
         """
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
-        """Weight of each row, float32 `[samples, slots]`, at a checkpoint's place."""
+        """Weight of each row, float32 `[samples, slots]`, at a checkpoint's place.
+
+        By norm, loss and timestep: directions may be left out, `[samples, slots, 0]`.
+        """
 
 
 class TracIn:

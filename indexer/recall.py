@@ -36,8 +36,8 @@ class Measured(Spec):
             find itself, or the location of a query store.
         samples: how many vectors the index held.
         candidates: how many of each query it was asked for, of which the exact scores decide.
-        query_bits: bits that each entry of a query was rounded to, and is when it is searched. 4 in
-            indexes made before it was kept.
+        query_bits: bits that each entry of a query was rounded to, and is when it is searched, if
+            vectors have one bit per dimension. 4 in indexes made before it was kept.
         recall_at_10: share of the 10 samples of highest influence that it finds.
         recall_at_100: share of the highest 100, of twice as many candidates at least.
     """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from threading import Barrier
+from threading import Barrier, Lock
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ R = TypeVar("R")
 _AHEAD: Final = 2
 # Where reading waits for a network.
 _REMOTE_THREADS: Final = 8
+_STARTING: Final = Lock()
 
 
 def in_order(do: Callable[[T], R], items: Iterable[T], *, remote: bool = False) -> Iterator[R]:
@@ -38,7 +39,8 @@ def in_order(do: Callable[[T], R], items: Iterable[T], *, remote: bool = False) 
     """
     import torch
 
-    of_torch = torch.get_num_threads()
+    with _STARTING:  # not while another sets it
+        of_torch = torch.get_num_threads()
     threads = max(of_torch, _REMOTE_THREADS) if remote else of_torch
     ready = Barrier(threads + 1)
 
@@ -50,10 +52,16 @@ def in_order(do: Callable[[T], R], items: Iterable[T], *, remote: bool = False) 
         ready.wait()
 
     with ThreadPoolExecutor(threads, initializer=start) as pool:
-        for _ in range(threads):
-            pool.submit(int)  # makes the pool start a thread
-        ready.wait()
-        torch.set_num_threads(of_torch)
+        with _STARTING:
+            try:
+                for _ in range(threads):
+                    pool.submit(int)  # makes the pool start a thread
+                ready.wait()
+            except BaseException:
+                ready.abort()  # none waits for one that could not start
+                raise
+            finally:
+                torch.set_num_threads(of_torch)
         rest = iter(items)
         ahead: deque[Future[R]] = deque(
             pool.submit(do, item) for item in islice(rest, _AHEAD * threads)

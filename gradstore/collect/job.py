@@ -268,8 +268,11 @@ class Job:
 
     def worker(self, parts: Sequence[Part]) -> Worker:
         """Who does the tasks."""
+        projectors = [target.projector for target in self.targets]
+        if self.kept is not None:
+            projectors = [HeldProjector(one, self.kept) for one in projectors]
         return Worker(
-            [(part, target.projector) for part, target in zip(parts, self.targets, strict=True)],
+            list(zip(parts, projectors, strict=True)),
             self.samples,
             self.plan,
             self.load,
@@ -331,8 +334,6 @@ def prepare(
         else one
         for one in stores.values()
     ]
-    if kept is not None:
-        projected = [HeldProjector(one, kept) for one in projected]
     targets = _targets(
         list(zip(places, standing, projected, strict=True)),
         samples,

@@ -136,7 +136,7 @@ def _norms(piece: Tensor) -> Tensor:
             pieces = torch.split(piece, _SEGMENT, dim=1)
             segments = [torch.linalg.vector_norm(one, dim=1) for one in pieces]
             norms = torch.linalg.vector_norm(torch.stack(segments, 1).double(), dim=1)
-        if bool(((norms > 1e-12) & (norms < 1e12)).all()):
+        if all(1e-12 < norm < 1e12 for norm in norms.tolist()):
             return norms
     exact: Tensor = torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64)
     return exact
@@ -249,7 +249,9 @@ class Worker:
 
     def _prepare(self, place: int) -> None:
         self._prepared = None
-        self._projections: list[Projection] = []  # the old checkpoint's go before the new come
+        self._projections: list[
+            Projection
+        ] = []  # the old checkpoint's go first, unless they are kept
         self._buffers: list[Tensor] = []
         self._loaded = self._load(place)
         if not self._loaded.checked:

@@ -13,7 +13,10 @@ from tests.gradstore.test_store import filled, manifest, spec
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from gradstore.reader import Store
+    from indexer.feature import Part
 
 
 @pytest.fixture
@@ -43,6 +46,27 @@ def test_a_stream_gives_all_of_them(store: Store) -> None:
     np.testing.assert_array_equal(
         np.concatenate([block for _, block in blocks]), features(store, TracIn())
     )
+
+
+@pytest.mark.parametrize("start", [0, 3, 4, 9, 10])
+@pytest.mark.parametrize("keep", [None, [0, 3, 4, 5, 9], [2]])
+@pytest.mark.parametrize("most", [None, 1, 3])
+def test_work_is_done_on_each_block(
+    store: Store, start: int, keep: list[int] | None, most: int | None
+) -> None:
+    """From a sample on, of some samples, in blocks of so many at most."""
+    chosen = Features.of(store, TracIn())
+
+    def whole(samples: NDArray[np.int64], parts: dict[int, Part]) -> NDArray[np.float32]:
+        assert most is None or len(samples) <= most
+        return np.concatenate([one * scale[:, None] for one, scale in parts.values()], axis=1)
+
+    given = None if keep is None else np.array(keep)
+    found = list(chosen.each(store, whole, start=start, keep=given, most=most))
+    rows = [row for samples, _ in found for row in samples.tolist()]
+    assert rows == [row for row in keep or range(10) if row >= start]
+    for samples, block in found:
+        np.testing.assert_allclose(block, chosen.take(store, samples), rtol=1e-6)
 
 
 @pytest.mark.parametrize("etas", [[1.0], [1.0, -1.0], [1.0, float("nan")], [1.0, 1.0, 1.0]])

@@ -44,4 +44,4 @@ class HeldProjector:
         if made.nbytes > _MOST_BYTES * num_parameters:
             return made
         name = json.dumps(self._projector.identity(num_parameters), sort_keys=True)
-        return self._kept.held((name, checkpoint, num_parameters, device), lambda: made)
+        return self._kept.held((name, checkpoint, num_parameters, device, memory), lambda: made)
