@@ -474,6 +474,12 @@ def _fastest_exact(cell: Mapping[str, Mapping[str, float]]) -> float:
     return min(cell[name]["median"] for name in names if name in cell)
 
 
+def _engine(store: Mapping[str, Any], batch: str) -> str:
+    """Which engine is chosen."""
+    exact_from = store["exact from"]
+    return "exact" if exact_from is not None and int(batch) >= exact_from else "index"
+
+
 def _limit(figures: Mapping[str, Any], batch: str) -> float:
     """Seconds that the exact engine cannot fall below: reading or multiplying, whichever binds."""
     product = figures["searching"][batch]["bf16 product"]["median"]
@@ -488,9 +494,10 @@ def _targets(preset: Preset, figures: Mapping[str, Any]) -> list[Target]:
     ratio = many["chosen"]["median"] / _fastest_exact(many)
     recalls = [value for store in stores.values() for value in store["recall@10"].values()]
     wrong = [
-        cell["chosen"]["median"] / min(cell["index"]["median"], cell["exact"]["median"])
+        cell[_engine(store, batch)]["median"]
+        / min(cell["index"]["median"], cell["exact"]["median"])
         for store in stores.values()
-        for cell in store["searching"].values()
+        for batch, cell in store["searching"].items()
     ]
     shares = {
         batch: _limit(largest, batch) / cell["exact"]["median"]
@@ -523,7 +530,7 @@ def _targets(preset: Preset, figures: Mapping[str, Any]) -> list[Target]:
             ratio <= 1,
         ),
         Target(
-            "what is chosen / the faster of both, the worst of all cells",
+            "the engine that is chosen / the faster of both, the worst of all cells",
             f"1, or within {_AS_FAST}",
             max(wrong),
             max(wrong) <= _AS_FAST,

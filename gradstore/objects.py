@@ -16,6 +16,7 @@ import stat
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 from uuid import uuid4
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://")
+
+
+_FLUSHING = Lock()
 
 
 class ChangedError(StoreError):
@@ -237,10 +241,15 @@ class LocalObjects:
     def flush(self, keys: Iterable[str]) -> None:
         """See `Objects`."""
         wanted = {folder for key in keys for folder in (self.root / key).parents}
-        folders = wanted & self._unflushed
-        for folder in folders:
-            _sync(folder)
-        self._unflushed -= folders
+        with _FLUSHING:  # what another thread is about to flush is not flushed yet
+            folders = wanted & self._unflushed
+            self._unflushed -= folders  # before: what is written from now on is not covered
+            try:
+                for folder in folders:
+                    _sync(folder)
+            except OSError:
+                self._unflushed |= folders
+                raise
 
     def remove(self, key: str) -> None:
         """See `Objects`."""

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 PROBES: Final = 256
 _COUNTS: Final = (1, 4, 16, 64, PROBES)
-_TRIES: Final = 3
+_TRIES: Final = 2
 # Four times as many queries are tried of an index only if they take no longer, seconds.
-_PATIENCE: Final = 1.0
+_PATIENCE: Final = 0.5
 _PARTS: Final = (16_384, 65_536)
 _MOST: Final = 1_000_000
 
@@ -97,7 +97,7 @@ def exact_from(
         # Never one alone: FAISS gives each end of each query a thread, so that one says little.
         if len(index) < 2 or index[-1][1] * count / index[-1][0] < _PATIENCE:
             index.append((count, _seconds(lambda: approximate(some(count)))))  # noqa: B023
-    return meeting(index, [(count, of_exact(some(count))) for count in (1, 4, PROBES)])
+    return meeting(index, [(count, of_exact(some(count))) for count in (1, PROBES)])
 
 
 def _seconds(job: Callable[[], object]) -> float:

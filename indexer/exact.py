@@ -10,6 +10,7 @@ import numpy as np
 
 from gradstore.errors import QueryError
 from gradstore.progress import progress
+from gradstore.workers import in_order
 from indexer.feature import RowWeights
 from indexer.product import Multiplier, multiplies_bfloat16
 
@@ -27,6 +28,8 @@ T = TypeVar("T")
 _MORE: Final = 32
 # Of the scores of a block, which every core has several copies of.
 _SCORE_BYTES: Final = 8 * 2**20
+# Of rows that are scored again at once.
+_ROW_BYTES: Final = 16 * 2**20
 # A gap of so many root mean square errors is taken for certain.
 _CERTAIN: Final = 8.0
 # Candidates at each end, at least, whose exact scores tell what the error is.
@@ -71,8 +74,9 @@ def rescored(
     wanted = np.unique(candidates)
     wanted = wanted[wanted >= 0]
     place = np.where(candidates < 0, -1, np.searchsorted(wanted, candidates))
-    step = max(1, 64 * 2**20 // (4 * features.dim(store)))
-    for start in range(0, len(wanted), step):
+    step = max(1, _ROW_BYTES // (4 * features.dim(store)))
+
+    def score(start: int) -> None:
         vectors = features.take(store, wanted[start : start + step], weights)
         here = (place >= start) & (place < start + step)
         for query in np.flatnonzero(here.any(axis=1)).tolist():
@@ -81,6 +85,13 @@ def rescored(
             scores[query, own] = np.einsum(
                 "nd,d->n", vectors[place[query, own] - start], queries[query]
             )
+
+    starts = range(0, len(wanted), step)
+    if len(starts) == 1:
+        score(0)
+    else:
+        for _ in in_order(score, starts, remote=store.objects.remote):
+            pass
     return scores
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from gradstore.errors import ConfigError, QueryError
 from gradstore.rows import Rows
+from gradstore.workers import in_order
 from indexer.product import as_float32
-from indexer.workers import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -137,11 +137,13 @@ def collect_queries(
     Raises:
         GradstoreError: if anything does not fit; a fingerprint that differs, before any work.
     """
-    from gradstore.collect import InProcess, collect
+    from gradstore.collect import Checkpoints, InProcess, SideBySide, collect
     from gradstore.collect.grow import gradient_spec, projector_spec
 
-    # A question is asked and answered here, whatever RANK says of collecting.
-    options.setdefault("executor", InProcess())
+    # A question is asked and answered here, whatever RANK says of collecting; side by side only
+    # where all models are in memory anyway.
+    held = isinstance(checkpoints, Checkpoints)
+    options.setdefault("executor", SideBySide() if held else InProcess())
     options.setdefault("gradients", gradient_spec(store))
     identity: dict[str, Any] = store.spec.identity
     loss = identity["objective"].get("loss") if objective is None else None

@@ -18,7 +18,7 @@ from gradstore.collect.engines import (
 )
 from gradstore.collect.estimate import Estimate
 from gradstore.collect.events import EventPlan, Events, PlannedEvents, ReplayedEvents
-from gradstore.collect.executor import ByRank, Executor, InProcess, Shuffled, Task
+from gradstore.collect.executor import ByRank, Executor, InProcess, Shuffled, SideBySide, Task
 from gradstore.collect.grow import add_checkpoint, append, repair
 from gradstore.collect.job import CollectOptions
 from gradstore.collect.objective import Autocast, Batch, Compiled, DiffusionLoss, Objective
@@ -67,6 +67,7 @@ __all__ = [
     "ReplayedEvents",
     "Samples",
     "Shuffled",
+    "SideBySide",
     "SjltProjector",
     "StreamingEngine",
     "Task",

@@ -7,6 +7,7 @@ import random
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gradstore.errors import ConfigError
+from gradstore.workers import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -40,6 +41,26 @@ class InProcess:
         """See `Executor`."""
         for task in tasks:
             work(task)
+
+
+class SideBySide(InProcess):
+    """All tasks here, checkpoints side by side, each with its share of the cores.
+
+    For questions: their few rows leave most cores waiting for the next line of Python. Each
+    checkpoint takes the memory that one takes otherwise.
+    """
+
+    def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
+        """See `Executor`. `work` is called in several threads, of one checkpoint in one alone."""
+
+        def one(checkpoint: int) -> None:
+            for task in tasks:
+                if task.checkpoint == checkpoint:
+                    work(task)
+
+        checkpoints = sorted({task.checkpoint for task in tasks})
+        for _ in in_order(one, checkpoints, most=len(checkpoints)):
+            pass
 
 
 class Shuffled(InProcess):

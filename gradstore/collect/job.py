@@ -266,8 +266,23 @@ class Job:
         """The parts to fill, made where they are not there yet, with their stores."""
         return [target.open(self.samples.manifest) for target in self.targets]
 
-    def worker(self, parts: Sequence[Part]) -> Worker:
-        """Who does the tasks."""
+    def fits_side_by_side(self) -> bool:
+        """Whether all checkpoints at once take no more memory than collecting may, on a CPU."""
+        if self.device.type != "cpu":  # which has one queue
+            return False
+        layout = self.targets[0].layout
+        rows = min(layout.shard_samples, layout.samples) * layout.slots
+        share = self.budget.projection // len(self.targets)
+        projections = sum(
+            target.projector.at(0, self.num_parameters, self.device, share).nbytes
+            for target in self.targets
+        )
+        budget = self.budget
+        one = budget.shard + budget.engine + projections + rows * budget.per_row
+        return one * len(self.places) <= budget.total
+
+    def worker(self, parts: Sequence[Part], bar: Any) -> Worker:
+        """Who does the tasks, and tells the bar of every row."""
         projectors = [target.projector for target in self.targets]
         if self.kept is not None:
             projectors = [HeldProjector(one, self.kept) for one in projectors]
@@ -279,6 +294,7 @@ class Job:
             numbers=self.numbers,
             budget=self.budget,
             device=self.device,
+            bar=bar,
         )
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import logging
+from threading import local
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
 
 from gradstore.collect.claims import Claims
 from gradstore.collect.estimate import Estimate, estimate
-from gradstore.collect.executor import Executor, Shuffled, Task, from_environment
+from gradstore.collect.executor import (
+    Executor,
+    InProcess,
+    Shuffled,
+    SideBySide,
+    Task,
+    from_environment,
+)
 from gradstore.collect.job import CollectOptions, Into, Job, prepare
 from gradstore.collect.samples import Samples
 from gradstore.objects import LocalObjects
@@ -162,6 +170,8 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
         return all(task.shard in part.sealed(numbers[task.checkpoint]) for part in parts)
 
     executor = executor or from_environment() or _claims(parts, done)
+    if isinstance(executor, SideBySide) and not job.fits_side_by_side():
+        executor = InProcess()
     missing = {
         Task(place, shard)
         for part in parts
@@ -173,14 +183,18 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
         _log.info("%s", estimate(job, tasks=tasks).line())
     spans = [parts[0].layout.span(task.shard) for task in tasks]
     total = sum(stop - start for start, stop in spans) * job.plan.slots
-    worker = job.worker(parts)
+    own = local()  # a worker holds one checkpoint, and executors may have several threads
 
-    def work(task: Task) -> None:
-        # Another process may have sealed it since: to write it again would unseal it for a while.
-        if not done(task):
-            worker(task)
+    with progress(total, f"collecting {job.targets[0].location}", "rows") as bar:
 
-    with progress(total, f"collecting {job.targets[0].location}", "rows") as worker.bar:
+        def work(task: Task) -> None:
+            # Another process may have sealed it since: to write it again would unseal it for a
+            # while.
+            if not done(task):
+                if not hasattr(own, "worker"):
+                    own.worker = job.worker(parts, bar)
+                own.worker(task)
+
         executor.run(tasks, work)
     return parts
 

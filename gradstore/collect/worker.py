@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 
 _SEGMENT = 1 << 14
+_READING = Lock()  # nobody promised that a dataset can be read in several threads
 
 
 class LoadedCheckpoint:
@@ -150,7 +152,8 @@ def read(
     Raises:
         DatasetError: if one does not fit, or is not what it was when the dataset was scanned.
     """
-    taken = [samples[row] for row in range(start, stop)]
+    with _READING:
+        taken = [samples[row] for row in range(start, stop)]
     for sample, digest in zip(taken, samples.manifest.digests[start:stop], strict=True):
         check_sample(sample, model, taken[0])
         if sample.digest() != digest:
@@ -206,6 +209,7 @@ class Worker:
         numbers: the number of each checkpoint in the stores.
         budget: how much memory goes where.
         device: where gradients are computed.
+        bar: is advanced with every row.
     """
 
     def __init__(
@@ -218,6 +222,7 @@ class Worker:
         numbers: Sequence[int],
         budget: Budget,
         device: torch.device,
+        bar: Any,
     ) -> None:
         self._parts = parts
         self._numbers = numbers
@@ -227,7 +232,7 @@ class Worker:
         self._budget = budget
         self._device = device
         self._prepared: int | None = None
-        self.bar: Any = None
+        self._bar = bar
 
     def __call__(self, task: Task) -> None:
         """Compute the task's rows, write them and seal them."""
@@ -349,7 +354,7 @@ class Worker:
                     "Look at the sample, and leave it or the checkpoint out if it is broken; the "
                     "shards that were sealed before are safe."
                 )
-            self.bar.update(last - first)
+            self._bar.update(last - first)
         return norms, losses.cpu().numpy()
 
 

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from gradstore.collect import Checkpoints, EventSpec, ProjectorSpec, Samples, collect
+from gradstore.collect.samples import Sample
 from gradstore.errors import CheckpointError
 from gradstore.reader import Store
 from query import collect_queries
@@ -84,3 +87,40 @@ def test_what_is_held_is_not_taken_for_something_else(
         assert one.spec.identity == other.spec.identity
         assert one.etas == other.etas
         assert same_rows(one, other)
+
+
+def test_checkpoints_are_differentiated_side_by_side(
+    store: Store, checkpoints: list[Path], tmp_path: Path
+) -> None:
+    """Where models stay in memory; with the same rows, to what other sums round to."""
+    threads: dict[int, set[int]] = {}
+
+    class Watched(Samples):
+        """Samples that note who asks for them."""
+
+        def __getitem__(self, row: int) -> Sample:
+            threads.setdefault(torch.get_num_threads(), set()).add(threading.get_ident())
+            return super().__getitem__(row)
+
+    asked = Watched(images(2, seed=3), ids=["a", "b"])
+    alone = collect_queries(store, asked, tmp_path / "alone.gradstore", events=PLAN)
+    assert threads == {torch.get_num_threads(): {threading.get_ident()}}
+    held = Checkpoints(checkpoints)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        both = collect_queries(
+            store, asked, tmp_path / "both.gradstore", events=PLAN, checkpoints=held
+        )
+        again = collect_queries(
+            store, asked, tmp_path / "again.gradstore", events=PLAN, checkpoints=held
+        )
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert len(threads[2]) >= 2  # two checkpoints share four threads
+    assert same_rows(both, again)
+    for k in range(store.checkpoints):
+        for name in ("direction", "norm", "loss", "timestep"):
+            found, expected = (getattr(one.rows(k), name) for one in (both, alone))
+            np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)

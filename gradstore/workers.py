@@ -1,7 +1,7 @@
-"""Blocks of a store worked on side by side, a block to a core.
+"""Things that are computed side by side, one to a core.
 
 torch shares one product among all cores, and then all wait for the one that had something else to
-do, such as reading the next block. Here each core reads, checks and multiplies blocks of its own.
+do, such as reading, or the next line of Python. Here each thread has cores of its own.
 """
 
 from __future__ import annotations
@@ -19,19 +19,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Blocks per thread that are begun or done and not yet asked for.
+# Items per thread that are begun or done and not yet asked for.
 _AHEAD: Final = 2
 # Where reading waits for a network.
 _REMOTE_THREADS: Final = 8
 _STARTING: Final = Lock()
 
 
-def in_order(do: Callable[[T], R], items: Iterable[T], *, remote: bool = False) -> Iterator[R]:
+def in_order(
+    do: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    most: int | None = None,
+    remote: bool = False,
+) -> Iterator[R]:
     """`do` for each item, in as many threads as torch has, each of which computes by itself.
 
     Args:
         do: is called in several threads at once.
         items: what for.
+        most: how many threads there may be. Of torch's each gets its share.
         remote: whether to take more threads, since they wait for a network.
 
     Yields:
@@ -42,13 +49,14 @@ def in_order(do: Callable[[T], R], items: Iterable[T], *, remote: bool = False) 
     with _STARTING:  # not while another sets it
         of_torch = torch.get_num_threads()
     threads = max(of_torch, _REMOTE_THREADS) if remote else of_torch
+    threads = max(1, min(threads, most or threads))
     ready = Barrier(threads + 1)
 
     def start() -> None:
         # This sets the number for this thread, if it has one already, which asking for it sees to;
         # and what later threads begin with, which is set back below.
         torch.get_num_threads()
-        torch.set_num_threads(1)
+        torch.set_num_threads(max(1, of_torch // threads))
         ready.wait()
 
     with ThreadPoolExecutor(threads, initializer=start) as pool:
