@@ -184,7 +184,7 @@ class LocalObjects:
         try:
             _write(writing, content)
             writing.replace(file)
-            self._unflushed.add(file.parent)
+            self._changed(file.parent)
         except BaseException:
             writing.unlink(missing_ok=True)
             raise
@@ -196,7 +196,11 @@ class LocalObjects:
                 raise FileNotFoundError(errno.ENOENT, "the store's folder is gone", str(self.root))
             self._make(folder.parent)
             folder.mkdir(exist_ok=True)
-            self._unflushed.add(folder.parent)
+            self._changed(folder.parent)
+
+    def _changed(self, folder: Path) -> None:
+        with _FLUSHING:
+            self._unflushed.add(folder)
 
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
         """See `Objects`. Built beside and renamed, so that half of it is never seen."""
@@ -247,7 +251,7 @@ class LocalObjects:
             try:
                 for folder in folders:
                     _sync(folder)
-            except OSError:
+            except BaseException:
                 self._unflushed |= folders
                 raise
 

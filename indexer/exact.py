@@ -30,6 +30,7 @@ _MORE: Final = 32
 _SCORE_BYTES: Final = 8 * 2**20
 # Of rows that are scored again at once.
 _ROW_BYTES: Final = 16 * 2**20
+_ROW_THREADS: Final = 8
 # A gap of so many root mean square errors is taken for certain.
 _CERTAIN: Final = 8.0
 # Candidates at each end, at least, whose exact scores tell what the error is.
@@ -74,7 +75,11 @@ def rescored(
     wanted = np.unique(candidates)
     wanted = wanted[wanted >= 0]
     place = np.where(candidates < 0, -1, np.searchsorted(wanted, candidates))
-    step = max(1, _ROW_BYTES // (4 * features.dim(store)))
+    averaged = store.slots if features.slots is None else 1  # which are read, too
+    step = max(1, _ROW_BYTES // (4 * features.dim(store) * averaged))
+    if weights is not None:
+        for checkpoint in features.checkpoints:  # read once, and not in every thread
+            weights.at(checkpoint)
 
     def score(start: int) -> None:
         vectors = features.take(store, wanted[start : start + step], weights)
@@ -87,10 +92,11 @@ def rescored(
             )
 
     starts = range(0, len(wanted), step)
-    if len(starts) == 1:
-        score(0)
+    if len(starts) <= 1:
+        for start in starts:
+            score(start)
     else:
-        for _ in in_order(score, starts, remote=store.objects.remote):
+        for _ in in_order(score, starts, most=_ROW_THREADS, remote=store.objects.remote):
             pass
     return scores
 

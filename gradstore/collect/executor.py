@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from threading import Event
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gradstore.errors import ConfigError
@@ -46,20 +47,25 @@ class InProcess:
 class SideBySide(InProcess):
     """All tasks here, checkpoints side by side, each with its share of the cores.
 
-    For questions: their few rows leave most cores waiting for the next line of Python. Each
-    checkpoint takes the memory that one takes otherwise.
+    For questions: their few rows leave most cores waiting for the next line of Python. What had
+    better not be done in several threads (`Job.side_by_side`) is done one after the other.
     """
 
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
         """See `Executor`. `work` is called in several threads, of one checkpoint in one alone."""
+        failed = Event()
 
         def one(checkpoint: int) -> None:
-            for task in tasks:
-                if task.checkpoint == checkpoint:
-                    work(task)
+            try:
+                for task in tasks:
+                    if task.checkpoint == checkpoint and not failed.is_set():
+                        work(task)
+            except BaseException:
+                failed.set()
+                raise
 
         checkpoints = sorted({task.checkpoint for task in tasks})
-        for _ in in_order(one, checkpoints, most=len(checkpoints)):
+        for _ in in_order(one, checkpoints, most=max(1, len(checkpoints))):
             pass
 
 

@@ -20,9 +20,10 @@ from gradstore.collect.budget import Budget
 from gradstore.collect.engines.choice import ENGINES, Choice, choose
 from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents
 from gradstore.collect.executor import Task
-from gradstore.collect.objective import Autocast, Compiled
+from gradstore.collect.objective import Autocast, Compiled, DiffusionLoss
 from gradstore.collect.parameters import num_parameters
 from gradstore.collect.projectors.held import HeldProjector
+from gradstore.collect.projectors.sjlt import SjltProjector
 from gradstore.collect.projectors.trak import TrakProjection
 from gradstore.collect.samples import Samples
 from gradstore.collect.survey import Survey, survey
@@ -64,6 +65,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gradstore")
 
+# Up to so many rows of each checkpoint they are differentiated side by side.
+_FEW_ROWS = 256
 # From so many events on, timing the engines pays.
 _TIMED_EVENTS = 1000
 
@@ -266,26 +269,39 @@ class Job:
         """The parts to fill, made where they are not there yet, with their stores."""
         return [target.open(self.samples.manifest) for target in self.targets]
 
-    def fits_side_by_side(self) -> bool:
-        """Whether all checkpoints at once take no more memory than collecting may, on a CPU."""
-        if self.device.type != "cpu":  # which has one queue
-            return False
-        layout = self.targets[0].layout
-        rows = min(layout.shard_samples, layout.samples) * layout.slots
-        share = self.budget.projection // len(self.targets)
-        projections = sum(
-            target.projector.at(0, self.num_parameters, self.device, share).nbytes
-            for target in self.targets
+    def side_by_side(self) -> Job | None:
+        """The job, ready for its checkpoints to be differentiated in several threads.
+
+        None where they had better follow one another: of many rows each keeps all cores busy, a
+        GPU has one queue, and other objectives, engines, plans and projectors than these, which
+        share nothing, may hold something that is meant for one thread.
+        """
+        rows = len(self.samples) * self.plan.slots
+        own = (
+            type(self.survey.objective) is DiffusionLoss
+            and type(self.plan) is PlannedEvents
+            and self.choice.make is ENGINES["streaming"]
+            and all(type(target.projector) is SjltProjector for target in self.targets)
         )
+        if self.device.type != "cpu" or len(self.places) < 2 or rows > _FEW_ROWS or not own:
+            return None
+        buckets = len(self.targets) * 8 * self.num_parameters
         budget = self.budget
-        one = budget.shard + budget.engine + projections + rows * budget.per_row
-        return one * len(self.places) <= budget.total
+        one = budget.shard + budget.engine + buckets + rows * budget.per_row
+        if one * len(self.places) > budget.total:
+            return None
+        for place in self.places:  # loading sets what all threads share
+            self.load(place)
+        return replace(self, samples=self.samples.in_memory())
 
     def worker(self, parts: Sequence[Part], bar: Any) -> Worker:
         """Who does the tasks, and tells the bar of every row."""
-        projectors = [target.projector for target in self.targets]
+        projectors: list[Projector] = [target.projector for target in self.targets]
         if self.kept is not None:
-            projectors = [HeldProjector(one, self.kept) for one in projectors]
+            projectors = [
+                HeldProjector(one, self.kept) if type(one) is SjltProjector else one
+                for one in projectors
+            ]
         return Worker(
             list(zip(parts, projectors, strict=True)),
             self.samples,

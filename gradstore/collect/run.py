@@ -170,8 +170,9 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
         return all(task.shard in part.sealed(numbers[task.checkpoint]) for part in parts)
 
     executor = executor or from_environment() or _claims(parts, done)
-    if isinstance(executor, SideBySide) and not job.fits_side_by_side():
-        executor = InProcess()
+    if isinstance(executor, SideBySide):
+        apart = job.side_by_side()
+        job, executor = (apart, executor) if apart is not None else (job, InProcess())
     missing = {
         Task(place, shard)
         for part in parts

@@ -145,6 +145,7 @@ class Samples:
             self.ids = [str(row) for row in range(length)]
         check_ids(self.ids)
         self._rows: Sequence[int] = range(length)
+        self._read: Sequence[Sample] | None = None
 
     @classmethod
     def of(cls, dataset: Any) -> Samples:
@@ -191,6 +192,13 @@ class Samples:
         chosen.ids = list(ids)
         chosen._rows = [self._rows[place[name]] for name in ids]
         chosen._manifest = None
+        chosen._read = None
+        return chosen
+
+    def in_memory(self) -> Samples:
+        """The same samples, read now, for whoever reads them in several threads."""
+        chosen = copy(self)
+        chosen._read = [self[row] for row in range(len(self))]
         return chosen
 
     def __getitem__(self, row: int) -> Sample:
@@ -199,6 +207,8 @@ class Samples:
         Raises:
             DatasetError: if it cannot be read, or is neither an image nor an array.
         """
+        if self._read is not None:
+            return self._read[row]
         name = self.ids[row]
         item = self._item(self._rows[row], name)
         value = item[self._image_column]

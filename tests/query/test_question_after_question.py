@@ -3,14 +3,14 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from gradstore.collect import Checkpoints, EventSpec, ProjectorSpec, Samples, collect
-from gradstore.collect.samples import Sample
-from gradstore.errors import CheckpointError
+from gradstore.collect import Checkpoints, EventSpec, ProjectorSpec, Samples, collect, worker
+from gradstore.errors import CheckpointError, GradientError
 from gradstore.reader import Store
 from query import collect_queries
 from tests.conftest import World, images
@@ -89,38 +89,79 @@ def test_what_is_held_is_not_taken_for_something_else(
         assert same_rows(one, other)
 
 
+@pytest.mark.parametrize("name", ["sjlt", "trak"])
 def test_checkpoints_are_differentiated_side_by_side(
-    store: Store, checkpoints: list[Path], tmp_path: Path
+    world: World,
+    checkpoints: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
 ) -> None:
-    """Where models stay in memory; with the same rows, to what other sums round to."""
-    threads: dict[int, set[int]] = {}
+    """Where nothing is shared, and with the same rows, to what other sums round to."""
+    store = collect(
+        world.train,
+        checkpoints,
+        tmp_path / "train.gradstore",
+        projector=ProjectorSpec(projector=name, proj_dim=64),
+    )
+    seen: set[tuple[int, int]] = set()
+    differentiate = worker.LoadedCheckpoint.differentiate
 
-    class Watched(Samples):
-        """Samples that note who asks for them."""
+    def watched(*given: Any) -> Any:
+        seen.add((threading.get_ident(), torch.get_num_threads()))
+        return differentiate(*given)
 
-        def __getitem__(self, row: int) -> Sample:
-            threads.setdefault(torch.get_num_threads(), set()).add(threading.get_ident())
-            return super().__getitem__(row)
+    class Bound(Samples):
+        """Samples that can be read in the thread alone that made them."""
 
-    asked = Watched(images(2, seed=3), ids=["a", "b"])
+        owner = threading.get_ident()
+
+        def _item(self, row: int, name: str) -> Any:
+            assert threading.get_ident() == self.owner
+            return super()._item(row, name)
+
+    monkeypatch.setattr(worker.LoadedCheckpoint, "differentiate", watched)
+    asked = Bound(images(2, seed=3), ids=["a", "b"])
     alone = collect_queries(store, asked, tmp_path / "alone.gradstore", events=PLAN)
-    assert threads == {torch.get_num_threads(): {threading.get_ident()}}
+    assert seen == {(threading.get_ident(), torch.get_num_threads())}
     held = Checkpoints(checkpoints)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
+    seen.clear()
     try:
-        both = collect_queries(
-            store, asked, tmp_path / "both.gradstore", events=PLAN, checkpoints=held
-        )
-        again = collect_queries(
-            store, asked, tmp_path / "again.gradstore", events=PLAN, checkpoints=held
+        both, again = (
+            collect_queries(
+                store, asked, tmp_path / f"{number}.gradstore", events=PLAN, checkpoints=held
+            )
+            for number in range(2)
         )
         assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(before)
-    assert len(threads[2]) >= 2  # two checkpoints share four threads
+    if name == "sjlt":  # two checkpoints share four threads
+        assert {count for _, count in seen} == {2}
+        assert len({ident for ident, _ in seen}) >= 2
+    else:  # whose matrices share their scratch memory
+        assert seen == {(threading.get_ident(), 4)}
     assert same_rows(both, again)
     for k in range(store.checkpoints):
-        for name in ("direction", "norm", "loss", "timestep"):
-            found, expected = (getattr(one.rows(k), name) for one in (both, alone))
+        for column in ("direction", "norm", "loss", "timestep"):
+            found, expected = (getattr(one.rows(k), column) for one in (both, alone))
             np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+
+
+def test_a_failure_in_one_thread_is_told(
+    store: Store, checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Checkpoints(checkpoints)
+    asked = Samples(images(2, seed=3), ids=["a", "b"])
+
+    def failing(*_: Any) -> Any:
+        raise GradientError("broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(worker.LoadedCheckpoint, "differentiate", failing)
+        with pytest.raises(GradientError, match="broken"):
+            collect_queries(store, asked, tmp_path / "q.gradstore", events=PLAN, checkpoints=held)
+    found = collect_queries(store, asked, tmp_path / "q.gradstore", events=PLAN, checkpoints=held)
+    assert not found.missing()

@@ -1,4 +1,4 @@
-"""Projections that stay in memory with the models that they belong to."""
+"""Buckets that stay in memory with the models that they belong to."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ if TYPE_CHECKING:
     import torch
 
     from gradstore.collect.checkpoints import Checkpoints
-    from gradstore.collect.projectors.protocol import Projection, Projector
+    from gradstore.collect.projectors.protocol import Projection
+    from gradstore.collect.projectors.sjlt import SjltProjector
     from gradstore.spec import Identity
-
-# A projection is held if it takes no more bytes per parameter: twice what a model does.
-_MOST_BYTES = 8
 
 
 class HeldProjector:
-    """A projector whose small projections are made once for all questions.
+    """A projector whose projections are made once for all questions: 8 bytes a parameter each.
+
+    Not for `trak`, whose matrices are many times as large as a model.
 
     Args:
         projector: the projector.
         kept: the checkpoints, with which projections are kept.
     """
 
-    def __init__(self, projector: Projector, kept: Checkpoints) -> None:
+    def __init__(self, projector: SjltProjector, kept: Checkpoints) -> None:
         self._projector = projector
         self._kept = kept
 
@@ -40,8 +40,8 @@ class HeldProjector:
         self, checkpoint: int, num_parameters: int, device: torch.device, memory: int
     ) -> Projection:
         """See `Projector`."""
-        made = self._projector.at(checkpoint, num_parameters, device, memory)
-        if made.nbytes > _MOST_BYTES * num_parameters:
-            return made
         name = json.dumps(self._projector.identity(num_parameters), sort_keys=True)
-        return self._kept.held((name, checkpoint, num_parameters, device, memory), lambda: made)
+        return self._kept.held(
+            (name, checkpoint, num_parameters, device),
+            lambda: self._projector.at(checkpoint, num_parameters, device, memory),
+        )
