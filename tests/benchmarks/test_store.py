@@ -17,7 +17,7 @@ def test_the_benchmark_measures_everything_it_promises(tmp_path: Path) -> None:
     assert figures["scores"]["float16"]["tracin"]["spearman_mean"] > 0.99
     assert all(one["median"] > 0 for one in figures["gb_per_second"]["read"].values())
     assert figures["requests"]["open"] == {"GET": 2, "all": 2}
-    assert figures["requests"]["each query after it"] == {"LIST": 1, "GET": 2, "all": 3}
+    assert figures["requests"]["each query after it"] == {"HEAD": 1, "GET": 2, "all": 3}
     page = (tmp_path / "store.md").read_text()
     assert "| int8 |" in page
     assert (tmp_path / "store.png").exists()
