@@ -29,7 +29,7 @@ from gradstore.manifest import Manifest
 from gradstore.rows import Rows, given_dtype
 from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
 from gradstore.writer import create, write_shard
-from indexer import ReTrac, build_index, features
+from indexer import ReTrac, build_index, features, open_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -383,7 +383,8 @@ def _requests(preset: Preset, folder: Path, seed: int) -> dict[str, dict[str, in
             count(f"read {len(picked)} scattered rows", lambda: store.take(0, picked))
             count("norms of all samples", lambda: store.column("norm", 0))
             count("is it still the same store", store.is_current)
-            index = build_index(store, "retrac", folder / "retrac.index")
+            place = build_index(store, "retrac", folder / "retrac.index").path
+            index = open_index(place, store, "retrac")
             asked = features(store, ReTrac(), 0, 1)
             count("first query of an index", lambda: index.search(asked, min(10, few.rows)))
             count("each query after it", lambda: index.search(asked, min(10, few.rows)))

@@ -36,7 +36,7 @@ from gradstore.spec import Identity, Spec
 from indexer.choice import PROBES, exact_from
 from indexer.exact import ExactEngine, Ranking, best, require_k, rescored
 from indexer.factory import DEFAULT, estimated_bytes, recorded
-from indexer.feature import Features
+from indexer.feature import Features, RowWeights
 from indexer.first_stage import FirstStage
 from indexer.measures import Measure, measure_of
 from indexer.precondition import QuerySide
@@ -111,14 +111,21 @@ class SearchIndex:
     """
 
     def __init__(
-        self, path: Path, spec: IndexSpec, store: Store, features: Features, stage: FirstStage
+        self,
+        path: Path,
+        spec: IndexSpec,
+        store: Store,
+        features: Features,
+        stage: FirstStage,
+        *,
+        weights: RowWeights | None = None,
     ) -> None:
         self.path = path
         self.spec = spec
         self.store = store
         self.features = features
         self._stage = stage
-        self._exact = ExactEngine(store, features)
+        self._exact = ExactEngine(store, features, weights)
 
     def __repr__(self) -> str:
         return (
@@ -319,7 +326,9 @@ def build_index(
         stage, start, was = FirstStage.empty(factory, store, features), 0, None
     measured = None if was is None else was.measured
     recall = Recall(store, features, queries) if measured is None else None
-    _fill(stage, start, store, features, recall)
+    # Read once for the pass, for what is measured after it, and for the questions to come.
+    weights = RowWeights(store, features) if recall is not None else None
+    _fill(stage, start, store, features, recall=recall, weights=weights)
     if recall is not None:
         measured = recall.of(stage)
     # Built beside and renamed: a half-written index never has an index's name.
@@ -334,7 +343,7 @@ def build_index(
             measured=measured,
             sha256=_sha256(building / VECTORS_NAME),
         )
-        made = SearchIndex(path, spec, store, features, stage)
+        made = SearchIndex(path, spec, store, features, stage, weights=weights)
         known = made.measured_exact_from() if was is None else was.exact_from
         spec = spec.model_copy(update={"exact_from": known})
         samples = Manifest(store.manifest.ids, store.manifest.digests)
@@ -351,11 +360,18 @@ def build_index(
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    return SearchIndex(path, spec, store, features, stage)
+    made.spec = spec
+    return made
 
 
 def _fill(
-    stage: FirstStage, start: int, store: Store, features: Features, recall: Recall | None
+    stage: FirstStage,
+    start: int,
+    store: Store,
+    features: Features,
+    *,
+    recall: Recall | None,
+    weights: RowWeights | None,
 ) -> None:
     """Add the samples from `start` on to a first stage, in one pass."""
 
@@ -374,7 +390,7 @@ def _fill(
     measure = features.measure.name
     with progress(store.samples - start, f"indexing {measure}", "samples") as bar:
         first = 0 if recall is not None else start
-        for _, encoded in features.each(store, work, start=first):
+        for _, encoded in features.each(store, work, start=first, weights=weights):
             if encoded is not None:
                 stage.add(encoded)
                 bar.update(len(encoded))

@@ -73,7 +73,7 @@ class Recall:
 
     def add(self, samples: NDArray[np.int64], parts: Mapping[int, Part]) -> None:
         """See the parts of some samples' features; in several threads at once."""
-        self._ends.add(samples, self._multiply(parts, len(samples)))
+        self._ends.add(samples, self._multiply(parts))
 
     def of(self, stage: FirstStage) -> Measured:
         """The recall with the fewest candidates that find what is to be found."""

@@ -20,7 +20,7 @@ from gradstore.objects import objects_at
 from gradstore.rows import ARRAYS
 from gradstore.verify import verify
 from gradstore.writer import create, unseal, write_shard
-from indexer import ReTrac, build_index, features
+from indexer import ReTrac, build_index, features, open_index
 from query import collect_queries, search
 from tests.conftest import NAMES, World
 from tests.gradstore.test_changes import everything, grown, other_store, require_equal
@@ -140,11 +140,13 @@ def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> Non
     assert counts == Counter(HEAD=1, GET=1)  # of one shard, the seal itself is looked for
     index = build_index(store, "retrac", tmp_path / "index")
     asked = features(store, ReTrac(), 0, 1)
-    for weighed in (2, 0):
+    opened = open_index(tmp_path / "index", store, "retrac")
+    for one, weighed in ((index, 0), (opened, 2), (opened, 0)):
         with s3_server.counted() as counts:
-            index.search(asked, 3)
+            one.search(asked, 3)
         # It asks whether it is up to date, and reads the directions of its candidates, which here
-        # are the whole store, from each shard at once; at first also the weights of all rows.
+        # are the whole store, from each shard at once; if they were not read to build it, at first
+        # also the weights of all rows.
         directions, columns = Counter(LIST=2, GET=2 * 3), Counter(LIST=weighed, GET=weighed * 3 * 3)
         assert counts == Counter(GET=1) + directions + columns
     with s3_server.counted() as counts:

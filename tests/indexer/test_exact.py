@@ -16,7 +16,7 @@ from gradstore.rows import Rows
 from gradstore.spec import LayoutSpec, PartSpec
 from gradstore.writer import create, write_shard
 from indexer import ExactEngine, Features, measure_of
-from indexer.exact import Ends, rescored
+from indexer.exact import Ends, Products, rescored
 from tests.gradstore.test_store import spec
 from tests.indexer.stores import random_store
 
@@ -72,22 +72,25 @@ def test_both_ends_are_exact(tmp_path: Path, name: str, slots: int, dtype: str) 
     require_ranking(opponents, expected, -1)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_all_scores(tmp_path: Path, *, half: bool) -> None:
+@pytest.mark.parametrize("count", [2, 5])  # up to two are multiplied with float16
+def test_all_scores(tmp_path: Path, count: int) -> None:
     train = random_store(tmp_path / "t.gradstore")
-    queries = random_store(tmp_path / "q.gradstore", 5, slots=4, seed=1)
+    queries = random_store(tmp_path / "q.gradstore", count, slots=4, seed=1)
     features = Features.of(train, measure_of("tracin"))
-    blocks = list(ExactEngine(train, features).scores(features.range(queries), half=half))
+    asked = features.range(queries)
+    blocks = list(ExactEngine(train, features).scores(asked))
     assert [block[0][0] for block in blocks] == [0, 128, 256]
-    found = np.concatenate([scores for _, scores in blocks], axis=1)
     expected = influence(train, queries, "tracin")
     lengths = [
         np.linalg.norm(features.range(store).astype(np.float64), axis=1)
         for store in (queries, train)
     ]
     scale = np.outer(*lengths) / 8  # what unrelated gradients score at dim 64
-    error = np.abs(found - expected) / scale
-    assert np.sqrt(np.mean(error**2)) < (4e-3 if half else 1e-6)
+    halves = Products(train, features, asked, half=True)
+    rounded = features.each(train, lambda _, parts: halves(parts).copy())
+    for found, limit in ((blocks, 1e-6), (list(rounded), 4e-3)):
+        error = np.abs(np.concatenate([scores for _, scores in found], axis=1) - expected) / scale
+        assert np.sqrt(np.mean(error**2)) < limit
 
 
 def test_slots_are_matched(tmp_path: Path) -> None:
