@@ -185,6 +185,21 @@ def test_what_bfloat16_cannot_tell_apart_is_told_apart(tmp_path: Path) -> None:
     require_ranking(opponents, expected, -1)
 
 
+def test_the_best_may_be_far_down_among_rough_scores(tmp_path: Path) -> None:
+    """Twenty samples that bfloat16 cannot tell apart, the best last, and nothing else near."""
+    base = np.random.default_rng(0).standard_normal(64) / 8
+    near = base * (1 + np.linspace(0, 1e-3, 20))[:, None]
+    far = np.random.default_rng(1).standard_normal((200, 64)) / 80
+    train = constant_store(tmp_path / "t.gradstore", np.concatenate([near, far]))
+    features = Features.of(train, measure_of("retrac"))
+    asked = np.concatenate([base, base])[None].repeat(3, axis=0).astype(np.float32)
+    expected = asked.astype(np.float64) @ features.range(train).T.astype(np.float64)
+    for k in (1, 3):
+        proponents, opponents = ExactEngine(train, features).search(asked, k)
+        require_ranking(proponents, expected, 1)
+        require_ranking(opponents, expected, -1)
+
+
 def test_zero_gradients_neither_push_nor_break(tmp_path: Path) -> None:
     directions = np.random.default_rng(0).standard_normal((10, 64)) / 8
     directions[3] = 0

@@ -181,3 +181,14 @@ def test_samples_that_were_skipped_are_added_when_they_are_sealed(tmp_path: Path
     queries = features(made, ReTrac(), 0, 10)
     for found, wanted in zip(whole.search(queries, 10), expected.search(queries, 10), strict=True):
         np.testing.assert_array_equal(found.rows, wanted.rows)
+
+
+def test_an_index_is_searched_as_it_was_measured(tmp_path: Path) -> None:
+    """One that was made before it was kept in how many bits: in four."""
+    store = filled(tmp_path / "s.gradstore")
+    made = build_index(store, "retrac")
+    file = made.path / "index.json"
+    described = json.loads(file.read_text())
+    assert described["measured"].pop("query_bits") == made._stage.query_bits == 2
+    file.write_text(json.dumps(described))
+    assert open_index(made.path, store, "retrac")._stage.query_bits == 4
