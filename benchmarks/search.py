@@ -282,8 +282,9 @@ def rounding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[s
     queries = queries[:_PROBES]
     truth = ExactEngine(store, features).search(queries, K)
     stage = FirstStage.empty(DEFAULT, store, features)
-    for _, codes in features.each(store, lambda _, parts: stage.encoded(parts)):
-        stage.add(codes)
+    for _, tiles in features.each(store, lambda _, t: [stage.encoded(parts) for _, parts in t]):
+        for codes in tiles:
+            stage.add(codes)
     both = np.concatenate([queries, -queries])
     ends = both[[0, len(queries)]]
     most = min(store.samples, _CANDIDATES[-1])

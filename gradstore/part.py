@@ -22,7 +22,7 @@ from gradstore.rows import columns
 from gradstore.spec import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -206,7 +206,6 @@ class Part:
         number: int,
         rows: NDArray[np.int64],
         columns: Sequence[str] | None = None,
-        scratch: NDArray[np.uint8] | None = None,
     ) -> Arrays:
         """The stored arrays of some samples at a checkpoint, in the order asked for.
 
@@ -216,7 +215,6 @@ class Part:
             number: the checkpoint.
             rows: numbers of samples, in any order, also twice.
             columns: which arrays beside the directions; by default all.
-            scratch: memory to read the chunks of neighbours in a shard into, if it is enough.
 
         Raises:
             UnsealedError: if a shard is not sealed.
@@ -227,7 +225,7 @@ class Part:
         shard, place = divmod(int(rows[0]), layout.shard_samples)
         if place + len(rows) <= layout.shard_samples and (np.diff(rows) == 1).all():
             self.require_sealed(number, {shard})
-            return self._shard(number, shard, slice(place, place + len(rows)), names, scratch)
+            return self._shard(number, shard, slice(place, place + len(rows)), names)
         wanted, back = np.unique(rows, return_inverse=True)
         shards = np.unique(wanted // layout.shard_samples)
         self.require_sealed(number, shards.tolist())
@@ -253,6 +251,58 @@ class Part:
             "direction": direction,
             **{name: self._picked(number, name, wanted)[back] for name in names},
         }
+
+    def tiles(
+        self, number: int, start: int, stop: int, scratch: NDArray[np.uint8]
+    ) -> Iterator[NDArray[Any]]:
+        """Stored directions of neighbours in one shard, some samples at a time, in order.
+
+        Args:
+            number: the checkpoint.
+            start: the first sample.
+            stop: one past the last.
+            scratch: memory of some whole chunks, that the samples of a tile are read into.
+
+        Yields:
+            `[samples, slots, dim]`, until the next is asked for.
+
+        Raises:
+            UnsealedError: if the shard is not sealed.
+            StoreError: if the object is missing, damaged, or changed while it is read.
+        """
+        layout = self.layout
+        shard, first = divmod(start, layout.shard_samples)
+        self.require_sealed(number, {shard})
+        skip, left = first % layout.chunk_samples, stop - start
+        place, nbytes = self.codec.span(first, first + left)
+        with self._reading(number, "direction", shard) as key:
+            for chunks in self._checked(key, place, nbytes, scratch):
+                direction = self.codec.rows(chunks)[skip : skip + left]
+                skip, left = 0, left - len(direction)
+                yield direction
+
+    def _checked(
+        self, key: str, first: int, nbytes: int, out: NDArray[np.uint8]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """Whole chunks of an object from byte `first` on, checked, some at a time.
+
+        Checksums take as long as reading from the system's cache, so what is read again and again,
+        as for query after query, is checked when it is read for the first time, and whenever the
+        file has changed.
+        """
+        place = key, first, nbytes
+        before = self.objects.version(key)
+        known = before is not None and self._versions.get(place) == before
+        for content in self.objects.read_pieces(key, first, nbytes, out):
+            yield self.codec.whole(content) if known else self.codec.checked(content)
+        if before is None:
+            return
+        if self.objects.version(key) == before:
+            if len(self._versions) >= _MOST_VERSIONS:
+                self._versions.clear()
+            self._versions[place] = before
+        elif known:  # what was yielded was not checked
+            raise StoreError("it was changed while it was read")
 
     def _chunks(
         self,
@@ -287,41 +337,18 @@ class Part:
         shard: int,
         here: slice,
         columns: Iterable[str],
-        scratch: NDArray[np.uint8] | None = None,
     ) -> Arrays:
         """Arrays of neighbours in a shard, by their places in it."""
         first, nbytes = self.codec.span(here.start, here.stop)
-        out = None if scratch is None or len(scratch) < nbytes else scratch[:nbytes]
         with self._reading(number, "direction", shard) as key:
             skip = here.start % self.layout.chunk_samples
-            chunks = self._neighbours(key, first, nbytes, out)
+            whole = np.empty(nbytes, np.uint8)
+            (chunks,) = self._checked(key, first, nbytes, whole)
             direction = self.codec.rows(chunks)[skip : skip + here.stop - here.start]
         return {
             "direction": direction,
             **{name: self._column(number, name, shard)[here].copy() for name in columns},
         }
-
-    def _neighbours(
-        self, key: str, first: int, nbytes: int, out: NDArray[np.uint8] | None
-    ) -> NDArray[np.uint8]:
-        """Whole chunks of an object from byte `first` on, checked.
-
-        Checksums take as long as reading from the system's cache, so what is read again and again,
-        as for query after query, is checked when it is read for the first time, and whenever the
-        file has changed.
-        """
-        before = self.objects.version(key)
-        content = self.objects.read_ranges(key, [(first, nbytes)], out)
-        after = self.objects.version(key)
-        place = key, first, nbytes
-        if after is not None and self._versions.get(place) == after:
-            return self.codec.whole(content)
-        chunks = self.codec.checked(content)
-        if after is not None and before == after:
-            if len(self._versions) >= _MOST_VERSIONS:
-                self._versions.clear()
-            self._versions[place] = after
-        return chunks
 
     def read_columns(self, number: int, names: Sequence[str], rows: NDArray[np.int64]) -> Arrays:
         """Arrays `[rows, slots]` of some samples at a checkpoint, whose numbers rise, by name.

@@ -257,7 +257,6 @@ class Store:
         self,
         checkpoint: int,
         samples: Sequence[int] | NDArray[np.int64],
-        scratch: NDArray[np.uint8] | None = None,
     ) -> NDArray[Any]:
         """Directions alone of some samples at a checkpoint, `[samples, slots, dim]`.
 
@@ -267,34 +266,56 @@ class Store:
         Args:
             checkpoint: place of the checkpoint.
             samples: numbers of samples, in any order, also twice.
-            scratch: memory to read into, from `scratch`. What is returned may lie in it, and lasts
-                until it is used again.
         """
         columns = ("scale",) if self.dtype == "int8" else ()
-        arrays = self._taken(checkpoint, samples, columns, scratch)
+        arrays = self._taken(checkpoint, samples, columns)
         return restored_direction(arrays["direction"], arrays.get("scale"))
 
-    def scratch(self, samples: int) -> NDArray[np.uint8]:
-        """Memory that `directions` of so many neighbouring samples can be read into.
+    def tiles(
+        self, checkpoint: int, samples: NDArray[np.int64], scratch: NDArray[np.uint8]
+    ) -> Iterator[NDArray[Any]]:
+        """`directions` of some samples, some at a time, in order.
 
-        Reading block after block, fresh memory for each costs more than the reading.
+        Neighbours in one shard of a local store come as many at a time as `scratch` holds: what was
+        just read is still in the processor's cache when it is worked on. Others come at once.
+
+        Args:
+            checkpoint: place of the checkpoint.
+            samples: numbers of samples, rising.
+            scratch: memory from `scratch` to read into.
+
+        Yields:
+            `[samples, slots, dim]`, until the next is asked for.
         """
-        return np.empty(max(part.codec.most_bytes(samples) for part in self.parts), np.uint8)
+        number, places = self.number(checkpoint), self._places(samples)
+        owner = int(np.searchsorted(self._starts, places[0], side="right")) - 1
+        part, first = self.parts[owner], int(places[0] - self._starts[owner])
+        last = int(places[-1] - self._starts[owner])
+        size = part.layout.shard_samples
+        together = last - first == len(places) - 1 and first // size == last // size
+        if not together or self.dtype == "int8":  # int8 has scales of its own, in another object
+            yield self.directions(checkpoint, samples)
+            return
+        stride = part.codec.stride
+        yield from part.tiles(number, first, last + 1, scratch[: len(scratch) // stride * stride])
+
+    def scratch(self, nbytes: int) -> NDArray[np.uint8]:
+        """Memory of about so many bytes for `tiles`; of one chunk at least."""
+        return np.empty(max(nbytes, *(part.codec.stride for part in self.parts)), np.uint8)
 
     def _taken(
         self,
         checkpoint: int,
         samples: Sequence[int] | NDArray[np.int64],
         columns: Sequence[str] | None,
-        scratch: NDArray[np.uint8] | None = None,
     ) -> Arrays:
         number, places = self.number(checkpoint), self._places(np.asarray(samples))
         if len(self.parts) == 1:
-            return self.parts[0].take(number, places, columns, scratch)
+            return self.parts[0].take(number, places, columns)
         owner = np.searchsorted(self._starts, places, side="right") - 1
         if owner.min() == owner.max():
             only = int(owner[0])
-            return self.parts[only].take(number, places - self._starts[only], columns, scratch)
+            return self.parts[only].take(number, places - self._starts[only], columns)
         order = np.argsort(owner, kind="stable")
         found = [
             self.parts[place].take(number, (places - self._starts[place])[owner == place], columns)

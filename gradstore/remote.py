@@ -88,6 +88,16 @@ class RemoteObjects:
         out[:] = whole
         return out
 
+    def read_pieces(
+        self,
+        key: str,
+        start: int,
+        length: int,
+        out: NDArray[np.uint8],  # noqa: ARG002
+    ) -> Iterator[NDArray[np.uint8]]:
+        """See `Objects`."""
+        yield self.read_ranges(key, [(start, length)])
+
     def write(self, key: str, content: bytes | bytearray) -> None:
         """See `Objects`."""
         with self._errors(key):

@@ -12,15 +12,15 @@ from gradstore.errors import QueryError
 from gradstore.progress import progress
 from gradstore.workers import in_order
 from indexer.feature import RowWeights
-from indexer.product import Multiplier, multiplies_bfloat16
+from indexer.product import Multiplier
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from indexer.feature import Features, Part
+    from indexer.feature import Features, Tile
 
 T = TypeVar("T")
 
@@ -225,26 +225,60 @@ class Products:
         store: the training store.
         features: how its rows become features.
         queries: features of the queries, float32 `[queries, dim]`.
-        half: whether to round both sides to two bytes, which is several times as fast, with an
-            error of about 0.3% of what two unrelated gradients of the same lengths score.
+        exact: whether to multiply in float32; by default, the fastest way on this machine, which
+            may round both sides to two bytes, with an error of about 0.3% of what two unrelated
+            gradients of the same lengths score.
+
+    Attributes:
+        rounds: whether products are rounded to two bytes.
     """
 
     def __init__(
-        self, store: Store, features: Features, queries: NDArray[np.float32], *, half: bool
+        self,
+        store: Store,
+        features: Features,
+        queries: NDArray[np.float32],
+        *,
+        exact: bool = False,
     ) -> None:
         width = features.width(store)
+        # What `Features.each` gives of a store: as stored, unless slots are averaged.
+        dtype = "float16" if store.dtype == "float16" and store.slots == 1 else "float32"
         self._parts = {
-            place: Multiplier(queries[:, place * width : (place + 1) * width], half=half)
+            place: Multiplier(queries[:, place * width : (place + 1) * width], dtype, exact=exact)
             for place in features.checkpoints
         }
+        self.rounds = any(one.rounds for one in self._parts.values())
+        self._queries = len(queries)
+        self._own = local()
 
-    def __call__(self, parts: Mapping[int, Part]) -> NDArray[np.float32]:
-        """Scores of some samples, float32 `[queries, samples]`, until this thread's next call."""
-        # What is stored is multiplied as it is, and the product weighed.
-        total, *others = (self._parts[place](*part) for place, part in parts.items())
-        for product in others:
-            total += product
-        return total
+    def __call__(self, samples: int, tiles: Iterable[Tile]) -> NDArray[np.float32]:
+        """Scores of a block of so many samples, float32 `[queries, samples]`.
+
+        They lie in memory that this thread's next call uses again: fresh memory for every block
+        costs as much as reading it.
+        """
+        import torch
+
+        if getattr(self._own, "samples", 0) < samples:
+            self._own.samples = samples
+            self._own.products = {place: one.empty(samples) for place, one in self._parts.items()}
+            self._own.scales = {place: np.empty(samples, np.float32) for place in self._parts}
+            self._own.scores = torch.empty(self._queries * samples)
+        products, scales = self._own.products, self._own.scales
+        for here, parts in tiles:
+            for place, (rows, scale) in parts.items():
+                self._parts[place].multiply(rows, products[place][here])
+                scales[place][here] = scale
+        scores: torch.Tensor = self._own.scores[: self._queries * samples].view(-1, samples)
+        for number, (place, one) in enumerate(self._parts.items()):
+            factor = torch.from_numpy(scales[place][:samples] * one.largest)
+            product = products[place][:samples].T.float()
+            if number == 0:
+                torch.mul(product, factor, out=scores)
+            else:
+                scores.addcmul_(product, factor)
+        return np.asarray(scores.numpy())
 
 
 class ExactEngine:
@@ -282,10 +316,12 @@ class ExactEngine:
         Yields:
             Numbers of samples, and scores, float32 `[queries, samples]`.
         """
-        multiply = self._products(queries, half=False)
-        yield from self._pass(lambda _, parts: multiply(parts).copy(), keep, len(queries))
+        multiply = self._products(queries, exact=True)
+        yield from self._pass(
+            lambda samples, tiles: multiply(len(samples), tiles).copy(), keep, len(queries)
+        )
 
-    def _products(self, queries: NDArray[np.float32], *, half: bool) -> Products:
+    def _products(self, queries: NDArray[np.float32], *, exact: bool) -> Products:
         features, store = self.features, self.store
         if queries.ndim != 2 or queries.shape[1] != features.dim(store):
             raise QueryError(
@@ -294,11 +330,11 @@ class ExactEngine:
             )
         if not np.isfinite(queries).all():
             raise QueryError("a query's features are not finite: its gradients are damaged")
-        return Products(store, features, queries, half=half)
+        return Products(store, features, queries, exact=exact)
 
     def _pass(
         self,
-        work: Callable[[NDArray[np.int64], dict[int, Part]], T],
+        work: Callable[[NDArray[np.int64], Iterator[Tile]], T],
         keep: NDArray[np.int64] | None,
         queries: int,
     ) -> Iterator[tuple[NDArray[np.int64], T]]:
@@ -320,9 +356,9 @@ class ExactEngine:
     ) -> tuple[Ranking, Ranking]:
         """The `k` samples of highest and of lowest influence on each query.
 
-        Candidates are found in two bytes where the processor multiplies them, and scored again in
-        float32. Where the scores lie too close together for that to be certain, the query is
-        searched once more in float32 throughout.
+        Candidates are found in the arithmetic that is fastest on this machine, and scored again in
+        float32. Where that arithmetic rounds, and scores lie too close together for it to be
+        certain, the query is searched once more in float32 throughout.
 
         Returns:
             Proponents and opponents. Scores are float32 sums; where two are equal, the sample that
@@ -332,9 +368,9 @@ class ExactEngine:
             QueryError: if there are fewer than `k` samples, or the queries have another length.
         """
         require_k(k, self.store, keep)
-        sides, certain = self._search(queries, k, keep, half=multiplies_bfloat16())
+        sides, certain = self._search(queries, k, keep, exact=False)
         if not certain.all():
-            slow, _ = self._search(queries[~certain], k, keep, half=False)
+            slow, _ = self._search(queries[~certain], k, keep, exact=True)
             for side, again in zip(sides, slow, strict=True):
                 side.rows[~certain], side.scores[~certain] = again.rows, again.scores
         return sides
@@ -345,27 +381,29 @@ class ExactEngine:
         k: int,
         keep: NDArray[np.int64] | None,
         *,
-        half: bool,
+        exact: bool,
     ) -> tuple[tuple[Ranking, Ranking], NDArray[np.bool_]]:
         """Proponents and opponents, and of which queries they are certain."""
         left = self.store.samples if keep is None else len(keep)
-        count = min(left, 2 * k + _MORE if half else k)
-        multiply = self._products(queries, half=half)
+        multiply = self._products(queries, exact=exact)
+        count = min(left, 2 * k + _MORE if multiply.rounds else k)
         ends = Ends(len(queries), count)
         for _ in self._pass(
-            lambda samples, parts: ends.add(samples, multiply(parts)), keep, len(queries)
+            lambda samples, tiles: ends.add(samples, multiply(len(samples), tiles)),
+            keep,
+            len(queries),
         ):
             pass
         found = ends.rankings
         rows = np.stack([side.rows for side in found])
         rough = np.stack([side.scores for side in found])
         telling = max(k, _TELLING) if count < left else count
-        exact, error = self._exactly(queries, rows, rough, k, telling)
+        scores, error = self._exactly(queries, rows, rough, k, telling)
         certain = np.ones(len(queries), bool)
         sides = []
-        for sign, side, score, last in zip((1, -1), rows, exact, rough[:, :, -1], strict=True):
+        for sign, side, score, last in zip((1, -1), rows, scores, rough[:, :, -1], strict=True):
             final = best(score, side, k)
-            if count < left and half:
+            if count < left and multiply.rounds:
                 certain &= final.scores[:, -1] - last > _CERTAIN * error
             sides.append(Ranking(final.rows, sign * final.scores))
         return (sides[0], sides[1]), certain

@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections import deque
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -43,12 +44,12 @@ from indexer.precondition import QuerySide
 from indexer.recall import Measured, Recall
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from indexer.feature import Part
+    from indexer.feature import Tile
 
 FORMAT_VERSION: Final = 1
 SPEC_NAME = "index.json"
@@ -375,23 +376,28 @@ def _fill(
 ) -> None:
     """Add the samples from `start` on to a first stage, in one pass."""
 
-    def work(samples: NDArray[np.int64], parts: dict[int, Part]) -> NDArray[Any] | None:
+    def work(samples: NDArray[np.int64], tiles: Iterator[Tile]) -> list[NDArray[Any]]:
+        encoded = []
+
+        def passing() -> Iterator[Tile]:
+            for here, parts in tiles:
+                new = max(0, start - int(samples[here.start]))
+                if new < here.stop - here.start:
+                    left = {p: (one[new:], scale[new:]) for p, (one, scale) in parts.items()}
+                    encoded.append(stage.encoded(left))
+                yield here, parts
+
         if recall is not None:
-            recall.add(samples, parts)
-        new = samples >= start
-        if new.all():
-            return stage.encoded(parts)
-        if not new.any():
-            return None
-        return stage.encoded(
-            {place: (one[new], scale[new]) for place, (one, scale) in parts.items()}
-        )
+            recall.add(samples, passing())
+        else:
+            deque(passing(), maxlen=0)
+        return encoded
 
     measure = features.measure.name
     with progress(store.samples - start, f"indexing {measure}", "samples") as bar:
         first = 0 if recall is not None else start
-        for _, encoded in features.each(store, work, start=first, weights=weights):
-            if encoded is not None:
+        for _, made in features.each(store, work, start=first, weights=weights):
+            for encoded in made:
                 stage.add(encoded)
                 bar.update(len(encoded))
 

@@ -9,15 +9,14 @@ from pydantic import Field
 
 from gradstore.spec import Spec
 from indexer.exact import Ends, Products, best, rescored
-from indexer.product import multiplies_bfloat16
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from indexer.feature import Features, Part
+    from indexer.feature import Features, Tile
     from indexer.first_stage import FirstStage
 
 _PROBES: Final = 32
@@ -68,12 +67,12 @@ class Recall:
         # No sample is to find itself, which is easy.
         self._own = chosen if queries is None else np.full(len(chosen), -1)
         self._origin = "samples" if queries is None else queries.location
-        self._multiply = Products(store, features, self._probes, half=multiplies_bfloat16())
+        self._multiply = Products(store, features, self._probes)
         self._ends = Ends(len(chosen), min(store.samples, _TRUTH + _MORE))
 
-    def add(self, samples: NDArray[np.int64], parts: Mapping[int, Part]) -> None:
-        """See the parts of some samples' features; in several threads at once."""
-        self._ends.add(samples, self._multiply(parts))
+    def add(self, samples: NDArray[np.int64], tiles: Iterable[Tile]) -> None:
+        """See the features of some samples; in several threads at once."""
+        self._ends.add(samples, self._multiply(len(samples), tiles))
 
     def of(self, stage: FirstStage) -> Measured:
         """The recall with the fewest candidates that find what is to be found."""

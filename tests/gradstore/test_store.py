@@ -268,13 +268,25 @@ def test_what_is_damaged_after_it_was_read_raises_as_well(store: Store) -> None:
             store.rows(0, 0, 3)
 
 
-@pytest.mark.parametrize("samples", [[4, 5, 6], [7], [1, 2], [0, 9], [5, 4], [4, 4, 5]])
-def test_directions_are_read_into_given_memory(store: Store, samples: list[int]) -> None:
+@pytest.mark.parametrize("samples", [[4, 5, 6], [7], [1, 2], [0, 9], [3, 4], [4, 5, 6, 7]])
+@pytest.mark.parametrize("nbytes", [1, 1000])
+def test_directions_are_read_tile_by_tile(store: Store, samples: list[int], nbytes: int) -> None:
     expected = store.take(1, samples).direction
-    scratch = store.scratch(3)
-    for memory in (None, scratch, scratch[:8]):
-        found = store.directions(1, np.array(samples), memory)
-        np.testing.assert_array_equal(found, expected)
+    scratch = store.scratch(nbytes)
+    for _ in range(2):  # with and without checksums
+        found = [tile.copy() for tile in store.tiles(1, np.array(samples), scratch)]
+        np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_tiles_of_a_file_that_changes_while_it_is_read_raise(store: Store) -> None:
+    scratch, samples = store.scratch(1), np.arange(4)
+    assert len(list(store.tiles(0, samples, scratch))) > 1
+    tiles = store.tiles(0, samples, scratch)
+    next(tiles)
+    sleep(0.02)  # as coarse as a system's clock for files may be
+    _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
+    with pytest.raises(StoreError, match="changed while it was read"):
+        list(tiles)
 
 
 def test_missing_data_is_never_returned(store: Store) -> None:

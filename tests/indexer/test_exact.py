@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import pytest
@@ -15,8 +15,9 @@ from gradstore.manifest import Manifest
 from gradstore.rows import Rows
 from gradstore.spec import LayoutSpec, PartSpec
 from gradstore.writer import create, write_shard
-from indexer import ExactEngine, Features, measure_of
-from indexer.exact import Ends, Products, rescored
+from indexer import ExactEngine, Features, measure_of, product
+from indexer.exact import Ends, rescored
+from indexer.product import Multiplier, Way
 from tests.gradstore.test_store import spec
 from tests.indexer.stores import random_store
 
@@ -86,11 +87,44 @@ def test_all_scores(tmp_path: Path, count: int) -> None:
         for store in (queries, train)
     ]
     scale = np.outer(*lengths) / 8  # what unrelated gradients score at dim 64
-    halves = Products(train, features, asked, half=True)
-    rounded = features.each(train, lambda _, parts: halves(parts).copy())
-    for found, limit in ((blocks, 1e-6), (list(rounded), 4e-3)):
-        error = np.abs(np.concatenate([scores for _, scores in found], axis=1) - expected) / scale
-        assert np.sqrt(np.mean(error**2)) < limit
+    error = np.abs(np.concatenate([scores for _, scores in blocks], axis=1) - expected) / scale
+    assert np.sqrt(np.mean(error**2)) < 1e-6
+
+
+@pytest.mark.parametrize("way", get_args(Way))
+@pytest.mark.parametrize("stored", ["float16", "float32"])
+@pytest.mark.parametrize("queries", [1, 2, 5, 300])
+def test_every_way_to_multiply_is_near_the_product_in_float64(
+    way: Way, stored: str, queries: int
+) -> None:
+    """Whichever way this machine takes: the others are another machine's."""
+    draws = np.random.default_rng(queries)
+    asked = 100 * draws.standard_normal((queries, 48), np.float32)
+    rows = draws.standard_normal((70, 48)).astype(stored)
+    multiplier = Multiplier(asked, stored, way=way)
+    out = multiplier.empty(len(rows))
+    multiplier.multiply(rows[:33], out[:33])
+    multiplier.multiply(rows[33:], out[33:])
+    found = out.to(torch.float64).numpy() * float(multiplier.largest)
+    exact = rows.astype(np.float64) @ asked.T.astype(np.float64)
+    error = np.sqrt(np.mean((found - exact) ** 2) / np.mean(exact**2))
+    assert error < (1e-6 if way == "float32" else 6e-3)
+    assert (way == "float32") != multiplier.rounds
+
+
+@pytest.mark.parametrize("way", get_args(Way))
+@pytest.mark.parametrize("slots", [1, 3])
+def test_search_is_exact_whichever_way_is_fastest(
+    tmp_path: Path, way: Way, slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "fastest_way", lambda *_: way)
+    train = random_store(tmp_path / "t.gradstore", slots=slots)
+    queries = random_store(tmp_path / "q.gradstore", 5, slots=4, seed=1)
+    features = Features.of(train, measure_of("tracin"))
+    sides = ExactEngine(train, features).search(features.range(queries), 12)
+    expected = influence(train, queries, "tracin")
+    for sign, side in zip((1, -1), sides, strict=True):
+        require_ranking(side, expected, sign)
 
 
 def test_slots_are_matched(tmp_path: Path) -> None:
@@ -171,8 +205,12 @@ def test_ties_come_in_the_order_of_the_store(tmp_path: Path) -> None:
         np.testing.assert_array_equal(side.rows, [[0, 1, 2, 3, 4]] * 2)
 
 
-def test_what_bfloat16_cannot_tell_apart_is_told_apart(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", get_args(Way))
+def test_what_two_bytes_cannot_tell_apart_is_told_apart(
+    tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Samples that differ by less than bfloat16 resolves, the best of them last."""
+    monkeypatch.setattr(product, "fastest_way", lambda *_: way)
     generator = np.random.default_rng(0)
     base = generator.standard_normal(512) / np.sqrt(512)
     steps = np.linspace(0, 1e-2, 1000)[:, None] * base
@@ -185,8 +223,12 @@ def test_what_bfloat16_cannot_tell_apart_is_told_apart(tmp_path: Path) -> None:
     require_ranking(opponents, expected, -1)
 
 
-def test_the_best_may_be_far_down_among_rough_scores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", get_args(Way))
+def test_the_best_may_be_far_down_among_rough_scores(
+    tmp_path: Path, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Twenty samples that bfloat16 cannot tell apart, the best last, and nothing else near."""
+    monkeypatch.setattr(product, "fastest_way", lambda *_: way)
     base = np.random.default_rng(0).standard_normal(64) / 8
     near = base * (1 + np.linspace(0, 1e-3, 20))[:, None]
     far = np.random.default_rng(1).standard_normal((200, 64)) / 80

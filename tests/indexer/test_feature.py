@@ -11,12 +11,13 @@ from indexer import Features, ReTrac, TracIn, feature_dim, features, measure_of
 from tests.gradstore.test_store import filled, manifest, spec
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from gradstore.reader import Store
-    from indexer.feature import Part
+    from indexer.feature import Tile
 
 
 @pytest.fixture
@@ -57,9 +58,13 @@ def test_work_is_done_on_each_block(
     """From a sample on, of some samples, in blocks of so many at most."""
     chosen = Features.of(store, TracIn())
 
-    def whole(samples: NDArray[np.int64], parts: dict[int, Part]) -> NDArray[np.float32]:
+    def whole(samples: NDArray[np.int64], tiles: Iterator[Tile]) -> NDArray[np.float32]:
         assert most is None or len(samples) <= most
-        return np.concatenate([one * scale[:, None] for one, scale in parts.values()], axis=1)
+        out = np.full((len(samples), chosen.dim(store)), np.nan, np.float32)
+        for here, parts in tiles:
+            found = [one * scale[:, None] for one, scale in parts.values()]
+            out[here] = np.concatenate(found, axis=1)
+        return out
 
     given = None if keep is None else np.array(keep)
     found = list(chosen.each(store, whole, start=start, keep=given, most=most))

@@ -116,8 +116,9 @@ def test_checkpoints_are_folded(tmp_path: Path) -> None:
     features = Features.of(train, measure_of("retrac"))
     stage = FirstStage.empty("Flat", train, features)
     assert stage.dim == 64
-    for _, vectors in features.each(train, lambda _, parts: stage.encoded(parts)):
-        stage.add(vectors)
+    for _, tiles in features.each(train, lambda _, t: [stage.encoded(parts) for _, parts in t]):
+        for vectors in tiles:
+            stage.add(vectors)
     assert len(stage) == 300
     whole = features.range(train)
     folded = whole[:, :64] + whole[:, 64:]
