@@ -8,7 +8,8 @@ import numpy as np
 from pydantic import Field
 
 from gradstore.spec import Spec
-from indexer.exact import Ends, Products, best, rescored
+from indexer.exact import Ends, best, rescored
+from indexer.product import Products
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
