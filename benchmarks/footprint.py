@@ -36,9 +36,7 @@ def main() -> None:
     parser.add_argument("--proj-dim", type=int, default=4096)
     given = parser.parse_args()
     measure("tiny", 4.0, 8, ProjectorSpec(proj_dim=64))  # loads what is loaded once
-    projector = ProjectorSpec(
-        projector=given.projector, proj_dim=given.proj_dim, precision="bfloat16"
-    )
+    projector = ProjectorSpec(projector=given.projector, proj_dim=given.proj_dim)
     figures = measure(given.model, given.memory, given.samples, projector)
     json.dump(figures, sys.stdout)
 

@@ -31,7 +31,7 @@ _GROWTH: Final = 4
 # A way that takes so many times as long as the best one, on a short trial, is tried no further.
 _HOPELESS: Final = 4.0
 # Less exact arithmetic has to be so many times as fast.
-_WORTH: Final = 1.25
+WORTH: Final = 1.25
 # Rows and columns of the products that are timed, and their inner dimension at most.
 _SIDE: Final = 128
 _INNER: Final = 1 << 14
@@ -125,4 +125,4 @@ def precision_of(wanted: Literal["auto", "float32", "bfloat16"], device: str) ->
     if wanted != "auto":
         return wanted
     rates = product_rates(device)
-    return "bfloat16" if rates["bfloat16"] > _WORTH * rates["float32"] else "float32"
+    return "bfloat16" if rates["bfloat16"] > WORTH * rates["float32"] else "float32"

@@ -19,12 +19,18 @@ if TYPE_CHECKING:
 # their inner product means anything.
 COMPARED = ("model", "checkpoints", "objective", "projector")
 
+# Arithmetic moves a row far less than its projection does, and is chosen by what is fast on a
+# machine. Stores recorded it in their identity before it was left to the machine.
+_ARITHMETIC = (("projector", "precision"), ("objective", "autocast"))
+
 _MEND = {
     "model": "use checkpoints of the same architecture",
     "checkpoints": "use the checkpoints that the store was made from (`gradstore info` lists them)",
     "objective": "use the store's objective",
     "projector": "use the store's projector; a random matrix depends on every one of its settings",
     "events": "use the same events",
+    "noise": "use a numpy that draws the same normal numbers (`gradstore info` shows the version "
+    "that made the store)",
 }
 
 
@@ -53,6 +59,36 @@ def only_checkpoints(identity: Identity, places: Sequence[int]) -> Identity:
     if isinstance(recorded, list) and len(recorded) == len(checkpoints):
         found["events"] = {**events, "recorded": [recorded[place] for place in places]}  # type: ignore[dict-item]
     return found
+
+
+def comparable(expected: Identity, found: Identity) -> tuple[Identity, Identity]:
+    """Two identities without what need not agree.
+
+    That is arithmetic; and what one of them does not record, since it was made before that was
+    recorded.
+    """
+    both = expected, found
+    left, right = ({**one} for one in both)
+    for section, name in _ARITHMETIC:
+        for one in (left, right):
+            value = one.get(section)
+            if isinstance(value, dict):
+                one[section] = {key: item for key, item in value.items() if key != name}
+    if any("noise" not in one for one in both):
+        left.pop("noise", None), right.pop("noise", None)
+    if any(_probed_in_bfloat16(one) for one in both):
+        for one in (left, right):
+            one["projector"] = {**one["projector"], "probe": None}  # type: ignore[dict-item]
+    return left, right
+
+
+def _probed_in_bfloat16(identity: Identity) -> bool:
+    """Whether a projector's probe was taken of normal numbers that were rounded to two bytes."""
+    projector = identity.get("projector")
+    return isinstance(projector, dict) and (
+        projector.get("proj_type"),
+        projector.get("precision"),
+    ) == ("normal", "bfloat16")
 
 
 def differences(
@@ -92,7 +128,7 @@ def require_same(
     sections: tuple[str, ...],
     mend: str = "",
 ) -> None:
-    """Raise unless two identities agree in `sections`.
+    """Raise unless two identities agree in `sections`, as far as they have to (`comparable`).
 
     Args:
         expected: the identity of the thing that was there first.
@@ -105,6 +141,7 @@ def require_same(
     Raises:
         FingerprintError: naming each difference and how to mend it.
     """
+    expected, found = comparable(expected, found)
     found_differences = differences(
         {key: expected.get(key) for key in sections}, {key: found.get(key) for key in sections}
     )
@@ -116,15 +153,10 @@ def require_same(
     ]
     if len(found_differences) > 12:
         lines.append(f"  … and {len(found_differences) - 12} more")
-    mends = (
-        [mend]
-        if mend
-        else [
-            _MEND[section]
-            for section in sections
-            if any(where.split(".")[0] == section for where, _, _ in found_differences)
-        ]
-    )
+    differing = {where.split(".")[0] for where, _, _ in found_differences}
+    mends = [mend] if mend else [_MEND[one] for one in sections if one in differing]
+    if mend and "noise" in differing:  # which no configuration says
+        mends.append(_MEND["noise"])
     raise FingerprintError(
         f"{found_name} does not fit {expected_name}; they differ in\n"
         + "\n".join(lines)

@@ -282,9 +282,9 @@ class Part:
                 yield direction
 
     def _checked(
-        self, key: str, first: int, nbytes: int, out: NDArray[np.uint8]
+        self, key: str, first: int, nbytes: int, out: NDArray[np.uint8] | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """Whole chunks of an object from byte `first` on, checked, some at a time.
+        """Whole chunks of an object from byte `first` on, checked: as many at a time as `out` has.
 
         Checksums take as long as reading from the system's cache, so what is read again and again,
         as for query after query, is checked when it is read for the first time, and whenever the
@@ -293,7 +293,12 @@ class Part:
         place = key, first, nbytes
         before = self.objects.version(key)
         known = before is not None and self._versions.get(place) == before
-        for content in self.objects.read_pieces(key, first, nbytes, out):
+        pieces: Iterable[NDArray[np.uint8]] = (
+            [self.objects.read_ranges(key, [(first, nbytes)])]
+            if out is None
+            else self.objects.read_pieces(key, first, nbytes, out)
+        )
+        for content in pieces:
             yield self.codec.whole(content) if known else self.codec.checked(content)
         if before is None:
             return
@@ -342,8 +347,7 @@ class Part:
         first, nbytes = self.codec.span(here.start, here.stop)
         with self._reading(number, "direction", shard) as key:
             skip = here.start % self.layout.chunk_samples
-            whole = np.empty(nbytes, np.uint8)
-            (chunks,) = self._checked(key, first, nbytes, whole)
+            (chunks,) = self._checked(key, first, nbytes)
             direction = self.codec.rows(chunks)[skip : skip + here.stop - here.start]
         return {
             "direction": direction,

@@ -65,7 +65,6 @@ def run(config: DemoConfig) -> Result:
         store=str(out / "train.gradstore"),
         proj_dim=config.proj_dim,
         proj_seed=config.seed,
-        precision="bfloat16",
     )
     # One object for all three stores: it draws each checkpoint's matrix once.
     projector = TrakProjector(

@@ -134,10 +134,13 @@ def _section(identity: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _maker(made_by: dict[str, Any]) -> dict[str, Any]:
-    """What of `made_by` is worth a line: versions, device, engine, and the dataset if known."""
+    """What of `made_by` is worth a line: versions, device, engine, arithmetic, dataset."""
+    names = ("device", "engine", "dataset")
+    arithmetic = _section(made_by, "arithmetic")
     known = {**_section(made_by, "config"), **made_by}
-    told = {name: known[name] for name in ("device", "engine", "dataset") if known.get(name)}
-    return {**_section(made_by, "versions"), **told}
+    told = {name: known[name] for name in names if known.get(name)}
+    used = {f"{name} in": value for name, value in arithmetic.items()}
+    return {**_section(made_by, "versions"), **told, **used}
 
 
 def _size(nbytes: int) -> str:

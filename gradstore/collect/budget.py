@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from gradstore.errors import ConfigError
 from gradstore.rows import given_dtype
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import torch
 
     from gradstore.collect.engines.choice import Choice
     from gradstore.collect.projectors import Projection, Projector
@@ -47,6 +48,7 @@ class Budget:
         *,
         draws: int,
         num_parameters: int,
+        device: torch.device,
     ) -> Budget:
         """Give the engine up to half of what nothing else needs.
 
@@ -57,6 +59,7 @@ class Budget:
             stores: projector and layout of each store that is filled.
             draws: noises per row; a row's sum is held where they are cut into parts.
             num_parameters: length of a gradient.
+            device: where gradients and buffers are.
 
         Raises:
             ConfigError: if not even one event fits.
@@ -69,7 +72,6 @@ class Budget:
             * (4 * 4 + one.dim * np.dtype(given_dtype(one.dtype)).itemsize)
             for _, one in stores
         )
-        device = torch.device("cpu")  # what a projection takes is the same everywhere
         least = [projector.at(0, num_parameters, device, 0) for projector, _ in stores]
         # A row of the buffer, its sketch in float32, and that scaled in float64.
         per_row = sum(

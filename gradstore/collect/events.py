@@ -8,6 +8,7 @@ of workers, or which samples are collected together.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from gradstore.spec import EventSpec, Identity
 
 FILE_NAME = "events.parquet"
+# Metadata of the file: the probe of the noise stream that the training run drew from.
+_PROBE = b"gradstore noise probe"
 _PLANNED = "--events planned (in Python, events='planned')"
 
 
@@ -39,6 +42,21 @@ def noise(key: int, shape: Sequence[int]) -> NDArray[np.float32]:
     """Standard normal noise of a key, float32 of `shape`, the same on every machine."""
     generator = np.random.Generator(np.random.Philox(key=int(key)))
     return generator.standard_normal(tuple(shape), dtype=np.float32)
+
+
+@cache
+def noise_identity() -> Identity:
+    """What identifies the noise stream: a hash of some of its numbers, to a thousandth.
+
+    numpy does not promise that the stream of normal numbers stays the same. Rounding leaves out
+    what another C library may change in a last bit.
+    """
+    drawn = np.stack([noise(noise_key("probe", part), (100,)) for part in range(10)])
+    rounded = np.rint(1000 * drawn.astype(np.float64)).astype("<i4")
+    return {
+        "generator": "numpy.random.Philox, standard_normal of float32",
+        "probe": blake2b(rounded.tobytes(), digest_size=8).hexdigest(),
+    }
 
 
 @dataclass(frozen=True)
@@ -192,7 +210,8 @@ def save(folder: Path, ids: Sequence[str], timesteps: Sequence[int], keys: Seque
             "id": pa.array(ids, pa.string()),
             "timestep": pa.array(timesteps, pa.int32()),
             "noise_key": pa.array(keys, pa.uint64()),
-        }
+        },
+        metadata={_PROBE: str(noise_identity()["probe"])},
     )
     pq.write_table(table, folder / FILE_NAME)
 
@@ -204,10 +223,19 @@ def _read(file: Path) -> dict[str, tuple[int, int]]:
             f"{_PLANNED}, or record them with gradstore.collect.Recorder."
         )
     try:
-        table = pq.read_table(file, columns=["id", "timestep", "noise_key"]).to_pydict()
+        found = pq.read_table(file, columns=["id", "timestep", "noise_key"])
+        table = found.to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}. Restore it, or use {_PLANNED}."
         ) from error
+    own = str(noise_identity()["probe"]).encode()
+    probe = (found.schema.metadata or {}).get(_PROBE, own)  # files of older runs have none
+    if probe != own:
+        raise CheckpointError(
+            f"{file}: the training run drew its noise from another stream than numpy draws here "
+            f"(probe {probe.decode(errors='replace')[:16]}, here {own.decode()}). Use the numpy of "
+            f"the training run, or {_PLANNED}."
+        )
     pairs = zip(table["timestep"], table["noise_key"], strict=True)
     return dict(zip(table["id"], pairs, strict=True))

@@ -261,6 +261,8 @@ def recorded(store: Store, part: PartSpec, **changes: Any) -> CollectConfig:
         return CollectConfig.model_validate(
             {
                 **found,
+                "precision": "auto",  # arithmetic is chosen by what is fast here
+                "autocast": "auto",
                 "store": store.location,
                 "checkpoints": _folders(store),
                 "etas": store.etas,
@@ -288,6 +290,8 @@ def _restricted(dataset: Any, part: PartSpec, store: Store) -> Samples:
 def like(store: Store) -> dict[str, Any]:
     """Options of `collect` that make rows as a store's, where gradstore's own classes made it.
 
+    Arithmetic is left to what is fast here.
+
     Raises:
         ConfigError: if it has a projector or events of somebody's own.
     """
@@ -303,9 +307,13 @@ def like(store: Store) -> dict[str, Any]:
 
 
 def gradient_spec(store: Store) -> GradientSpec:
-    """Which parameters a store's gradients are of. The fingerprint tells if it is not so."""
+    """Which parameters a store's gradients are of. The fingerprint tells if it is not so.
+
+    Arithmetic is not the store's: what is fast here is chosen here.
+    """
     try:
-        return GradientSpec.model_validate(store.spec.parts[0].made_by.get("gradients", {}))
+        found = GradientSpec.model_validate(store.spec.parts[0].made_by.get("gradients", {}))
+        return found.model_copy(update={"autocast": "auto"})
     except ValidationError as error:
         raise StoreError(
             f"{store.location}: made_by.gradients is not what `gradstore collect` writes: "
@@ -349,5 +357,4 @@ def projector_spec(identity: dict[str, Any]) -> ProjectorSpec:
         proj_type=identity["proj_type"],
         proj_seed=identity["seed"],
         block_size=identity["block_size"],
-        precision=identity["precision"],
     )

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict, Unp
 import torch
 
 from gradstore import __version__
+from gradstore.arithmetic import precision_of, product_rates
 from gradstore.changes import begun_part, open_part, part_path, require_new
 from gradstore.collect import checkpoints as ckpt
 from gradstore.collect import devices, projectors
 from gradstore.collect.budget import Budget
-from gradstore.collect.engines.choice import ENGINES, Choice, choose
-from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents
+from gradstore.collect.engines.choice import ENGINES, Choice, choose, choose_arithmetic
+from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents, noise_identity
 from gradstore.collect.executor import Task
-from gradstore.collect.objective import Autocast, Compiled, DiffusionLoss
+from gradstore.collect.objective import Autocast, Compiled, DiffusionLoss, precision
 from gradstore.collect.parameters import num_parameters
 from gradstore.collect.projectors.held import HeldProjector
 from gradstore.collect.projectors.sjlt import SjltProjector
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gradstore.collect.engines import EngineMaker
-    from gradstore.collect.objective import Objective
+    from gradstore.collect.objective import Batch, Objective
     from gradstore.collect.projectors import Projector
     from gradstore.manifest import Manifest
     from gradstore.objects import Objects
@@ -67,6 +68,8 @@ _log = logging.getLogger("gradstore")
 
 # Up to so many rows of each checkpoint they are differentiated side by side.
 _FEW_ROWS = 256
+# Arithmetic that a store was begun with is changed where it is slower by this factor.
+_SLOW = 4
 # From so many events on, timing the engines pays.
 _TIMED_EVENTS = 1000
 
@@ -361,10 +364,10 @@ def prepare(
     samples.manifest.content()  # what cannot be stored is refused now, not after the first batch
     read_seconds = perf_counter() - start
     projected = [
-        projectors.from_spec(one or ProjectorSpec())
+        projectors.from_spec(_as_begun(one or ProjectorSpec(), there, device))
         if one is None or isinstance(one, ProjectorSpec)
         else one
-        for one in stores.values()
+        for one, there in zip(stores.values(), standing, strict=True)
     ]
     targets = _targets(
         list(zip(places, standing, projected, strict=True)),
@@ -387,23 +390,21 @@ def prepare(
         wanted, most = begun
     asked = begun is None and timed
 
-    def chosen() -> Choice:
-        return choose(
-            wanted,
-            model,
-            found.objective,
-            trial(samples, plan, numbers[0], model, device, rows=most if asked else 2),
-            memory=memory // 2,
-            timed=asked,
+    def chosen() -> tuple[Choice, Objective]:
+        rows = trial(samples, plan, numbers[0], model, device, rows=most if asked else 2)
+        choice = choose(wanted, model, found.objective, rows, memory=memory // 2, timed=asked)
+        return _in_arithmetic(
+            choice, model, found.objective, rows, gradients, part=targets[0].part, timed=asked
         )
 
     try:
-        shape = tuple(first.tensor.shape)
-        choice = kept.held((key, wanted, most, memory, asked, shape), chosen) if kept else chosen()
+        known = (key, wanted, most, memory, asked, tuple(first.tensor.shape))
+        choice, objective = kept.held(known, chosen) if kept else chosen()
     except EngineError as error:
         raise EngineError(
             f"checkpoint {folders[0]}, sample {samples.ids[0]!r} and those after it: {error}"
         ) from error
+    found = replace(found, objective=objective)
     budget = Budget.spend(
         memory,
         choice,
@@ -411,11 +412,17 @@ def prepare(
         [(target.projector, target.layout) for target in targets],
         draws=draws,
         num_parameters=num_parameters(model),
+        device=device,
     )
     _warn_of_drawing(targets, budget, num_parameters(model), device)
     if begun is None:
         made_by = {"engine": choice.name, "events": budget.events}
-        targets = [_noting(target, made_by) for target in targets]
+        targets = [
+            _noting(
+                target, {**made_by, "arithmetic": _used(objective, target.projector, model, device)}
+            )
+            for target in targets
+        ]
     return Job(
         samples=samples,
         plan=plan,
@@ -431,8 +438,62 @@ def prepare(
         read_seconds=read_seconds,
         timed=timed,
         kept=kept,
-        kept_as=key,
+        kept_as=(key, precision(objective)),
     )
+
+
+def _as_begun(spec: ProjectorSpec, store: Store | None, device: torch.device) -> ProjectorSpec:
+    """A projector in the arithmetic that a store was begun with, unless that is slow here."""
+    if spec.precision != "auto" or store is None:
+        return spec
+    part = store.spec.parts[0]
+    projector = store.spec.identity.get("projector")
+    before: Any = projector if isinstance(projector, dict) else {}
+    begun = _arithmetic(part).get("projection") or before.get("precision")
+    rates = product_rates(device.type)
+    if begun not in rates or rates[begun] < max(rates.values()) / _SLOW:
+        return spec
+    return spec.model_copy(update={"precision": begun})
+
+
+def _in_arithmetic(
+    choice: Choice,
+    model: Any,
+    objective: Objective,
+    rows: Batch,
+    gradients: GradientSpec,
+    *,
+    part: PartSpec,
+    timed: bool,
+) -> tuple[Choice, Objective]:
+    """An engine and an objective in the arithmetic to compute gradients in.
+
+    That of the part, where it was begun; else what is found by timing, where there is so much to
+    do that it pays.
+    """
+    if gradients.autocast != "auto" or gradients.compile:
+        return choice, objective
+    if precision_of("auto", rows.inputs.device.type) == "float32":
+        return choice, objective
+    if timed:
+        error = part.layout.dim**-0.5
+        return choose_arithmetic(choice, model, objective, rows, error=error)
+    cast = _arithmetic(part).get("gradients") == "bfloat16"
+    return choice, Autocast(objective) if cast else objective
+
+
+def _arithmetic(part: PartSpec) -> dict[str, str]:
+    """What gradients and projections of a part were computed in, as far as it records that."""
+    found = part.made_by.get("arithmetic")
+    return found if isinstance(found, dict) else {}
+
+
+def _used(
+    objective: Objective, projector: Projector, model: Any, device: torch.device
+) -> dict[str, str]:
+    """What gradients and products of projections are computed in."""
+    products = projector.at(0, num_parameters(model), device, 0).dtype
+    return {"gradients": precision(objective), "projection": str(products).removeprefix("torch.")}
 
 
 def _warn_of_drawing(
@@ -473,7 +534,7 @@ def _surveyed(
             etas=given["etas"],
             params=gradients.params,
         )
-        if gradients.autocast != "float32":
+        if gradients.autocast == "bfloat16":
             found = replace(found, objective=Autocast(found.objective))
         if gradients.compile:
             found = replace(found, objective=Compiled(found.objective))
@@ -565,6 +626,7 @@ def _targets(
             "objective": found.objective.identity(),
             "projector": projector.identity(length),
             "events": plan.identity(),
+            "noise": noise_identity(),
             "storage": {"dtype": given["dtype"]},
         }
         if like is not None:
@@ -599,6 +661,7 @@ def _targets(
         )
         if standing is not None:
             part = _standing_part(standing, spec, samples.manifest, into)
+            identity = _as_recorded(standing.spec.identity, identity, into)
             if given["shard_samples"] not in {None, part.layout.shard_samples}:
                 _log.warning(
                     "%s has %s samples per shard, and keeps them; shard_samples %s is not used",
@@ -619,6 +682,20 @@ def _targets(
             "samples). Collect them one by one, or anew with the same --shard-samples."
         )
     return targets
+
+
+def _as_recorded(standing: Identity, identity: Identity, into: Into) -> Identity:
+    """What identifies rows that go into a store, in the words of that store.
+
+    It may record what is not compared, and lack what was not recorded when it was made.
+    """
+    if into.number is None:
+        return standing
+    own = {**standing, "checkpoints": identity["checkpoints"]}
+    events, found = own.get("events"), identity["events"]
+    if isinstance(events, dict) and isinstance(found, dict) and "recorded" in events:
+        own["events"] = {**events, "recorded": found["recorded"]}
+    return own
 
 
 def _standing_part(store: Store, spec: StoreSpec, manifest: Manifest, into: Into) -> PartSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import nn
@@ -153,13 +153,15 @@ class Autocast:
     autocast has them, the loss in float32.
     """
 
+    precision: Final = "bfloat16"
+
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self.num_train_timesteps = objective.num_train_timesteps
 
     def identity(self) -> Identity:
-        """The objective's, and the dtype."""
-        return {**self._objective.identity(), "autocast": "bfloat16"}
+        """The objective's: arithmetic is recorded elsewhere, and not compared."""
+        return self._objective.identity()
 
     def losses(
         self,
@@ -178,11 +180,17 @@ class Autocast:
         return self._objective.losses(cast, inputs, timesteps, noise, conditions)
 
 
+def precision(objective: Objective) -> str:
+    """What an objective computes in: `float32`, or `bfloat16` under `Autocast`."""
+    return getattr(objective, "precision", "float32")
+
+
 class Compiled:
     """An objective whose model is compiled by `torch.compile`, where an engine calls it whole."""
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
+        self.precision = precision(objective)
         self._models: dict[nn.Module, Callable[..., Any]] = {}
         self.num_train_timesteps = objective.num_train_timesteps
 

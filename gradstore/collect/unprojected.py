@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from gradstore.collect.checkpoints import find_checkpoints
-from gradstore.collect.engines.choice import tolerance_of
+from gradstore.collect.engines.choice import CAST_TOLERANCE, TOLERANCE, tolerance_of
 from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents, noise
 from gradstore.collect.grow import gradient_spec
 from gradstore.collect.job import CollectOptions, Job, prepare
@@ -83,6 +83,7 @@ class Unprojected:
             "etas": store.etas,
             **options,
         }
+        self._tolerance = max(_tolerance(identity, part.spec.made_by) for part in store.parts)
         self._jobs: list[tuple[NDArray[np.int64], Job]] = []
         names = store.manifest.ids
         for own, found in _found(store, samples, dataset):
@@ -102,7 +103,7 @@ class Unprojected:
                 job.targets[0].spec.identity,
                 expected_name=store.location,
                 found_name="what is there now",
-                sections=("model", "checkpoints", "objective", "events"),
+                sections=("model", "checkpoints", "objective", "events", "noise"),
                 mend="give the checkpoints and events that the store was made from",
             )
             self._jobs.append((own, job))
@@ -186,7 +187,7 @@ class Unprojected:
         own, place = np.unique(sample, return_inverse=True)
         stored = self._store.column("norm", checkpoint, self._numbers[own])[place, slot]
         found = norms.cpu().numpy()
-        tolerance = _SLACK * tolerance_of(self._jobs[0][1].survey.objective)
+        tolerance = _SLACK * max(self._tolerance, tolerance_of(self._jobs[0][1].survey.objective))
         wrong = np.flatnonzero(~np.isclose(found, stored, rtol=tolerance, atol=1e-12))
         if len(wrong):
             name = self._store.manifest.ids[int(self._numbers[sample[wrong[0]]])]
@@ -212,6 +213,15 @@ class _Piece:
     batch: Batch
     loaded: LoadedCheckpoint
     events: int
+
+
+def _tolerance(identity: dict[str, Any], made_by: dict[str, Any]) -> float:
+    """How far a store's gradients may be from exact ones, by what they were computed in."""
+    arithmetic = made_by.get("arithmetic")
+    cast = identity["objective"].get("autocast") == "bfloat16" or (
+        isinstance(arithmetic, dict) and arithmetic.get("gradients") == "bfloat16"
+    )
+    return CAST_TOLERANCE if cast else TOLERANCE
 
 
 def _batch(

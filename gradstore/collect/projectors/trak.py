@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from trak.projectors import BasicProjector
 
+from gradstore.arithmetic import precision_of
 from gradstore.collect.projectors import signs
 from gradstore.errors import ConfigError
 
@@ -38,9 +39,9 @@ if TYPE_CHECKING:
 _EXACT_BYTES = 1 << 30
 # A bfloat16 product is cut into pieces of this many rows, 4 MB at 128 columns: what was decoded is
 # still in the cache when it is multiplied.
+_FAST_ROWS = 1 << 14
 # Bytes of signs that are looked up at once.
 _LOOKED_UP = 1 << 16
-_FAST_ROWS = 1 << 14
 _MAX_BLOCKS = 99
 
 
@@ -82,7 +83,7 @@ class TrakProjector:
         The hash catches a generator that changed its stream, whatever the version that did it.
         """
         projection = TrakProjection(
-            self.spec,
+            self.spec.model_copy(update={"precision": "float32"}),
             self._seeds(0),
             min(16, num_parameters),
             torch.device("cpu"),
@@ -96,7 +97,6 @@ class TrakProjector:
             "proj_type": self.spec.proj_type,
             "seed": self.spec.proj_seed,
             "block_size": self.spec.resolved_block_size,
-            "precision": self.spec.precision,
             "generator": "cpu",
             "probe": digest.hexdigest(),
         }
@@ -167,7 +167,7 @@ class TrakProjection:
     Attributes:
         scale: 1/√proj_dim.
         width: num_parameters.
-        dtype: float32 or bfloat16, as the spec's precision says.
+        dtype: float32 or bfloat16, as the spec's precision says, or what is fast on the device.
         matrix_nbytes: bytes that keeping the matrix takes.
         scratch_nbytes: bytes that a product takes beside it.
         nbytes: bytes of both, and of what the projector keeps for other checkpoints.
@@ -189,7 +189,8 @@ class TrakProjection:
         self._seeds = seeds
         self._device = device
         self.width = num_parameters
-        self.dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
+        precision = precision_of(spec.precision, device.type)
+        self.dtype = torch.float32 if precision == "float32" else torch.bfloat16
         self.kept = False
         self._bits: list[NDArray[np.uint8]] | None = None
         self._count = num_parameters * spec.resolved_block_size

@@ -43,7 +43,13 @@ def test_a_budget_is_never_overspent(
     choice = Choice("loop", LoopEngine, fixed, per_event, wanted)
     try:
         budget = Budget.spend(
-            total, choice, wanted, [(projector, layout)], draws=draws, num_parameters=parameters
+            total,
+            choice,
+            wanted,
+            [(projector, layout)],
+            draws=draws,
+            device=CPU,
+            num_parameters=parameters,
         )
     except ConfigError:
         return
@@ -56,13 +62,24 @@ def test_a_budget_is_never_overspent(
     assert held <= total
 
 
+CPU = torch.device("cpu")
+
+
 def test_too_little_says_how_much_is_enough() -> None:
     projector = SjltProjector(ProjectorSpec(proj_dim=64))
     layout = Layout.choose(100, 1, 64, "float16")
     choice = Choice("loop", LoopEngine, 0, 1 << 30, 32)
 
     def spend(total: int) -> Budget:
-        return Budget.spend(total, choice, 32, [(projector, layout)], draws=1, num_parameters=1000)
+        return Budget.spend(
+            total,
+            choice,
+            32,
+            [(projector, layout)],
+            draws=1,
+            device=CPU,
+            num_parameters=1000,
+        )
 
     with pytest.raises(ConfigError, match=r"a gradient takes 1\.2, .*Give --memory 1\.51"):
         spend(1 << 30)

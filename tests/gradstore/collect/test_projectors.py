@@ -29,7 +29,8 @@ KINDS = ["rademacher", "normal"]
 
 
 def trak(**options: Any) -> TrakProjector:
-    return TrakProjector(ProjectorSpec(**({"proj_dim": 96, "block_size": 40} | options)))
+    exact = {"proj_dim": 96, "block_size": 40, "precision": "float32"}
+    return TrakProjector(ProjectorSpec(**(exact | options)))
 
 
 def sjlt(**options: Any) -> SjltProjector:
