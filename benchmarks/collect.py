@@ -25,7 +25,16 @@ from scipy.stats import spearmanr
 from trak.projectors import BasicProjector
 
 from benchmarks.models import build
-from benchmarks.results import RESULTS, Target, interleaved, machine, save, spread, target_table
+from benchmarks.results import (
+    RESULTS,
+    Target,
+    interleaved,
+    machine,
+    processor,
+    save,
+    spread,
+    target_table,
+)
 from gradstore.collect import (
     DiffusionLoss,
     EventSpec,
@@ -460,7 +469,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         (
             f"`python -m benchmarks.collect`; batch {inputs['batch']}, {inputs['proj_dim']:,} "
-            f"dimensions, {machine()['cpu']}, {machine()['threads']} threads, torch "
+            f"dimensions, {processor()}, torch "
             f"{machine()['versions']['torch']}. Medians of {inputs['repeats']} and the range; each "
             "figure beside a plain step measured just before and after it."
         ),

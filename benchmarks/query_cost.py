@@ -18,7 +18,7 @@ from diffusers import DDIMPipeline
 
 from benchmarks.intervals import interval, rank_correlation, text
 from benchmarks.plots import canvas, keep
-from benchmarks.results import Target, interleaved, machine, notes, save, target_table
+from benchmarks.results import Target, interleaved, notes, processor, save, target_table
 from benchmarks.setting import Folders, command, prepare
 from benchmarks.sparse_timesteps import PRESETS as SPARSE
 from benchmarks.sparse_timesteps import Preset as Sparse
@@ -338,8 +338,8 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         (
             f"`python -m benchmarks.query_cost`; a UNet of {inputs['num_parameters']:,} parameters "
-            f"of the setting of [outliers](outliers.md); {machine()['cpu']}, "
-            f"{torch.get_num_threads()} threads. A question is *timesteps × noises × checkpoints* "
+            f"of the setting of [outliers](outliers.md); {processor()}. "
+            f" A question is *timesteps × noises × checkpoints* "
             f"gradients, the search for {inputs['k']} proponents and opponents and their exact "
             f"scores; generating is one image by {inputs['steps']} steps of DDIM. Models are in "
             f"memory for both. Of fewer checkpoints each has the weight of those before it."

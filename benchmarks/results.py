@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -17,7 +18,10 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-RESULTS = Path(__file__).parent / "results"
+# Where instructions are limited, as with ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2, figures
+# are kept beside those of the whole processor.
+_LIMITED = os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
+RESULTS = Path(__file__).parent / "results" / _LIMITED
 NOTES = Path(__file__).parent / "notes"
 
 
@@ -53,10 +57,29 @@ def machine() -> dict[str, Any]:
     return {
         "date": date.today().isoformat(),
         "cpu": cpu,
+        "instructions": instructions(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "versions": {name: version(name) for name in packages},
     }
+
+
+def processor() -> str:
+    """Processor, instructions and threads, for a page."""
+    found = machine()
+    return f"{found['cpu']}, {found['instructions']}, {found['threads']} threads"
+
+
+def instructions() -> str:
+    """What the processor's kernels of torch use, and whether bfloat16 is among its instructions.
+
+    MKL, which multiplies float32, chooses for itself and is not limited by torch's variables.
+    """
+    flags = Path("/proc/cpuinfo").read_text().split()
+    limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    found = torch.backends.cpu.get_cpu_capability()
+    native = not limited and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    return f"{found} {'with' if native else 'without'} bfloat16"
 
 
 def interleaved(

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from benchmarks.plots import canvas, keep
-from benchmarks.results import Target, interleaved, machine, notes, save, target_table
+from benchmarks.results import Target, interleaved, notes, processor, save, target_table
 from benchmarks.setting import Setting, command, prepare
 from benchmarks.vectors import Spectrum, generated
 from indexer import ExactEngine, Features, SearchIndex, TracIn, build_index
@@ -574,8 +574,8 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "# How fast are samples found, and what does the index cost and find?",
         "",
         (
-            f"`python -m benchmarks.search`; {machine()['cpu']}, {torch.get_num_threads()} "
-            f"threads; k = {K}, proponents and opponents both; medians of {inputs['repeats']} "
+            f"`python -m benchmarks.search`; {processor()}; "
+            f" k = {K}, proponents and opponents both; medians of {inputs['repeats']} "
             f"interleaved turns and their range. Real: {setting['planes']:,} planes of "
             f"{setting['size']} × {setting['size']}, "
             f"{figures['real']['checkpoints']} checkpoints, {setting['proj_dim']:,} dimensions, "

@@ -21,7 +21,7 @@ import zarr
 from scipy.stats import spearmanr
 
 from benchmarks import s3
-from benchmarks.results import RESULTS, Target, machine, save, spread, target_table
+from benchmarks.results import RESULTS, Target, processor, save, spread, target_table
 from gradstore import open_store
 from gradstore.fingerprint import fingerprint
 from gradstore.layout import Layout
@@ -407,7 +407,7 @@ def _page(preset: Preset, figures: dict[str, Any], targets: list[Target]) -> str
         "",
         (
             f"`python -m benchmarks.store`; {preset.rows:,} rows of one event at "
-            f"{preset.dim:,} dimensions, {machine()['cpu']}, {machine()['threads']} threads, "
+            f"{preset.dim:,} dimensions, {processor()}, "
             f"medians of {preset.repeats} interleaved turns."
         ),
         "",

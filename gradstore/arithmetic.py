@@ -38,17 +38,24 @@ _INNER: Final = 1 << 14
 
 
 def seconds_each(
-    job: Callable[[int], object], most: int, *, first: int = 1, give_up: float = float("inf")
+    job: Callable[[int], object],
+    most: int,
+    *,
+    first: int = 1,
+    enough: float = _LONG_ENOUGH,
+    give_up: float = float("inf"),
 ) -> float:
     """Seconds per item of a job that takes a number of items.
 
     The number grows from `first` until a run is long enough to be timed; that run is repeated,
-    and the quickest counts, since other load on the machine only adds time.
+    and the quickest counts, since other load on the machine only adds time. A run that takes many
+    times as long as it must is not repeated.
 
     Args:
         job: does so many items and waits until they are done.
         most: the largest number of items.
         first: the number of items to begin with.
+        enough: seconds from which on a run is long enough.
         give_up: seconds per item from which on the job is not tried with more.
 
     Example:
@@ -62,13 +69,13 @@ def seconds_each(
         start = perf_counter()
         job(count)
         seconds = perf_counter() - start
-        if seconds >= _LONG_ENOUGH or count >= most:
+        if seconds >= enough or count >= most:
             break
         # Short runs are mostly overhead and say nothing yet.
         if seconds >= _TELLING and seconds / count > give_up:
             return seconds / count
         count = min(most, _GROWTH * count)
-    if seconds / count > give_up:
+    if seconds / count > give_up or seconds > _TRIES * enough:
         return seconds / count
     for _ in range(_TRIES - 1):
         start = perf_counter()

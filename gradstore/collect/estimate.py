@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
@@ -11,6 +12,8 @@ from uuid import uuid4
 import numpy as np
 import torch
 
+from gradstore.arithmetic import precision_of, seconds_each
+from gradstore.collect.engines.choice import batch_of, forget
 from gradstore.collect.projectors import SjltProjector, TrakProjector
 from gradstore.collect.worker import trial
 from gradstore.layout import Layout
@@ -31,10 +34,19 @@ if TYPE_CHECKING:
     from gradstore.collect.projectors import Projector
     from gradstore.objects import Objects
 
+_log = logging.getLogger("gradstore")
+
 # An alternative is worth a line if it saves a quarter of the time or of the bytes.
 _WORTH = 0.75
-# Of a dense matrix no more rows are timed.
-_TIMED_PARAMETERS = 1 << 21
+# A trial that took so many seconds is long enough.
+_ENOUGH = 0.3
+# Of a dense matrix so many rows are drawn to time it, and so many are multiplied at first.
+_DRAWN_PARAMETERS = 1 << 20
+_FIRST_PARAMETERS = 1 << 12
+# Numbers that are given to a projection to time what it does with gradients.
+_TIMED_NUMBERS = 1 << 23
+# Holding an engine to one backward pass per row takes about so many events.
+_CHECKED = 8
 # The smaller projection dimension that is looked at.
 _FEWER = 4
 
@@ -136,14 +148,17 @@ def estimate(
     checkpoints = len({task.checkpoint for task in chosen})
     work = _Work(job, rows, checkpoints)
     projectors = [target.projector for target in job.targets]
-    stages = work.stages(projectors) if alternatives or job.timed else None
+    stages, gradients = None, 0.0
+    if alternatives or job.timed:
+        gradients = work.gradient_seconds()
+        stages = work.stages(projectors, gradients)
     if alternatives and stages is not None:  # collect itself leaves no trial files, if it is killed
         dims = [target.layout.dim for target in job.targets]
         stages["writing"] = work.nbytes(dims) * _write_seconds(job.targets[0])
     found = []
     if alternatives and stages is not None:
-        for flags, projector in _others(job.targets[0]):
-            seconds = sum(work.stages([projector]).values())
+        for flags, projector in _others(job.targets[0], job.device):
+            seconds = sum(work.stages([projector], gradients).values()) + stages["writing"]
             nbytes = work.nbytes([projector.dim(job.num_parameters)])
             saved = seconds < _WORTH * sum(stages.values())
             if saved or nbytes < _WORTH * work.nbytes([job.targets[0].layout.dim]):
@@ -204,70 +219,109 @@ class _Work:
             layout.samples * layout.slots,
         )
 
-    def stages(self, projectors: Sequence[Projector]) -> dict[str, float]:
-        """Seconds of each stage with these projectors."""
+    def stages(self, projectors: Sequence[Projector], gradients: float) -> dict[str, float]:
+        """Seconds of each stage with these projectors, where an event's gradient takes so many."""
         job = self._job
         full = [self._at(projector) for projector in projectors]
         held = self._held(full)
         draws = job.plan.at(0, job.samples.ids[:1]).key.shape[2]
-        gradients = self._batch_seconds(full, held) * draws
         once = each = 0.0
         for projector, projection in zip(projectors, full, strict=True):
-            drawn, product = self._projection_seconds(projector, held)
+            taking = self._taking_seconds(projection)
+            drawn, product = self._product_seconds(projector, projection, held)
             if getattr(projection, "kept", True):
                 once += drawn
             else:
-                product += drawn
-            each += product / held
+                product += drawn / held
+            each += taking + product
+        checked = _CHECKED * gradients + job.load_seconds
         found = {
             "reading the dataset, twice": job.read_seconds * (1 + self._checkpoints),
-            "gradients": self._rows * gradients,
+            "loading and checking checkpoints": self._checkpoints * checked,
+            "gradients": self._rows * gradients * draws,
             "drawing the projection": self._checkpoints * once,
             "projecting": self._rows * each,
         }
         return {name: seconds for name, seconds in found.items() if seconds > 0}
 
-    def _batch_seconds(self, projections: Sequence[Any], held: int) -> float:
-        """Per event, with what the projections do as gradients come."""
+    def gradient_seconds(self) -> float:
+        """Per event, of the gradients alone."""
         job = self._job
-        rows = min(job.budget.events, held)
-        batch = trial(
-            job.samples, job.plan, job.numbers[0], job.survey.model, job.device, rows=rows
-        )
+        rows = min(job.budget.events, len(job.samples) * job.plan.slots)
+        _log.info("estimate: timing gradients, %s events at once at most", rows)
+        number, model = job.numbers[0], job.survey.model
+        batch = trial(job.samples, job.plan, number, model, job.device, rows=rows)
         loaded = job.load(0)
-        buffers = [
-            torch.zeros(len(batch), one.width, dtype=one.dtype, device=job.device)
-            for one in projections
-        ]
 
-        def receive(start: int, piece: Tensor) -> None:
-            for projection, buffer in zip(projections, buffers, strict=True):
-                projection.add(buffer, start, piece)
+        def differentiate(count: int) -> None:
+            _, norms = loaded.differentiate(batch_of(batch, 0, count), count, forget)
+            norms.cpu()  # waits for a GPU
 
-        start = perf_counter()
-        _, norms = loaded.differentiate(batch, len(batch), receive)
-        norms.cpu()  # waits for a GPU
-        return (perf_counter() - start) / len(batch)
+        return seconds_each(differentiate, len(batch), first=2, enough=_ENOUGH)
 
-    def _projection_seconds(self, projector: Projector, held: int) -> tuple[float, float]:
-        """Of what is done once per checkpoint, and of turning a full buffer into sketches."""
-        job, length, factor = self._job, self._job.num_parameters, 1.0
+    def _taking_seconds(self, projection: Any) -> float:
+        """Per row, of what a projection does with gradients as they come."""
+        length = self._job.num_parameters
+        rows = max(1, min(8, _TIMED_NUMBERS // length))
+        size = min(length, _TIMED_NUMBERS // rows)
+        piece = torch.ones(rows, size, device=self._job.device)
+        buffer = torch.zeros(
+            rows, projection.width, dtype=projection.dtype, device=self._job.device
+        )
+
+        def take(count: int) -> None:
+            projection.add(buffer, 0, piece[:, :count])
+            buffer[:, :1].cpu()  # waits for a GPU
+
+        return seconds_each(take, size, first=1 << 12) * length / rows
+
+    def _product_seconds(
+        self, projector: Projector, projection: Any, held: int
+    ) -> tuple[float, float]:
+        """Of what is done once per checkpoint, and per row of turning a buffer into sketches."""
         if isinstance(projector, TrakProjector):
-            # The cost of a dense matrix is in proportion to its rows and columns.
-            projector, factor = projector.excerpt()
-            length = min(length, _TIMED_PARAMETERS)
-            factor *= job.num_parameters / length
-        projection = projector.at(0, length, job.device, job.budget.projection)
-        buffer = torch.zeros(held, projection.width, dtype=projection.dtype, device=job.device)
-        seconds = []
-        for _ in range(2):
-            start = perf_counter()
-            projection.finish(buffer).cpu()
-            seconds.append(perf_counter() - start)
-        return factor * max(0.0, seconds[0] - seconds[1]), factor * seconds[1]
+            return self._trak_seconds(projector, held)
+        buffer = self._buffer(projection, min(held, _TIMED_NUMBERS // projection.width))
+
+        def finish(count: int) -> None:
+            projection.finish(buffer[:count]).cpu()
+
+        return 0.0, seconds_each(finish, len(buffer), enough=_ENOUGH)
+
+    def _trak_seconds(self, projector: TrakProjector, held: int) -> tuple[float, float]:
+        """The same of a dense matrix, whose cost is in proportion to its rows and columns."""
+        job = self._job
+        few, factor = projector.excerpt()
+        _log.info("estimate: timing the product with the matrix, %s rows at once", held)
+
+        def seconds(length: int, rows: int) -> tuple[float, float]:
+            """Of the first product, which draws the matrix, and of another."""
+            made = few.at(0, length, job.device, job.budget.total)
+            buffer = self._buffer(made, rows)
+            taken = []
+            for _ in range(2):
+                start = perf_counter()
+                made.finish(buffer).cpu()
+                taken.append(perf_counter() - start)
+            return taken[0], taken[1]
+
+        length = min(job.num_parameters, _DRAWN_PARAMETERS)
+        first, second = seconds(length, 1)
+        drawn = max(0.0, first - second) * factor * job.num_parameters / length
+        length = min(job.num_parameters, _FIRST_PARAMETERS)
+        while True:
+            product = min(seconds(length, held))
+            if product >= _ENOUGH or length == job.num_parameters:
+                break
+            length = min(job.num_parameters, 4 * length)
+        return drawn, product * factor * job.num_parameters / length / held
+
+    def _buffer(self, projection: Any, rows: int) -> Tensor:
+        shape = (max(1, rows), projection.width)
+        return torch.zeros(shape, dtype=projection.dtype, device=self._job.device)
 
 
-def _others(target: Target) -> list[tuple[str, Projector]]:
+def _others(target: Target, device: torch.device) -> list[tuple[str, Projector]]:
     """Other settings of a store's projector that may be much cheaper."""
     found: list[tuple[str, Projector]] = []
     projector = target.projector
@@ -275,9 +329,9 @@ def _others(target: Target) -> list[tuple[str, Projector]]:
         spec = projector.spec
         sparse = spec.model_copy(update={"projector": "sjlt", "block_size": None})
         found.append(("--projector sjlt", SjltProjector(sparse)))
-        if spec.precision == "float32":
-            half = spec.model_copy(update={"precision": "bfloat16"})
-            found.append(("--precision bfloat16", TrakProjector(half)))
+        if spec.precision not in {"auto", fast := precision_of("auto", device.type)}:
+            other = spec.model_copy(update={"precision": fast})
+            found.append((f"--precision {fast}", TrakProjector(other)))
     if isinstance(projector, TrakProjector | SjltProjector):
         spec = projector.spec
         if spec.proj_dim >= _FEWER * 64:

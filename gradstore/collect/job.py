@@ -217,6 +217,7 @@ class Job:
         device: where gradients are computed.
         params: which parameters are differentiated.
         read_seconds: how long reading the dataset took.
+        load_seconds: how long loading a checkpoint took.
         timed: whether there is so much to do that timing pays.
         kept: the checkpoints, if they stay in memory.
         kept_as: what is loaded depends on this.
@@ -234,6 +235,7 @@ class Job:
     device: torch.device
     params: str | None
     read_seconds: float
+    load_seconds: float
     timed: bool
     kept: ckpt.Checkpoints | None = None
     kept_as: Hashable = None
@@ -354,15 +356,13 @@ def prepare(
     numbers = _numbers(len(folders), into, [*standing, given["like"]])
     now = _places(len(folders), given["only"])
     gradients = given["gradients"] or GradientSpec()
+    start = perf_counter()
     key, found = _surveyed(folders, kept, given, device)
+    load_seconds = (perf_counter() - start) / len(folders)
     role: Literal["train", "query"] = "train" if given["like"] is None else "query"
     plan = _event_plan(given["events"], folders, numbers, found.objective, role)
     plan.require(samples.ids)
-    first = samples[0]
-    start = perf_counter()
-    samples.scan(lambda sample: check_sample(sample, found.model, first))
-    samples.manifest.content()  # what cannot be stored is refused now, not after the first batch
-    read_seconds = perf_counter() - start
+    read_seconds = _scanned(samples, found.model)
     projected = [
         projectors.from_spec(_as_begun(one or ProjectorSpec(), there, device))
         if one is None or isinstance(one, ProjectorSpec)
@@ -398,7 +398,7 @@ def prepare(
         )
 
     try:
-        known = (key, wanted, most, memory, asked, tuple(first.tensor.shape))
+        known = (key, wanted, most, memory, asked, tuple(samples[0].tensor.shape))
         choice, objective = kept.held(known, chosen) if kept else chosen()
     except EngineError as error:
         raise EngineError(
@@ -436,10 +436,19 @@ def prepare(
         device=device,
         params=gradients.params,
         read_seconds=read_seconds,
+        load_seconds=load_seconds,
         timed=timed,
         kept=kept,
         kept_as=(key, precision(objective)),
     )
+
+
+def _scanned(samples: Samples, model: Any) -> float:
+    """Seconds that reading and checking all samples took."""
+    start, first = perf_counter(), samples[0]
+    samples.scan(lambda sample: check_sample(sample, model, first))
+    samples.manifest.content()  # what cannot be stored is refused now, not after the first batch
+    return perf_counter() - start
 
 
 def _as_begun(spec: ProjectorSpec, store: Store | None, device: torch.device) -> ProjectorSpec:

@@ -255,6 +255,7 @@ class Worker:
             Projection
         ] = []  # the old checkpoint's go first, unless they are kept
         self._buffers: list[Tensor] = []
+        self._bar.doing("loading a checkpoint")
         self._loaded = self._load(place)
         if not self._loaded.checked:
             batch = trial(
@@ -299,6 +300,7 @@ class Worker:
                 here = slice(offset + low, offset + high)
                 norms, loss[here] = self._differentiate(part, low, high, wanted)
                 norm[here] = norms.cpu().numpy()
+                self._bar.doing("projecting")
                 for direction, place in zip(directions, wanted, strict=True):
                     projection = self._projections[place]
                     sketch = projection.finish(self._buffers[place][: high - low])
@@ -326,6 +328,7 @@ class Worker:
     ) -> tuple[Tensor, Any]:
         """Fill the buffers with rows `low` to `high`; their norms (float64) and losses."""
         loaded, events = self._loaded, self._budget.events
+        self._bar.doing("")
         norms = torch.empty(high - low, dtype=torch.float64, device=self._device)
         losses = torch.empty_like(norms)
         targets = [(self._projections[place], self._buffers[place]) for place in wanted]

@@ -111,7 +111,7 @@ def choose(
         return found[0]
 
     def time(choice: Choice, events: int) -> Choice:
-        return _time(choice, model, objective, _rows(batch, 0, events))
+        return _time(choice, model, objective, batch_of(batch, 0, events))
 
     # Each with as many events as the hungriest of them may hold, of a few.
     sizes = [_fitting(one, memory, len(batch)) for one in found]
@@ -159,11 +159,11 @@ def choose_arithmetic(
     """
     cast = Autocast(objective)
     try:
-        moved = _moved(model, objective, cast, _rows(batch, 0, 2))
+        moved = _moved(model, objective, cast, batch_of(batch, 0, 2))
         if not moved <= error:
             _log.info("autocast is not used: it moves gradients by %.1f%%", 100 * moved)
             return choice, objective
-        other = _time(choice, model, cast, _rows(batch, 0, choice.events))
+        other = _time(choice, model, cast, batch_of(batch, 0, choice.events))
     except GradstoreError as failed:
         _log.info("autocast is not used: %s", failed)
         return choice, objective
@@ -224,7 +224,7 @@ def _measure(
             oracle = LoopEngine(model, objective)
             require_agreement(name, engine, oracle, batch, tolerance_of(objective))
         held = [
-            peak_bytes(partial(engine, _rows(batch, 0, rows), _forget), batch.inputs.device)
+            peak_bytes(partial(engine, batch_of(batch, 0, rows), forget), batch.inputs.device)
             for rows in range(1, min(2, len(batch)) + 1)
         ]
     except GradstoreError:
@@ -255,7 +255,7 @@ def require_agreement(
         def keep(start: int, piece: Tensor, into: dict[int, Tensor] = pieces) -> None:
             into[start] = piece[0].clone()
 
-        oracle(_rows(batch, row, row + 1), keep)
+        oracle(batch_of(batch, row, row + 1), keep)
         expected = torch.cat([pieces[start] for start in sorted(pieces)])
         del pieces
         whole = _length(expected)
@@ -276,7 +276,7 @@ def require_agreement(
                     "long. A layer of the model mixes rows or moves them; use --engine loop."
                 )
 
-        engine(_rows(batch, 0, rows), compare)
+        engine(batch_of(batch, 0, rows), compare)
 
 
 def _length(piece: Tensor) -> float:
@@ -290,12 +290,12 @@ def tolerance_of(objective: Objective) -> float:
 
 def _time(choice: Choice, model: nn.Module, objective: Objective, batch: Batch) -> Choice:
     engine = choice.make(model, objective)
-    engine(batch, _forget)
+    engine(batch, forget)
     # The quickest of a few: what else runs on the machine only ever adds to it.
     quickest, spent = float("inf"), 0.0
     while spent < _TIMED_SECONDS:
         start = perf_counter()
-        engine(batch, _forget)
+        engine(batch, forget)
         if batch.inputs.is_cuda:
             torch.cuda.synchronize(batch.inputs.device)
         seconds = perf_counter() - start
@@ -303,11 +303,12 @@ def _time(choice: Choice, model: nn.Module, objective: Objective, batch: Batch) 
     return replace(choice, events=len(batch), seconds=quickest / len(batch))
 
 
-def _forget(start: int, piece: Tensor) -> None:
+def forget(start: int, piece: Tensor) -> None:
     """Receive a piece and do nothing with it."""
 
 
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
+def batch_of(batch: Batch, start: int, stop: int) -> Batch:
+    """Rows `start` to `stop` (one past the last) of a batch."""
     return Batch(
         batch.inputs[start:stop],
         batch.timesteps[start:stop],
