@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from gradstore.errors import ConfigError, DatasetError
 from gradstore.spec import EventSpec, GradientSpec, ObjectiveSpec, ProjectorSpec, Spec
 
 
@@ -24,6 +25,17 @@ class DatasetSpec(Spec):
     size: int | None = Field(None, ge=1, le=65536, description="resize images to this side")
     mode: Literal["L", "RGB", "RGBA"] | None = Field(None, description="convert images to this")
     limit: int | None = Field(None, ge=1, description="take only the first samples")
+
+    def require_there(self) -> None:
+        """Raise `DatasetError` unless the dataset is one by name, or is there."""
+        named = self.dataset == "digits" or self.dataset.startswith("hf://")
+        path = Path(self.dataset)
+        file = path.suffix == ".parquet" and path.is_file()
+        if not (named or file or (self.dataset and path.is_dir())):
+            raise DatasetError(
+                f"dataset {self.dataset!r} was not found: it is neither digits, hf://NAME, a "
+                "folder of images, nor an existing .parquet file. Check --dataset."
+            )
 
     def recorded(self) -> dict[str, Any]:
         """The settings as they are kept in what they made: datasets on disk by their full path."""
@@ -50,6 +62,20 @@ class TrainConfig(DatasetSpec):
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, timesteps and noise")
     device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+
+    def require_sound(self) -> None:
+        """Raise unless a training run can begin, as far as that shows without its dataset."""
+        out = Path(self.out)
+        if out.exists():
+            raise ConfigError(
+                f"{out} exists; nothing was changed. Choose another --out or move it."
+            )
+        if self.checkpoint_every > self.epochs:
+            raise ConfigError(
+                f"--checkpoint-every {self.checkpoint_every} is more than --epochs {self.epochs}: "
+                "no checkpoint would be saved."
+            )
+        self.require_there()
 
 
 class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, DatasetSpec):

@@ -6,10 +6,11 @@ store's attributes. What *identifies a row* goes into the fingerprint (`gradstor
 
 from __future__ import annotations
 
+import re
 from math import ceil
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
 from gradstore.layout import Layout
 
@@ -106,6 +107,16 @@ class GradientSpec(Spec):
         description="bfloat16: mixed precision in the forward and backward pass; auto: where it "
         "is faster on this machine and moves gradients less than the projection does",
     )
+
+    @field_validator("params")
+    @classmethod
+    def _regular(cls, params: str | None) -> str | None:
+        try:
+            re.compile(params or "")
+        except re.error as error:
+            raise ValueError(f"it is not a regular expression: {error}") from error
+        return params
+
     compile: bool = Field(
         False, description="compile the model with torch.compile, for the streaming engine"
     )

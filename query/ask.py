@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import yaml
 
+from gradstore.checkpoint_folders import checkpoint_folders
 from gradstore.config import DatasetSpec
 from gradstore.errors import ConfigError, QueryError, SearchIndexError
 from gradstore.progress import progress
@@ -16,10 +17,18 @@ from gradstore.reader import open_store
 from gradstore.spec import EventSpec, Spec
 from indexer import ExactEngine, Features, index_path, measure_of, open_index
 from indexer.exact import require_k
+from indexer.feature import checked_etas
 from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
 from indexer.precondition import QuerySide, Trak
 from query.blocks import Blocks, block_size, made_from
-from query.engine import Answer, collect_queries, require_averaged, require_collected, search
+from query.engine import (
+    Answer,
+    collect_queries,
+    require_averaged,
+    require_collected,
+    require_comparable,
+    search,
+)
 from query.filters import chosen
 from query.pictures import pictures
 from query.queries import Queries
@@ -69,13 +78,28 @@ def ask(config: QueryConfig) -> Result:
     Raises:
         GradstoreError: if anything does not fit. Query rows that were collected stay.
     """
-    from gradstore.collect import Samples
-
+    # What is cheap and can be wrong comes before what takes long to import or to do.
+    for name in config.measures:
+        measure_of(name)
+    out = Path(config.out)
+    require_free(out, config, "query.yaml")
     store = open_store(config.store, skip_unsealed=config.skip_unsealed)
-    # What is cheap and can be wrong comes before what takes long.
     keep = chosen(store, where=config.where(), ids=config.ids)
     require_k(config.k, store, keep)
     etas = FAST.etas(store.etas) if config.fast else config.etas
+    checked_etas(store, etas)
+    store.require_complete()
+    if config.queries is None:
+        checkpoint_folders(config.checkpoints or [one.path for one in store.spec.checkpoints])
+    if config.dataset:
+        config.require_there()
+    asked = open_store(config.queries) if config.queries else None
+    if asked is not None:
+        require_comparable(store, asked)
+        questions(asked, config.mean_by, config.minus)
+
+    from gradstore.collect import Samples
+
     engines = [engine_of(store, name, etas, matched=config.matched) for name in config.measures]
     if config.matched and config.queries is None and config.timesteps != store.slots:
         raise QueryError(
@@ -86,15 +110,12 @@ def ask(config: QueryConfig) -> Result:
     if config.rerank:
         require_rankable(config.measures, store)
     train = pictures(store)
-    asked = open_store(config.queries) if config.queries else None
     if asked is not None:
-        questions(asked, config.mean_by, config.minus)
         for engine in engines:
             require_collected(asked, engine.features)
             engine.features.require_matching(store, asked)
     images = Samples.from_spec(config) if config.dataset else None
     shown: Pictures | None
-    out = Path(config.out)
     claim(out, config, "query.yaml")
     if asked is not None:
         queries, shown = asked, pictures(asked)
@@ -261,20 +282,29 @@ def claim(out: Path, config: Spec, name: str) -> None:
     Raises:
         ConfigError: if something else stands at `out`.
     """
-    text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    if require_free(out, config, name):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(_settings(config))
+
+
+def _settings(config: Spec) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def require_free(out: Path, config: Spec, name: str) -> bool:
+    """Whether a folder of results is yet to be made; see `claim` for what is raised."""
     settings = out / name
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} exists and is not a folder. Choose another --out.")
     # Nothing but settings: what failed before it made anything may be mended and run again.
     if out.exists() and {entry.name for entry in out.iterdir()} - {name}:
-        if settings.is_file() and settings.read_text() == text:
-            return
+        if settings.is_file() and settings.read_text() == _settings(config):
+            return False
         what = "was made with other settings" if settings.is_file() else "holds something else"
         raise ConfigError(
             f"{out} exists and {what}; nothing was changed. Choose another --out or move it."
         )
-    out.mkdir(parents=True, exist_ok=True)
-    settings.write_text(text)
+    return True
 
 
 def write_answers(

@@ -62,6 +62,7 @@ def cli() -> None:
 def train(config: Path | None, **given: Any) -> None:
     """Train a small UNet2DModel on images, recording its events."""
     settings = parse(TrainConfig, config, given)
+    settings.require_sound()
     from gradstore.collect import train as run
 
     folders = run(settings)
@@ -74,6 +75,7 @@ def train(config: Path | None, **given: Any) -> None:
 def collect(config: Path | None, **given: Any) -> None:
     """Compute, project and store training gradients. Run again, it goes on where it stopped."""
     settings = parse(CollectConfig, config, given)
+    _require_collectable(settings)
     from gradstore.collect import collect_config
 
     try:
@@ -94,6 +96,7 @@ def collect(config: Path | None, **given: Any) -> None:
 def plan(config: Path | None, **given: Any) -> None:
     """Say what `collect` with the same settings will take, from one measured batch."""
     settings = parse(CollectConfig, config, given)
+    _require_collectable(settings)
     from gradstore.collect import plan_config
     from indexer.factory import DEFAULT, estimated_bytes
 
@@ -102,6 +105,20 @@ def plan(config: Path | None, **given: Any) -> None:
     index_bytes = estimated_bytes(DEFAULT, bill.dim, bill.samples)
     click.echo(f"\nThen an index takes {index_bytes / 1e6:,.1f} MB of memory per measure.")
     _next("gradstore collect, with the same settings")
+
+
+def _require_collectable(settings: CollectConfig) -> None:
+    """Raise what can be told before torch is imported, which takes seconds."""
+    from gradstore.checkpoint_folders import checkpoint_folders, require_etas
+    from gradstore.objects import objects_at
+    from gradstore.reader import looks_like_store
+    from gradstore.writer import refuse_existing
+
+    settings.require_there()
+    require_etas(settings.etas, len(checkpoint_folders(settings.checkpoints)))
+    place = objects_at(settings.store)
+    if not looks_like_store(place):
+        refuse_existing(place)
 
 
 @cli.command()
@@ -159,11 +176,14 @@ def scores(config: Path | None, **given: Any) -> None:
     from gradstore import open_store
     from indexer import measure_of
     from query.ask import exact_engine, fitted, questions
-    from query.scores import write_scores
+    from query.engine import require_comparable
+    from query.scores import require_table, write_scores
 
+    require_table(Path(settings.out))
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
     queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
+    require_comparable(store, queries.store)
     measure = fitted(measure_of(settings.measure), store)
     write_scores(engine, queries, Path(settings.out), measure=measure)
     click.echo(f"{settings.out}: {len(queries):,} queries × {store.samples:,} samples")
@@ -177,12 +197,14 @@ def rollup(config: Path | None, **given: Any) -> None:
     from gradstore import open_store
     from indexer import measure_of
     from query.ask import exact_engine, fitted, questions
+    from query.engine import require_comparable
     from query.studies import rollup_table
 
     out = _new_table(settings.out)
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
     queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
+    require_comparable(store, queries.store)
     measure = fitted(measure_of(settings.measure), store)
     _write(rollup_table(engine, queries, settings.by, measure=measure, top=settings.top), out)
 
@@ -277,9 +299,14 @@ def append(config: Path | None, **given: Any) -> None:
     """Collect further samples into a store, by the configuration that made it."""
     settings = parse(AppendConfig, config, given)
     from gradstore import open_store
-    from gradstore.collect.grow import append_config
+    from gradstore.checkpoint_folders import checkpoint_folders
 
     before = open_store(settings.store)
+    before.require_complete()
+    settings.require_there()
+    checkpoint_folders(settings.checkpoints or [one.path for one in before.spec.checkpoints])
+    from gradstore.collect.grow import append_config
+
     after = append_config(
         before,
         settings.dataset_spec(),
@@ -354,9 +381,14 @@ def add_checkpoint(
 ) -> None:
     """Collect every sample of a store at one checkpoint more, the latest."""
     from gradstore import open_store
+    from gradstore.checkpoint_folders import checkpoint_folders, require_etas
+
+    opened = open_store(store)
+    checkpoint_folders([checkpoint])
+    require_etas(None if eta is None else [eta], 1)
     from gradstore.collect import add_checkpoint as add
 
-    after = add(open_store(store), checkpoint, eta=eta, memory=memory, device=device)
+    after = add(opened, checkpoint, eta=eta, memory=memory, device=device)
     click.echo(f"{store}: {after.checkpoints} checkpoints, weights {_listed(after.etas)}")
     _next(f"gradstore index --store {store}")
 

@@ -29,6 +29,9 @@ def run(config: DemoConfig) -> Result:
     Raises:
         ConfigError: if `config.out` was made with other settings.
     """
+    out = Path(config.out)
+    claim(out, config, "demo.yaml")
+
     from gradstore.collect import (
         Samples,
         TrakProjector,
@@ -38,8 +41,6 @@ def run(config: DemoConfig) -> Result:
         train,
     )
 
-    out = Path(config.out)
-    claim(out, config, "demo.yaml")
     run_folder = out / "run"
     if not run_folder.exists():
         train(

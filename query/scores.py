@@ -65,6 +65,7 @@ def write_scores(
         QueryError: if `out` is something else, or of something else; it is not changed.
         GradstoreError: what `query.search` raises.
     """
+    require_table(out)
     queries = queries if isinstance(queries, Queries) else Queries.of(queries)
     chosen = engine.features.measure if measure is None else measure_of(measure)
     require_comparable(engine.store, queries.store)  # before anything is made
@@ -72,13 +73,17 @@ def write_scores(
     if out.suffix == ".zarr":
         _write_matrix(engine, queries, out, chosen)
         return
-    if out.suffix != ".parquet":
-        raise QueryError(f"{out}: scores are written as NAME.zarr or NAME.parquet.")
-    if out.exists():
-        raise QueryError(f"{out} exists; nothing was changed. Choose another --out or remove it.")
     beside = out.with_name(f".{out.name}.zarr")
     _write_table(_write_matrix(engine, queries, beside, chosen), out)
     shutil.rmtree(beside)
+
+
+def require_table(out: Path) -> None:
+    """Raise `QueryError` if scores cannot be written to a place, by its name or what is there."""
+    if out.suffix not in {".zarr", ".parquet"}:
+        raise QueryError(f"{out}: scores are written as NAME.zarr or NAME.parquet.")
+    if out.suffix == ".parquet" and out.exists():
+        raise QueryError(f"{out} exists; nothing was changed. Choose another --out or remove it.")
 
 
 def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Measure) -> zarr.Group:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 import numpy as np
 
 from gradstore.errors import ConfigError, QueryError
+from gradstore.recorded import recorded_dataset
 from gradstore.rows import Rows
 from indexer import Ranking
 from indexer.exact import best
@@ -115,8 +116,6 @@ def rerank(
 
 def require_rankable(measures: Sequence[str], store: Store) -> None:
     """Raise `ConfigError` unless a store records its dataset, and every measure is one of rows."""
-    from gradstore.collect.unprojected import recorded_dataset
-
     for name in measures:
         _require_rows(name)
     for part in store.parts:

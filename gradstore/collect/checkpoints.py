@@ -7,22 +7,22 @@ ever unpickled.
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from hashlib import blake2b
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import diffusers
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from gradstore.checkpoint_folders import checkpoint_folders, model_folder
 from gradstore.collect.parameters import num_parameters, select, trainable
 from gradstore.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
+    from pathlib import Path
 
     from torch import nn
 
@@ -120,48 +120,7 @@ def find_checkpoints(paths: str | Path | Sequence[str | Path] | Checkpoints) -> 
     """
     if isinstance(paths, Checkpoints):
         return paths.folders
-    if isinstance(paths, str | Path):
-        paths = [paths]
-    if not paths:
-        raise CheckpointError("no checkpoint was given. Name at least one with --checkpoints.")
-    folders = [Path(path) for path in paths]
-    if len(folders) == 1 and folders[0].is_dir() and _model_folder(folders[0]) is None:
-        inside = [folder for folder in folders[0].iterdir() if _model_folder(folder)]
-        if not inside and (folders[0] / "checkpoints").is_dir():
-            return find_checkpoints(folders[0] / "checkpoints")
-        if inside:
-            return _in_order(inside)
-    for folder in folders:
-        if not folder.exists():
-            raise CheckpointError(
-                f"checkpoint {folder} does not exist. Check the path given with --checkpoints."
-            )
-        if _model_folder(folder) is None:
-            raise CheckpointError(
-                f"checkpoint {folder} is not a diffusers folder: it has neither unet/config.json, "
-                "transformer/config.json nor config.json. Save one with save_pretrained()."
-            )
-    return folders
-
-
-def _in_order(folders: list[Path]) -> list[Path]:
-    numbers = {folder: [int(n) for n in re.findall(r"\d+", folder.name)] for folder in folders}
-    for folder in folders:
-        if not numbers[folder] or list(numbers.values()).count(numbers[folder]) > 1:
-            raise CheckpointError(
-                f"the name of checkpoint {folder} does not say where it stands in training order. "
-                "Name all checkpoints, in order, with --checkpoints."
-            )
-    return sorted(folders, key=lambda folder: numbers[folder])
-
-
-def _model_folder(folder: Path) -> Path | None:
-    if folder.name.startswith("."):
-        return None
-    for candidate in (folder / "unet", folder / "transformer", folder):
-        if (candidate / "config.json").is_file():
-            return candidate
-    return None
+    return checkpoint_folders(paths)
 
 
 class Checkpoints:
@@ -202,11 +161,11 @@ def load(folder: Path, *, scheduler: Any = None, params: str | None = None) -> C
     Raises:
         CheckpointError: if it is half-written, unreadable, or not of a class that diffusers has.
     """
-    model_folder = _model_folder(folder)
-    if model_folder is None:
+    own = model_folder(folder)
+    if own is None:
         find_checkpoints([folder])
         raise CheckpointError(f"checkpoint {folder} is not a diffusers folder.")
-    model = _load_model(model_folder)
+    model = _load_model(own)
     model.eval()
     if params is not None:
         select(model, params)

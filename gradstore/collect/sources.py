@@ -24,19 +24,13 @@ def load(spec: DatasetSpec) -> tuple[Any, list[str] | None]:
         DatasetError: if there is no such dataset, or it cannot be read.
         DependencyError: if a package that it needs is missing.
     """
+    spec.require_there()
     if spec.dataset == "digits":
         return _digits(spec.split)
     if spec.dataset.startswith("hf://"):
         return _hub(spec.dataset.removeprefix("hf://"), spec.split), None
     path = Path(spec.dataset)
-    if spec.dataset and path.is_dir():
-        return _folder(path)
-    if path.suffix == ".parquet" and path.is_file():
-        return _parquet(path, spec.image_column), None
-    raise DatasetError(
-        f"dataset {spec.dataset!r} was not found: it is neither digits, hf://NAME, a folder of "
-        "images, nor an existing .parquet file. Check --dataset."
-    )
+    return _folder(path) if path.is_dir() else (_parquet(path, spec.image_column), None)
 
 
 def _digits(split: str) -> tuple[list[tuple[Image.Image, int]], list[str]]:

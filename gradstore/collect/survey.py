@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from math import isfinite
 from typing import TYPE_CHECKING, Any
 
+from gradstore.checkpoint_folders import require_etas
 from gradstore.collect import checkpoints as ckpt
 from gradstore.collect.objective import DiffusionLoss, Objective
-from gradstore.errors import CheckpointError, ConfigError
+from gradstore.errors import CheckpointError
 from gradstore.fingerprint import differences
 from gradstore.spec import CheckpointSpec, Identity
 
@@ -53,13 +53,7 @@ def survey(
         CheckpointError: if one cannot be loaded, or differs from the first in more than weights.
         ConfigError: if there is not one eta for each.
     """
-    if etas is not None and (
-        len(etas) != len(folders) or not all(isfinite(eta) and eta >= 0 for eta in etas)
-    ):
-        raise ConfigError(
-            f"etas are {list(etas)} for {len(folders)} checkpoints. Give one finite number ≥ 0 "
-            "for each."
-        )
+    require_etas(etas, len(folders))
     found: Survey | None = None
     rate_sum = 0.0
     recorded = False

@@ -43,14 +43,8 @@ def train(config: TrainConfig) -> list[Path]:
         ConfigError: if `config.out` exists; nothing in it is changed.
         DatasetError: if the dataset cannot be trained on.
     """
+    config.require_sound()
     out = Path(config.out)
-    if out.exists():
-        raise ConfigError(f"{out} exists; nothing was changed. Choose another --out or move it.")
-    if config.checkpoint_every > config.epochs:
-        raise ConfigError(
-            f"--checkpoint-every {config.checkpoint_every} is more than --epochs {config.epochs}: "
-            "no checkpoint would be saved."
-        )
     samples = Samples.from_spec(config)
     data = _stack(samples)
     device = devices.choose(config.device)

@@ -28,6 +28,7 @@ from gradstore.errors import ConfigError, FingerprintError
 from gradstore.fingerprint import require_same
 from gradstore.manifest import Manifest
 from gradstore.progress import progress
+from gradstore.recorded import recorded_dataset
 from gradstore.spec import EventSpec, ProjectorSpec
 
 if TYPE_CHECKING:
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from gradstore.collect.engines import Receive
     from gradstore.collect.events import Events
-    from gradstore.config import DatasetSpec
     from gradstore.reader import Store
 
 # A store's norm is float32, and engines differ by rounding: ten times what they may differ by.
@@ -256,25 +256,6 @@ def _found(
         rows = [place[name] for name in part.manifest.ids if place.get(name) in wanted]
         if rows:
             yield np.array(sorted(rows)), Samples.from_spec(recorded_dataset(store, part.spec))
-
-
-def recorded_dataset(store: Store, part: Any) -> DatasetSpec:
-    """The dataset of a part of a store, as `gradstore collect` or `gradstore query` recorded it.
-
-    Raises:
-        ConfigError: if Python made it, which does not know.
-    """
-    from gradstore.config import DatasetSpec
-
-    config = part.made_by.get("config") or {}
-    if not config.get("dataset"):
-        raise ConfigError(
-            f"{store.location} was collected from Python and does not know its dataset, which true "
-            "gradients are computed from. Call query.rerank with it."
-        )
-    return DatasetSpec.model_validate(
-        {name: config[name] for name in DatasetSpec.model_fields if name in config}
-    )
 
 
 def _events(identity: dict[str, Any], folders: Sequence[Path], numbers: Sequence[int]) -> EventPlan:

@@ -1,0 +1,73 @@
+"""Which folders are checkpoints, and in what order: by their names and files alone."""
+
+from __future__ import annotations
+
+import re
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradstore.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def require_etas(etas: Sequence[float] | None, count: int) -> None:
+    """Raise `ConfigError` unless there is one finite weight η ≥ 0 for each of so many checkpoints.
+
+    None stands for the weights that the training run recorded.
+    """
+    if etas is not None and (
+        len(etas) != count or not all(isfinite(eta) and eta >= 0 for eta in etas)
+    ):
+        raise ConfigError(
+            f"etas are {list(etas)} for {count} checkpoints. Give one finite number ≥ 0 for each."
+        )
+
+
+def checkpoint_folders(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """See `gradstore.collect.find_checkpoints`."""
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    if not paths:
+        raise CheckpointError("no checkpoint was given. Name at least one with --checkpoints.")
+    folders = [Path(path) for path in paths]
+    if len(folders) == 1 and folders[0].is_dir() and model_folder(folders[0]) is None:
+        inside = [folder for folder in folders[0].iterdir() if model_folder(folder)]
+        if not inside and (folders[0] / "checkpoints").is_dir():
+            return checkpoint_folders(folders[0] / "checkpoints")
+        if inside:
+            return _in_order(inside)
+    for folder in folders:
+        if not folder.exists():
+            raise CheckpointError(
+                f"checkpoint {folder} does not exist. Check the path given with --checkpoints."
+            )
+        if model_folder(folder) is None:
+            raise CheckpointError(
+                f"checkpoint {folder} is not a diffusers folder: it has neither unet/config.json, "
+                "transformer/config.json nor config.json. Save one with save_pretrained()."
+            )
+    return folders
+
+
+def _in_order(folders: list[Path]) -> list[Path]:
+    numbers = {folder: [int(n) for n in re.findall(r"\d+", folder.name)] for folder in folders}
+    for folder in folders:
+        if not numbers[folder] or list(numbers.values()).count(numbers[folder]) > 1:
+            raise CheckpointError(
+                f"the name of checkpoint {folder} does not say where it stands in training order. "
+                "Name all checkpoints, in order, with --checkpoints."
+            )
+    return sorted(folders, key=lambda folder: numbers[folder])
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The folder of a checkpoint's model, in it or itself; None if it has none."""
+    if folder.name.startswith("."):
+        return None
+    for candidate in (folder / "unet", folder / "transformer", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    return None

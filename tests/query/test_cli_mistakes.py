@@ -1,0 +1,129 @@
+"""Cheap mistakes are told before anything heavy is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradstore.fingerprint import fingerprint
+from tests.indexer.stores import random_store
+
+HEAVY = ("torch", "diffusers", "datasets", "trak", "faiss", "sklearn", "matplotlib")
+_RUN = f"""
+import json, sys
+from query.cli import main
+sys.argv = ["gradstore", *json.loads(sys.argv[1])]
+code = 0
+try:
+    main()
+except SystemExit as error:
+    code = error.code
+print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store, a query store of another model, images, a checkpoint's folder, and a file."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    random_store(folder / "train.gradstore", 20, metadata={"label": [n % 3 for n in range(20)]})
+    random_store(folder / "asked.gradstore", 3, seed=1)
+    random_store(folder / "other.gradstore", 3, seed=1)
+    root = folder / "other.gradstore" / "zarr.json"
+    content = json.loads(root.read_text())
+    spec = content["attributes"]["gradstore"]
+    spec["identity"]["model"]["num_parameters"] += 1
+    spec["fingerprint"] = fingerprint(spec["identity"])
+    root.write_text(json.dumps(content))
+    (folder / "images").mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "images" / "0.png")
+    (folder / "epoch-1" / "unet").mkdir(parents=True)
+    (folder / "epoch-1" / "unet" / "config.json").write_text("{}")
+    (folder / "taken").mkdir()
+    (folder / "taken" / "file.txt").write_text("mine")
+    (folder / "taken.parquet").write_text("mine")
+    return folder
+
+
+STORE = "--store train.gradstore"
+ASK = f"query {STORE} --queries asked.gradstore --out new"
+COLLECT = "collect --dataset images --checkpoints epoch-1 --store new.gradstore"
+MISTAKES = {
+    f"{ASK} --measures retrak": "'retrak'",
+    f"{ASK} --measures clip:2": "clip",
+    "query --store nothing.gradstore --queries asked.gradstore --out new": "nothing.gradstore",
+    f"query {STORE} --queries nothing.gradstore --out new": "nothing.gradstore",
+    f"query {STORE} --queries other.gradstore --out new": "other.gradstore",
+    f"query {STORE} --queries asked.gradstore --out taken": "taken",
+    f"query {STORE} --out new": "--dataset",
+    f"query {STORE} --dataset nowhere --checkpoints epoch-1 --out new": "nowhere",
+    f"query {STORE} --dataset images --checkpoints epoch-9 --out new": "epoch-9",
+    f"{ASK} --k 21": "--k 20",
+    f"{ASK} --etas 1": "etas are [1.0]",
+    f"{ASK} --labels 7": "filter",
+    f"{ASK} --groups a": "'group'",
+    f"{ASK} --ids s99": "'s99'",
+    f"{ASK} --mean-by colour": "'colour'",
+    f"{COLLECT} --dataset nowhere": "nowhere",
+    f"{COLLECT} --checkpoints epoch-9": "epoch-9",
+    f"{COLLECT} --checkpoints taken": "taken is not a diffusers folder",
+    f"{COLLECT} --etas 1,2": "etas are [1.0, 2.0]",
+    f"{COLLECT} --etas -1": "etas are [-1.0]",
+    f"{COLLECT} --params (": "--params",
+    f"{COLLECT} --store taken": "taken exists",
+    f"{COLLECT} --projector dense": "'dense'",
+    "plan --dataset nowhere --checkpoints epoch-1 --store new.gradstore": "nowhere",
+    "train --dataset nowhere --out new": "nowhere",
+    "train --dataset digits --out taken": "taken exists",
+    "train --dataset digits --out new --epochs 2 --checkpoint-every 3": "--checkpoint-every 3",
+    f"index {STORE} --measures retrak": "'retrak'",
+    f"index {STORE} --etas 1,2,3": "etas are [1.0, 2.0, 3.0]",
+    f"index {STORE} --queries other.gradstore": "other.gradstore",
+    f"scores {STORE} --queries asked.gradstore --out new.txt": "new.txt",
+    f"scores {STORE} --queries asked.gradstore --out taken.parquet": "taken.parquet",
+    f"scores {STORE} --queries other.gradstore --measure trak --out new.zarr": "other.gradstore",
+    f"rollup {STORE} --queries asked.gradstore --out new.txt": "new.txt",
+    f"rollup {STORE} --queries asked.gradstore --by colour --out new.parquet": "'colour'",
+    f"self-influence {STORE} --measure retrak --out new.parquet": "'retrak'",
+    f"self-influence {STORE} --out taken.parquet": "taken.parquet",
+    f"hubness {STORE} --results nothing.parquet --out taken": "taken",
+    f"hubness {STORE} --results nothing.parquet --out new": "nothing.parquet",
+    f"breakdown {STORE} --queries asked.gradstore --query s9 --sample s1 --out new.parquet": "'s9'",
+    "append --store nothing.gradstore --dataset images": "nothing.gradstore",
+    f"append {STORE} --dataset nowhere": "nowhere",
+    f"append {STORE} --dataset images --checkpoints epoch-9": "epoch-9",
+    "add-checkpoint nothing.gradstore epoch-1": "nothing.gradstore",
+    "add-checkpoint train.gradstore epoch-9": "epoch-9",
+    "add-checkpoint train.gradstore epoch-1 --eta -1": "etas are [-1.0]",
+    "drop-checkpoint train.gradstore 9": "no 9",
+    "delete train.gradstore --ids s99": "'s99'",
+    "merge train.gradstore other.gradstore": "other.gradstore",
+    "vacuum nothing.gradstore": "nothing.gradstore",
+    "info nothing.gradstore": "nothing.gradstore",
+    "verify nothing.gradstore": "nothing.gradstore",
+    "demo --out taken": "taken",
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_cheap_mistake_is_told_before_heavy_imports(place: Path, command: str) -> None:
+    words = command.split()  # of a flag that is given twice, the last counts
+    run = subprocess.run(
+        [sys.executable, "-c", _RUN, json.dumps(words)],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    status, imported = json.loads(run.stdout.splitlines()[-1])
+    assert status != 0, run.stdout
+    assert MISTAKES[command] in run.stderr
+    assert "Traceback" not in run.stderr
+    assert imported == []
+    assert not (place / "new").exists()
