@@ -202,10 +202,10 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
 
 def _claims(parts: Sequence[Part], done: Callable[[Task], bool]) -> Executor:
     """Any number of processes; only where the stores are folders nothing is done twice."""
-    files = []
+    folders = []
     for part in parts:
         if not isinstance(part.objects, LocalObjects):
             return Shuffled()
         root = part.objects.root
-        files.append(root.with_name(f".{root.name}{part.spec.path.replace('/', '-')}.claims"))
-    return Claims(files, done)
+        folders.append(root.with_name(f".{root.name}{part.spec.path.replace('/', '-')}.claims"))
+    return Claims(folders, done)
