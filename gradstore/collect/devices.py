@@ -10,16 +10,20 @@ from gradstore.errors import ConfigError
 
 
 def choose(device: str | torch.device | None) -> torch.device:
-    """The device asked for; by default cuda (of torchrun's LOCAL_RANK) if there is one, else cpu.
+    """The device asked for; by default cuda if there is one, else cpu.
+
+    Of several cards, where none is named, that of the local rank.
 
     Raises:
         ConfigError: if torch does not know the device or cannot use it.
     """
     if device is None:
-        rank = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            # A launcher may also show each rank its own card only.
+            chosen = torch.device("cuda", _local_rank() % max(1, torch.cuda.device_count()))
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
@@ -27,6 +31,18 @@ def choose(device: str | torch.device | None) -> torch.device:
             "doctor` lists what there is."
         ) from error
     return chosen
+
+
+def _local_rank() -> int:
+    """Which of this machine's processes this is, as torchrun or srun says."""
+    for name in ("LOCAL_RANK", "SLURM_LOCALID"):
+        told = os.environ.get(name)
+        if told:
+            try:
+                return int(told)
+            except ValueError as error:
+                raise ConfigError(f"{name} must be a whole number, not {told!r}.") from error
+    return 0
 
 
 def describe() -> list[str]:
