@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
 from gradstore.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def choose(device: str | torch.device | None) -> torch.device:
@@ -45,12 +49,25 @@ def _local_rank() -> int:
     return 0
 
 
+def exact_dtype(device: torch.device) -> torch.dtype:
+    """The widest real numbers that a device computes with: mps has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def exact(values: Tensor) -> Tensor:
+    """Values in float64: on their device, or on the CPU where that has none."""
+    home = values if exact_dtype(values.device) == torch.float64 else values.cpu()
+    return home.double()
+
+
 def describe() -> list[str]:
     """A line per device that torch can use."""
     lines = [f"cpu, {torch.get_num_threads()} threads"]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
         lines.append(f"cuda:{number}, {properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    if torch.backends.mps.is_available():
+        lines.append("mps")
     return lines
 
 
