@@ -8,20 +8,21 @@ or writes rows knows nothing else of disks and networks.
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
 import stat
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from hashlib import blake2b
+from io import FileIO
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 from uuid import uuid4
 
 import numpy as np
 
+from gradstore import locks
 from gradstore.errors import StoreError
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ class LocalObjects:
 
     def read(self, key: str) -> bytes:
         """See `Objects`."""
-        with open(_open(self.root / key), "rb") as file:
-            return file.read()
+        with _open(self.root / key) as file:
+            return file.readall()
 
     def read_ranges(
         self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
@@ -181,33 +182,27 @@ class LocalObjects:
         """See `Objects`."""
         # Not a memory map: where a file is cut short or its disk goes away, a map kills the
         # process by a signal and a read raises.
-        opened = _open(self.root / key)
-        try:
-            size = os.fstat(opened).st_size
+        with _open(self.root / key) as file:
+            size = os.fstat(file.fileno()).st_size
             if any(start + length > size for start, length in ranges):
                 raise OSError(errno.EIO, f"it has only {size} bytes")
             if out is None:
                 out = np.empty(sum(length for _, length in ranges), np.uint8)
             view, place = memoryview(out.data), 0
             for start, length in ranges:
-                _fill(opened, view[place : place + length], start)
+                _fill(file, view[place : place + length], start)
                 place += length
             return out
-        finally:
-            os.close(opened)
 
     def read_pieces(
         self, key: str, start: int, length: int, out: NDArray[np.uint8]
     ) -> Iterator[NDArray[np.uint8]]:
         """See `Objects`."""
-        opened = _open(self._path(key))
-        try:
+        with _open(self._path(key)) as file:
             for place in range(start, start + length, len(out)):
                 piece = out[: start + length - place]
-                _fill(opened, memoryview(piece.data), place)
+                _fill(file, memoryview(piece.data), place)
                 yield piece
-        finally:
-            os.close(opened)
 
     def write(self, key: str, content: bytes | bytearray) -> None:
         """See `Objects`."""
@@ -257,23 +252,16 @@ class LocalObjects:
 
     def replace(self, key: str, content: bytes, *, seen: bytes) -> None:
         """See `Objects`."""
-        with self._locked(key):
+        file = self.root / key
+        lock = file.with_name(locks.name_of(file.name))
+        file.stat()  # a lock makes the folders that it needs, also where a mount is lost
+        with locks.locked(lock, wait=True):
             if self.read(key) != seen:
                 raise ChangedError(f"{self.location}/{key} was changed by another process")
             self.write(key, content)
             self.flush([key])
-
-    @contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
-        # A file open for writing, for a folder's lock is not shared by the hosts of an NFS. What
-        # is renamed over it is another file with a lock of its own; but whoever waits for the lock
-        # of the old one finds then that the object is not what they have seen.
-        opened = os.open(self.root / key, os.O_RDWR | os.O_NONBLOCK)
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(opened)
+            # Whoever waits for it finds that the object is not what they have seen.
+            locks.discard(lock)
 
     def flush(self, keys: Iterable[str]) -> None:
         """See `Objects`."""
@@ -301,7 +289,11 @@ class LocalObjects:
         """See `Objects`."""
         try:
             with os.scandir(self.root / prefix) as entries:
-                return {entry.name for entry in entries if not entry.is_dir()}
+                return {
+                    entry.name
+                    for entry in entries
+                    if not entry.is_dir() and not locks.is_lock(entry.name)
+                }
         except FileNotFoundError:
             if not self.root.is_dir():  # not an empty store, but none: a lost mount, say
                 raise
@@ -320,6 +312,8 @@ class LocalObjects:
         """See `Objects`."""
         for folder, _, files in os.walk(self.root / prefix):
             for name in files:
+                if locks.is_lock(name):
+                    continue
                 file = Path(folder, name)
                 with suppress(FileNotFoundError):  # renamed or removed meanwhile
                     yield file.relative_to(self.root).as_posix(), file.lstat().st_size
@@ -332,26 +326,35 @@ def _write(file: Path, content: bytes | bytearray) -> None:
         os.fsync(out.fileno())
 
 
-def _open(file: str | Path) -> int:
+# Windows has no such pipes, and no folder that can be opened; and it opens files as text.
+_READING: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_FOLDER: Final[int | None] = getattr(os, "O_DIRECTORY", None)
+
+
+def _open(file: str | Path) -> FileIO:
     """Open a regular file to read. Anything else, such as a pipe, might keep a reader waiting."""
-    opened = os.open(file, os.O_RDONLY | os.O_NONBLOCK)
+    opened = os.open(file, _READING)
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise OSError(errno.EINVAL, "it is not a regular file", str(file))
-    return opened
+    return FileIO(opened)
 
 
-def _fill(opened: int, view: memoryview, start: int) -> None:
+def _fill(file: FileIO, view: memoryview, start: int) -> None:
     """Read bytes of a file from `start` on until a view is full."""
+    file.seek(start)
     while len(view):
-        count = os.preadv(opened, [view], start)
+        count = file.readinto(view)
         if not count:
             raise OSError(errno.EIO, "it ends before what was to be read")
-        view, start = view[count:], start + count
+        view = view[count:]
 
 
 def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
+    """Wait until the names in a folder outlast a loss of power, where a system can be asked to."""
+    if _FOLDER is None:
+        return
+    opened = os.open(folder, os.O_RDONLY | _FOLDER)
     try:
         os.fsync(opened)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
     from indexer.index import IndexSpec
     from query.ask import Result
+
+
+# Exit status of a rank that leaves shards undone: 1 is any error, 2 is click's.
+_UNDONE: Final = 3
 
 
 class _Group(click.Group):
@@ -73,7 +77,11 @@ def train(config: Path | None, **given: Any) -> None:
 @cli.command()
 @flags(CollectConfig)
 def collect(config: Path | None, **given: Any) -> None:
-    """Compute, project and store training gradients. Run again, it goes on where it stopped."""
+    """Compute, project and store training gradients. Run again, it goes on where it stopped.
+
+    Exit status 3: this rank has done what it could, and other processes hold shards that are not
+    done.
+    """
     settings = parse(CollectConfig, config, given)
     _require_collectable(settings)
     from gradstore.collect import collect_config
@@ -83,11 +91,10 @@ def collect(config: Path | None, **given: Any) -> None:
     except KeyboardInterrupt:
         click.echo("\nWhat is sealed is kept; the same command goes on from there.", err=True)
         raise
-    left = len(store.missing())
+    if store.missing():  # which was warned of
+        sys.exit(_UNDONE)
     rows = store.samples * store.slots * store.checkpoints
     click.echo(f"{store.location}: {rows:,} rows, {store.nbytes / 1e6:,.1f} MB")
-    if left:
-        click.echo(f"{left} shards are other processes' work and not sealed yet")
     _next(f"gradstore index --store {store.location}")
 
 
@@ -296,7 +303,11 @@ def _write(table: Any, out: Path) -> None:
 @cli.command()
 @flags(AppendConfig)
 def append(config: Path | None, **given: Any) -> None:
-    """Collect further samples into a store, by the configuration that made it."""
+    """Collect further samples into a store, by the configuration that made it.
+
+    Exit status 3: this rank has done what it could, and other processes hold shards that are not
+    done.
+    """
     settings = parse(AppendConfig, config, given)
     from gradstore import open_store
     from gradstore.checkpoint_folders import checkpoint_folders
@@ -307,7 +318,7 @@ def append(config: Path | None, **given: Any) -> None:
     checkpoint_folders(settings.checkpoints or [one.path for one in before.spec.checkpoints])
     from gradstore.collect.grow import append_config
 
-    after = append_config(
+    after, whole = append_config(
         before,
         settings.dataset_spec(),
         batch_size=settings.batch_size,
@@ -315,6 +326,8 @@ def append(config: Path | None, **given: Any) -> None:
         device=settings.device,
         checkpoints=settings.checkpoints,
     )
+    if not whole:  # which was warned of
+        sys.exit(_UNDONE)
     click.echo(f"{after.location}: {before.samples:,} samples, now {after.samples:,}")
     _next(f"gradstore index --store {after.location}")
 

@@ -25,7 +25,7 @@ class Executor(Protocol):
     """Runs tasks. They are independent and idempotent: any order, any process, twice if need be."""
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        """Which of all tasks are this executor's. Of the tasks alone, not of what is done yet."""
+        """Which of all tasks are this executor's, in its order. Whatever may be done already."""
 
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
         """Call `work` on each of `tasks`, which are of its share."""
@@ -69,31 +69,14 @@ class SideBySide(InProcess):
             pass
 
 
-class Shuffled(InProcess):
-    """All tasks, a checkpoint at a time, in an order of this process's own.
-
-    For several processes where nothing can be locked, as under a URL. As each looks whether a task
-    is done when it comes to it, they share the work and take over a dead one's; where two meet in
-    one task, both do it, and write the same bytes.
-    """
-
-    def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
-        """See `Executor`."""
-        order = random.sample(tasks, len(tasks))
-        first: dict[int, int] = {}
-        for place, task in enumerate(order):
-            first.setdefault(task.checkpoint, place)
-        super().run(sorted(order, key=lambda task: first[task.checkpoint]), work)
-
-
 class ByRank(InProcess):
-    """This process's part of the tasks among `world_size`, without talking to the others."""
+    """This process's part of the tasks among `world_size`, and no other."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         if not 0 <= rank < world_size:
             raise ConfigError(
                 f"RANK is {rank} and WORLD_SIZE is {world_size}; RANK must be in 0 … WORLD_SIZE-1. "
-                "Start the processes with torchrun, accelerate or a SLURM array that sets both."
+                "Start the processes with srun, torchrun or accelerate, or set both yourself."
             )
         self.rank = rank
         self.world_size = world_size
@@ -105,14 +88,49 @@ class ByRank(InProcess):
         return tasks[first:last]
 
 
-def from_environment() -> Executor | None:
-    """`ByRank` where RANK and WORLD_SIZE are set (torchrun, accelerate, SLURM), else None.
+class Shuffled(InProcess):
+    """All tasks, a checkpoint at a time, in an order of this process's own.
+
+    For several processes where nothing can be locked, as under a URL. As each looks whether a task
+    is done when it comes to it, they share the work and take over a dead one's; where two meet in
+    one task, both do it, and write the same bytes.
+
+    Args:
+        ranks: whose share comes first, in its order; by default nobody's.
+    """
+
+    def __init__(self, ranks: ByRank | None = None) -> None:
+        self._ranks = ranks
+
+    def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        """All of them, shuffled; this rank's own share before them, where there are ranks."""
+        own = self._ranks.share(tasks) if self._ranks is not None else []
+        known = set(own)
+        order = random.sample(tasks, len(tasks))
+        first: dict[int, int] = {}
+        for place, task in enumerate(order):
+            first.setdefault(task.checkpoint, place)
+        order.sort(key=lambda task: first[task.checkpoint])
+        return [*own, *(task for task in order if task not in known)]
+
+
+def from_environment() -> ByRank | None:
+    """`ByRank` where a launcher says that this is one of several processes, else None.
+
+    RANK and WORLD_SIZE are what torchrun and accelerate set, SLURM_PROCID and SLURM_NTASKS what
+    srun sets. The former win.
 
     Raises:
         ConfigError: if they are set to something that makes no sense.
     """
-    try:
-        rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    except ValueError as error:
-        raise ConfigError(f"RANK and WORLD_SIZE must be whole numbers: {error}") from error
-    return ByRank(rank, world_size) if world_size > 1 or rank > 0 else None
+    for names, both in ((("RANK", "WORLD_SIZE"), False), (("SLURM_PROCID", "SLURM_NTASKS"), True)):
+        told = [os.environ.get(name) for name in names]
+        if not (all(told) if both else any(told)):
+            continue
+        try:
+            rank, world_size = int(told[0] or 0), int(told[1] or 1)
+        except ValueError as error:
+            raise ConfigError(f"{' and '.join(names)} must be whole numbers: {error}") from error
+        alone = world_size <= 1 and (both or rank == 0)
+        return None if alone else ByRank(rank, world_size)
+    return None

@@ -73,12 +73,12 @@ def append(
         into=Into(append=True),
         **{**made_alike, **options},
     )
-    return _append(store, job, executor)
+    return _append(store, job, executor)[0]
 
 
 def append_config(
     store: Store, dataset: DatasetSpec, executor: Executor | None = None, **given: Any
-) -> Store:
+) -> tuple[Store, bool]:
     """`append` of a dataset that a specification names, by the configuration that made the store.
 
     Args:
@@ -86,16 +86,20 @@ def append_config(
         dataset: the new samples.
         executor: as in `collect`.
         given: further settings of `CollectConfig`.
+
+    Returns:
+        The store as it is now, and whether the samples belong to it. They do when all are done,
+        some of which other ranks may hold.
     """
     config = recorded(store, store.spec.parts[0], dataset=dataset, **given)
     return _append(store, prepare_config(config, into=Into(append=True)), executor)
 
 
-def _append(store: Store, job: Job, executor: Executor | None) -> Store:
+def _append(store: Store, job: Job, executor: Executor | None) -> tuple[Store, bool]:
     part = run(job, executor)[0]
     if any(part.missing(number) for number in store.numbers):
-        return open_store(store.objects)  # other ranks still work on it; the last one adds it
-    return add_parts(store, [part])
+        return open_store(store.objects), False  # the rank that does the last of it adds it
+    return add_parts(store, [part]), True
 
 
 def add_checkpoint(

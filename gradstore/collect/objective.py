@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import torch
 from torch import nn
 
+from gradstore.collect import devices
 from gradstore.errors import CheckpointError, ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ class DiffusionLoss:
         self.prediction_type = str(predicted)
         self.loss = loss
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
-        self._alphas_cumprod = scheduler.alphas_cumprod.to(torch.float64)
+        level = devices.exact(scheduler.alphas_cumprod)
+        self._signal, self._spread = level.sqrt(), (1 - level).sqrt()
         betas = scheduler.config.get("trained_betas")
         self._noise_levels: Identity = {
             "beta_schedule": scheduler.config.get("beta_schedule"),
@@ -123,9 +125,12 @@ class DiffusionLoss:
         conditions: Mapping[str, Tensor],
     ) -> Tensor:
         """See `Objective.losses`."""
-        level = self._alphas_cumprod.to(inputs.device)[timesteps]
-        level = level.reshape(-1, *[1] * (inputs.ndim - 1))
-        signal, spread = level.sqrt().to(inputs.dtype), (1 - level).sqrt().to(inputs.dtype)
+        # Cast before they are moved: not every device has float64.
+        shape = -1, *[1] * (inputs.ndim - 1)
+        signal, spread = (
+            table.to(inputs.dtype).to(inputs.device)[timesteps].reshape(shape)
+            for table in (self._signal, self._spread)
+        )
         noisy = signal * inputs + spread * noise
         if self.prediction_type == "epsilon":
             target = noise

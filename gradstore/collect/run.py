@@ -57,12 +57,13 @@ def collect(
             `Checkpoints`, whose models stay in memory for the next call.
         store: the store to make, or to go on with: a folder, or a URL such as `s3://…`.
         projector: how gradients become directions; by default TRAK's, to 4,096 dimensions.
-        executor: who does which task; by default what RANK and WORLD_SIZE say, else `Claims`, or
-            `Shuffled` under a URL: any number of processes may collect one store at once.
+        executor: who does which task; by default `Claims`, or `Shuffled` under a URL: any number
+            of processes may collect one store at once. Ranks, as `from_environment` tells them,
+            each do their own share first.
         options: see `CollectOptions`.
 
     Returns:
-        The store. It is complete unless other ranks still work on it.
+        The store. It is complete unless other ranks still work on it; that is warned of.
 
     Raises:
         GradstoreError: if anything does not fit; what was sealed before stays.
@@ -162,14 +163,17 @@ def prepare_config(
 @torch.inference_mode(mode=False)  # whatever the caller is in the middle of
 @torch.enable_grad()
 def run(job: Job, executor: Executor | None = None) -> list[Part]:
-    """Do a job, and return the parts of stores that it fills; all sealed, unless others help."""
+    """Do a job, and return the parts of stores that it fills.
+
+    All their shards are sealed, but for those that other ranks hold; that is warned of.
+    """
     parts = job.open()
     numbers = job.numbers
 
     def done(task: Task) -> bool:
         return all(task.shard in part.sealed(numbers[task.checkpoint]) for part in parts)
 
-    executor = executor or from_environment() or _claims(parts, done)
+    executor = executor or _shared(parts, done)
     if isinstance(executor, SideBySide):
         apart = job.side_by_side()
         job, executor = (apart, executor) if apart is not None else (job, InProcess())
@@ -181,7 +185,10 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
     }
     tasks = [task for task in executor.share(job.tasks()) if task in missing]
     if tasks:
-        _log.info("%s", estimate(job, tasks=tasks).line())
+        bill = estimate(job, tasks=tasks)
+        _log.info("%s", bill.line())
+        if isinstance(executor, Claims):
+            executor.expect(bill.seconds / len(tasks))
     spans = [parts[0].layout.span(task.shard) for task in tasks]
     total = sum(stop - start for start, stop in spans) * job.plan.slots
     own = local()  # a worker holds one checkpoint, and executors may have several threads
@@ -197,15 +204,27 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
                 own.worker(task)
 
         executor.run(tasks, work)
+    if not isinstance(executor, InProcess) or len(tasks) < len(missing):  # else all were done here
+        for part in parts:
+            left = sum(len(part.missing(numbers[place])) for place in job.places)
+            if left:
+                _log.warning(
+                    "%s: %d of %d shards are not done. Other processes hold them, or ended before "
+                    "they were done; when all have ended, run the same command again: it does what "
+                    "is left.",
+                    part.location,
+                    left,
+                    len(job.tasks()),
+                )
     return parts
 
 
-def _claims(parts: Sequence[Part], done: Callable[[Task], bool]) -> Executor:
+def _shared(parts: Sequence[Part], done: Callable[[Task], bool]) -> Executor:
     """Any number of processes; only where the stores are folders nothing is done twice."""
-    files = []
+    folders, ranks = [], from_environment()
     for part in parts:
         if not isinstance(part.objects, LocalObjects):
-            return Shuffled()
+            return Shuffled(ranks)
         root = part.objects.root
-        files.append(root.with_name(f".{root.name}{part.spec.path.replace('/', '-')}.claims"))
-    return Claims(files, done)
+        folders.append(root.with_name(f".{root.name}{part.spec.path.replace('/', '-')}.claims"))
+    return Claims(folders, done, ranks)

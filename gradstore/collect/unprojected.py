@@ -16,6 +16,7 @@ from uuid import uuid4
 import numpy as np
 import torch
 
+from gradstore.collect import devices
 from gradstore.collect.checkpoints import find_checkpoints
 from gradstore.collect.engines.choice import CAST_TOLERANCE, TOLERANCE, tolerance_of
 from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents, noise
@@ -148,10 +149,10 @@ class Unprojected:
         out = np.empty((len(sums), len(self._numbers) * self._store.slots), np.float32)
         for piece in self._pieces(checkpoint):
             shape = (len(sums), len(piece.rows))
-            found = torch.zeros(shape, dtype=torch.float64, device=sums.device)
+            found = devices.exact(torch.zeros(shape, device=sums.device))
 
             def add(start: int, part: Tensor, found: Tensor = found) -> None:
-                found.add_(sums[:, start : start + part.shape[1]] @ part.float().T)
+                found.add_(devices.exact(sums[:, start : start + part.shape[1]] @ part.float().T))
 
             self._differentiate(checkpoint, piece, add)
             out[:, piece.rows] = found.cpu().numpy()

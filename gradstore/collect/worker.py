@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from gradstore.collect import devices
 from gradstore.collect.engines import LoopEngine
 from gradstore.collect.engines.choice import require_agreement, tolerance_of
 from gradstore.collect.events import noise
@@ -96,9 +97,9 @@ class LoadedCheckpoint:
             receive: where the gradients go; see `GradientEngine`.
 
         Returns:
-            Losses and norms (float64), both `[rows]`.
+            Losses and norms, both `[rows]`, as `devices.exact` has them.
         """
-        squared = torch.zeros(len(batch), dtype=torch.float64, device=self._device)
+        squared = devices.exact(torch.zeros(len(batch), device=self._device))
 
         def whole(start: int, piece: Tensor) -> None:
             squared.add_(_norms(piece).square())
@@ -107,7 +108,7 @@ class LoadedCheckpoint:
         draws = batch.noise.shape[1]
         parts = torch.split(batch.noise, max(1, min(draws, events)), dim=1)
         if len(parts) == 1:
-            losses = self._engine(batch, whole).double()
+            losses = devices.exact(self._engine(batch, whole))
             return losses, squared.sqrt()
         losses = torch.zeros_like(squared)
         total = torch.zeros(len(batch), self.num_parameters, device=self._device)
@@ -117,29 +118,38 @@ class LoadedCheckpoint:
             def part(start: int, piece: Tensor, share: float = share) -> None:
                 total[:, start : start + piece.shape[1]].add_(piece, alpha=share)
 
-            losses += share * self._engine(
-                Batch(batch.inputs, batch.timesteps, noises, batch.conditions), part
-            )
+            own = Batch(batch.inputs, batch.timesteps, noises, batch.conditions)
+            losses += devices.exact(share * self._engine(own, part))
         whole(0, total)
         return losses, squared.sqrt()
 
 
 def _norms(piece: Tensor) -> Tensor:
-    """L2 norm of each row, float64 `[rows]`."""
+    """L2 norm of each row, `[rows]`, as `devices.exact` has it."""
     if not piece.is_cuda:
         # Ten times faster on a CPU, in lengths of which a float32 sum is right to 1e-6: over 10^8
         # entries it would be short by a per cent. Squares keep their range where this holds.
-        norms: Tensor
-        if piece.shape[1] <= _SEGMENT:
-            norms = torch.linalg.vector_norm(piece, dim=1).double()
-        else:
-            pieces = torch.split(piece, _SEGMENT, dim=1)
-            segments = [torch.linalg.vector_norm(one, dim=1) for one in pieces]
-            norms = torch.linalg.vector_norm(torch.stack(segments, 1).double(), dim=1)
+        norms = _segmented(piece)
         if all(1e-12 < norm < 1e12 for norm in norms.tolist()):
             return norms
-    exact: Tensor = torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64)
-    return exact
+        if devices.exact_dtype(piece.device) != torch.float64:
+            largest = piece.abs().amax(1)
+            unit = torch.where(largest > 0, largest, 1.0)
+            return devices.exact(largest) * _segmented(piece / unit[:, None])
+    wide: Tensor = torch.linalg.vector_norm(piece, dim=1, dtype=torch.float64)
+    return wide
+
+
+def _segmented(piece: Tensor) -> Tensor:
+    """L2 norm of each row, by float32 sums of some entries each."""
+    norms: Tensor
+    if piece.shape[1] <= _SEGMENT:
+        norms = devices.exact(torch.linalg.vector_norm(piece, dim=1))
+    else:
+        pieces = torch.split(piece, _SEGMENT, dim=1)
+        segments = [torch.linalg.vector_norm(one, dim=1) for one in pieces]
+        norms = torch.linalg.vector_norm(devices.exact(torch.stack(segments, 1)), dim=1)
+    return norms
 
 
 def read(
@@ -306,7 +316,7 @@ class Worker:
                     sketch = projection.finish(self._buffers[place][: high - low])
                     # A zero gradient has direction zero. In float64, lest 1 / norm overflows.
                     scale = torch.where(norms > 0, projection.scale / norms, 0.0)
-                    direction[here] = (sketch * scale[:, None]).cpu().numpy()
+                    direction[here] = devices.exact(sketch).mul_(scale[:, None]).cpu().numpy()
         shape = (stop - start, slots)
         return [
             Rows(
@@ -326,10 +336,10 @@ class Worker:
     def _differentiate(
         self, part: _Events, low: int, high: int, wanted: Sequence[int]
     ) -> tuple[Tensor, Any]:
-        """Fill the buffers with rows `low` to `high`; their norms (float64) and losses."""
+        """Fill the buffers with rows `low` to `high`; their norms (`devices.exact`) and losses."""
         loaded, events = self._loaded, self._budget.events
         self._bar.doing("")
-        norms = torch.empty(high - low, dtype=torch.float64, device=self._device)
+        norms = devices.exact(torch.zeros(high - low, device=self._device))
         losses = torch.empty_like(norms)
         targets = [(self._projections[place], self._buffers[place]) for place in wanted]
         for _, buffer in targets:

@@ -89,7 +89,7 @@ def trial(kind: str, folder: Path, checkpoints: list[Path], expected: dict[str, 
         )
 
     writer.reached = reached
-    # No file of claims, whose being open keeps a disk from becoming read-only.
+    # No claims, whose files are open and keep a disk from becoming read-only.
     told = refused(kind, lambda: go_on(InProcess()))
     writer.reached = lambda step: None
     if kind == "gone":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from gradstore.arithmetic import WORTH
+from gradstore.collect import devices
 from gradstore.collect.engines.allocated import peak_bytes
 from gradstore.collect.engines.loop import LoopEngine
 from gradstore.collect.engines.streaming import StreamingEngine
@@ -280,7 +281,7 @@ def require_agreement(
 
 
 def _length(piece: Tensor) -> float:
-    return float(torch.linalg.vector_norm(piece, dtype=torch.float64))
+    return float(torch.linalg.vector_norm(piece, dtype=devices.exact_dtype(piece.device)))
 
 
 def tolerance_of(objective: Objective) -> float:

@@ -13,7 +13,16 @@ import numpy as np
 import pytest
 
 from gradstore import writer
-from gradstore.collect import Claims, InProcess, ProjectorSpec, Samples, Task, collect
+from gradstore.collect import (
+    ByRank,
+    Claims,
+    InProcess,
+    ProjectorSpec,
+    Samples,
+    Task,
+    claims,
+    collect,
+)
 from gradstore.collect.conformance import check_executors
 from gradstore.reader import looks_like_store, open_store
 from gradstore.rows import ARRAYS
@@ -55,6 +64,24 @@ def test_claims_do_each_task_once(tmp_path: Path) -> None:
     Claims([tmp_path / "a"], lambda task: True).run(
         [Task(0, 0)], lambda task: pytest.fail("it was done already")
     )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ranks_of_which_some_are_dead_do_it_all_with_claims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "_PATIENCE_SECONDS", 0.0)
+    tasks = [Task(checkpoint, shard) for checkpoint in range(3) for shard in range(5)]
+    done: list[Task] = []
+    for rank in (3, 1):
+        own = ByRank(rank, 4)
+        executor = Claims([tmp_path / "a"], done.__contains__, own)
+        if rank == 3:
+            executor.run(own.share(tasks), done.append)
+        else:
+            executor.run(executor.share(tasks), done.append)
+    assert done[:8] == [*ByRank(3, 4).share(tasks), *ByRank(1, 4).share(tasks)]
+    assert sorted(done) == tasks
     assert list(tmp_path.iterdir()) == []
 
 
@@ -153,3 +180,12 @@ def test_under_a_url_a_dead_one_s_work_is_taken_over(
             np.testing.assert_array_equal(
                 getattr(store.rows(k), name), getattr(reference.rows(k), name)
             )
+
+
+def test_under_a_url_a_rank_does_what_is_left_of_the_others(
+    world: World, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    store = collect(dataset(), world.checkpoints, f"{bucket}/a.gradstore", **OPTIONS)
+    assert store.missing() == []

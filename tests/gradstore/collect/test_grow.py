@@ -237,7 +237,8 @@ def test_growing_by_what_a_store_records(folder_store: Store, world: World, tmp_
     for number, image in enumerate(images(3, seed=4)):
         image.save(more / f"{number}.png")
     before = [folder_store.rows(k).direction for k in range(2)]
-    after = append_config(folder_store, DatasetSpec(dataset=str(more.parent)))
+    after, whole = append_config(folder_store, DatasetSpec(dataset=str(more.parent)))
+    assert whole
     assert after.samples == 9
     assert list(after.manifest.metadata["label"])[6:] == ["bird"] * 3
     for checkpoint in range(2):
@@ -274,7 +275,7 @@ def test_every_part_is_repaired_from_its_own_dataset(folder_store: Store, tmp_pa
     more.mkdir()
     for number, image in enumerate(images(3, seed=4)):
         image.save(more / f"{number}.png")
-    store = append_config(folder_store, DatasetSpec(dataset=str(more)))
+    store, _ = append_config(folder_store, DatasetSpec(dataset=str(more)))
     store = vacuum(delete(store, [store.manifest.ids[1]]))  # a part of fewer than its dataset
     whole = [store.rows(k) for k in range(2)]
     for part in store.parts:
