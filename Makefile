@@ -1,12 +1,13 @@
 # make demo   the whole road on real images, in a few minutes
 # make test   lint, types, import contracts and tests
+# make test-avx2  the tests that touch arithmetic, as on a processor without AVX-512 and bfloat16
 # make bench  every benchmark at its cpu preset
 PYTHON ?= python3
 BIN := .venv/bin
 # Where there is no GPU: PyTorch's own CPU wheels. PyPI's bring gigabytes of CUDA on Linux.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test bench clean
+.PHONY: demo test test-avx2 bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/gradstore demo
@@ -17,6 +18,12 @@ test: .venv/test.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
+
+test-avx2: .venv/test.stamp
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/pytest -n 2 tests/indexer \
+	  tests/gradstore/collect/engines tests/gradstore/collect/test_arithmetic.py \
+	  tests/gradstore/collect/test_projectors.py tests/gradstore/collect/test_estimate.py \
+	  tests/query/test_engine.py tests/benchmarks/test_collect.py tests/benchmarks/test_search.py
 
 bench: .venv/test.stamp
 	for file in $$(grep -l '^PRESETS' benchmarks/*.py); do \

@@ -6,6 +6,7 @@ import platform
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, distributions, version
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at versions, devices, FAISS, fast_jl and shadowed packages."""
+    """Look at versions, devices, arithmetic, FAISS, fast_jl and shadowed packages."""
     return [
         Finding("python", platform.python_version()),
         *[_package(name) for name in ("torch", "diffusers", "traker", "zarr", "numpy")],
         *_devices(),
+        *_arithmetic(),
         *_faiss(),
         *[_shadowed(name) for name in ("gradstore", "indexer", "query")],
     ]
@@ -58,6 +60,32 @@ def _devices() -> list[Finding]:
         *[Finding("device", text) for text in devices.describe()],
         Finding("fast_jl", devices.fast_jl()),
     ]
+
+
+def _arithmetic() -> list[Finding]:
+    """What `auto` takes on this machine, and the rates that decide."""
+    try:
+        from gradstore.arithmetic import precision_of, product_rates
+        from indexer.product import way_seconds
+
+        rates = product_rates()
+        shown = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
+        found = [
+            Finding(
+                "products, GFLOP/s a core",
+                f"{shown}: --precision auto is {precision_of('auto', 'cpu')}",
+            )
+        ]
+        for queries in (1, 16, 256):
+            seconds = way_seconds(queries, 4096, "float16")
+            ways = ", ".join(
+                f"{way} {1 / taken:,.0f}"
+                for way, taken in sorted(seconds.items(), key=itemgetter(1))
+            )
+            found.append(Finding(f"exact search, {queries} at once, rows/s a core", ways))
+    except ImportError as error:
+        return [Finding("arithmetic", f"torch cannot be imported: {error}", good=False, mend=_MEND)]
+    return found
 
 
 def _faiss() -> list[Finding]:
