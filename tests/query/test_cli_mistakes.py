@@ -15,16 +15,26 @@ from gradstore.fingerprint import fingerprint
 from tests.indexer.stores import random_store
 
 HEAVY = ("torch", "diffusers", "datasets", "trak", "faiss", "sklearn", "matplotlib")
+# Each command in a process of its own, forked before anything was imported but the command line.
 _RUN = f"""
-import json, sys
+import contextlib, io, json, os, sys
 from query.cli import main
-sys.argv = ["gradstore", *json.loads(sys.argv[1])]
-code = 0
-try:
-    main()
-except SystemExit as error:
-    code = error.code
-print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]))
+for words in json.load(sys.stdin):
+    sys.stdout.flush()
+    if os.fork():
+        os.wait()
+        continue
+    sys.argv, code, told = ["gradstore", *words], 0, io.StringIO()
+    with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told):
+        try:
+            main()
+        except SystemExit as error:
+            code = error.code
+        except BaseException as error:
+            told.write(f"Traceback: {{error!r}}")
+    heavy = [name for name in {HEAVY!r} if name in sys.modules]
+    print(json.dumps([code, heavy, told.getvalue()]), flush=True)
+    os._exit(0)
 """
 
 
@@ -111,19 +121,29 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_cheap_mistake_is_told_before_heavy_imports(place: Path, command: str) -> None:
-    words = command.split()  # of a flag that is given twice, the last counts
+@pytest.fixture(scope="module")
+def told(place: Path) -> dict[str, tuple[int, list[str], str]]:
+    """Exit status, heavy modules that were imported, and what was written, of each command."""
+    words = [command.split() for command in MISTAKES]  # of a flag given twice, the last counts
     run = subprocess.run(
-        [sys.executable, "-c", _RUN, json.dumps(words)],
+        [sys.executable, "-c", _RUN],
+        input=json.dumps(words),
         cwd=place,
         capture_output=True,
         text=True,
-        check=False,
+        check=True,
     )
-    status, imported = json.loads(run.stdout.splitlines()[-1])
-    assert status != 0, run.stdout
-    assert MISTAKES[command] in run.stderr
-    assert "Traceback" not in run.stderr
+    lines = map(json.loads, run.stdout.splitlines())
+    return {command: tuple(line) for command, line in zip(MISTAKES, lines, strict=True)}
+
+
+@pytest.mark.parametrize("command", MISTAKES)
+def test_a_cheap_mistake_is_told_before_heavy_imports(
+    place: Path, told: dict[str, tuple[int, list[str], str]], command: str
+) -> None:
+    status, imported, text = told[command]
+    assert status != 0
+    assert MISTAKES[command] in text
+    assert "Traceback" not in text
     assert imported == []
     assert not (place / "new").exists()
