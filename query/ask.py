@@ -78,37 +78,11 @@ def ask(config: QueryConfig) -> Result:
     Raises:
         GradstoreError: if anything does not fit. Query rows that were collected stay.
     """
-    # What is cheap and can be wrong comes before what takes long to import or to do.
-    for name in config.measures:
-        measure_of(name)
     out = Path(config.out)
-    require_free(out, config, "query.yaml")
-    store = open_store(config.store, skip_unsealed=config.skip_unsealed)
-    keep = chosen(store, where=config.where(), ids=config.ids)
-    require_k(config.k, store, keep)
-    etas = FAST.etas(store.etas) if config.fast else config.etas
-    checked_etas(store, etas)
-    store.require_complete()
-    if config.queries is None:
-        checkpoint_folders(config.checkpoints or [one.path for one in store.spec.checkpoints])
-    if config.dataset:
-        config.require_there()
-    asked = open_store(config.queries) if config.queries else None
-    if asked is not None:
-        require_comparable(store, asked)
-        questions(asked, config.mean_by, config.minus)
-
+    store, keep, etas, asked = _checked(config)
     from gradstore.collect import Samples
 
     engines = [engine_of(store, name, etas, matched=config.matched) for name in config.measures]
-    if config.matched and config.queries is None and config.timesteps != store.slots:
-        raise QueryError(
-            f"{store.location} has {store.slots} timesteps per sample, and the queries would have "
-            f"{config.timesteps}: they cannot be matched. Use --timesteps {store.slots}, or leave "
-            "--matched out."
-        )
-    if config.rerank:
-        require_rankable(config.measures, store)
     train = pictures(store)
     if asked is not None:
         for engine in engines:
@@ -144,6 +118,51 @@ def ask(config: QueryConfig) -> Result:
         shown = images
     queries_asked = questions(queries, config.mean_by, config.minus)
     return _answer(config, out, queries_asked, engines, keep=keep, images=(shown, train))
+
+
+def _checked(
+    config: QueryConfig,
+) -> tuple[Store, NDArray[np.int64] | None, Sequence[float] | None, Store | None]:
+    """Raise what is cheap to tell, before what takes long to import or to do.
+
+    Returns:
+        The training store, the numbers of the samples to search, the checkpoint weights, and the
+        query store, if there is one already.
+    """
+    for name in config.measures:
+        measure_of(name)
+    require_free(Path(config.out), config, "query.yaml")
+    store = open_store(config.store, skip_unsealed=config.skip_unsealed)
+    keep = chosen(store, where=config.where(), ids=config.ids)
+    require_k(config.k, store, keep)
+    etas = FAST.etas(store.etas) if config.fast else config.etas
+    checked_etas(store, etas)
+    store.require_complete()
+    if config.matched and config.queries is None and config.timesteps != store.slots:
+        raise QueryError(
+            f"{store.location} has {store.slots} timesteps per sample, and the queries would have "
+            f"{config.timesteps}: they cannot be matched. Use --timesteps {store.slots}, or leave "
+            "--matched out."
+        )
+    if config.rerank:
+        require_rankable(config.measures, store)
+    for measure in map(measure_of, config.measures):
+        if isinstance(measure, QuerySide):
+            require_averaged(measure, matched=config.matched)
+    if config.dataset:
+        config.require_there()
+    if config.queries is None:
+        folders = config.checkpoints or [one.path for one in store.spec.checkpoints]
+        if len(checkpoint_folders(folders)) != store.checkpoints:
+            raise QueryError(
+                f"{store.location} has {store.checkpoints} checkpoints, and --checkpoints names "
+                f"{len(checkpoint_folders(folders))}. Name those that the store was made from."
+            )
+    asked = open_store(config.queries) if config.queries else None
+    if asked is not None:
+        require_comparable(store, asked)
+        questions(asked, config.mean_by, config.minus)
+    return store, keep, etas, asked
 
 
 def _answer(

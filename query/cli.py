@@ -289,6 +289,8 @@ def _new_table(name: str) -> Path:
         raise ConfigError(f"--out is {name!r}: a table is written as NAME.parquet or NAME.jsonl.")
     if out.exists():
         raise ConfigError(f"{out} exists; nothing was changed. Choose another --out.")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out is {name!r}, but there is no folder {out.parent}. Make it first.")
     return out
 
 
@@ -347,7 +349,10 @@ def delete(store: str, ids: str | None, ids_file: str | None) -> None:
 
     wanted = ids.split(",") if ids else []
     if ids_file:
-        lines = Path(ids_file).read_text(encoding="utf-8").splitlines()
+        try:
+            lines = Path(ids_file).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{ids_file} is not a text file of ids: {error}.") from error
         wanted += [line for line in lines if line]
     if not wanted:
         raise ConfigError("which samples? Give --ids or --ids-file.")
@@ -397,7 +402,10 @@ def add_checkpoint(
     from gradstore.checkpoint_folders import checkpoint_folders, require_etas
 
     opened = open_store(store)
-    checkpoint_folders([checkpoint])
+    if len(checkpoint_folders([checkpoint])) > 1:
+        raise ConfigError(
+            f"{checkpoint} holds several checkpoints. Add one after the other, by its own folder."
+        )
     require_etas(None if eta is None else [eta], 1)
     from gradstore.collect import add_checkpoint as add
 

@@ -55,6 +55,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "images" / "0.png")
     (folder / "epoch-1" / "unet").mkdir(parents=True)
     (folder / "epoch-1" / "unet" / "config.json").write_text("{}")
+    for number in (1, 2):
+        (folder / "run" / f"epoch-{number}" / "unet").mkdir(parents=True)
+        (folder / "run" / f"epoch-{number}" / "unet" / "config.json").write_text("{}")
     (folder / "taken").mkdir()
     (folder / "taken" / "file.txt").write_text("mine")
     (folder / "taken.parquet").write_text("mine")
@@ -75,6 +78,10 @@ MISTAKES = {
     f"query {STORE} --dataset nowhere --checkpoints epoch-1 --out new": "nowhere",
     f"query {STORE} --dataset images --checkpoints epoch-9 --out new": "epoch-9",
     f"{ASK} --k 21": "--k 20",
+    f"{ASK} --measures trak --matched": "trak",
+    f"query {STORE} --dataset images --checkpoints epoch-1 --out new": "2 checkpoints",
+    f"query {STORE} --dataset images --matched --timesteps 7 --out new": "--timesteps 1",
+    f"{ASK} --rerank 5": "does not know its dataset",
     f"{ASK} --etas 1": "etas are [1.0]",
     f"{ASK} --labels 7": "filter",
     f"{ASK} --groups a": "'group'",
@@ -111,6 +118,9 @@ MISTAKES = {
     "add-checkpoint nothing.gradstore epoch-1": "nothing.gradstore",
     "add-checkpoint train.gradstore epoch-9": "epoch-9",
     "add-checkpoint train.gradstore epoch-1 --eta -1": "etas are [-1.0]",
+    "add-checkpoint train.gradstore run": "run holds several checkpoints",
+    "delete train.gradstore --ids-file images/0.png": "images/0.png is not a text file",
+    f"rollup {STORE} --queries asked.gradstore --out no/new.parquet": "no folder no",
     "drop-checkpoint train.gradstore 9": "no 9",
     "delete train.gradstore --ids s99": "'s99'",
     "merge train.gradstore other.gradstore": "other.gradstore",
