@@ -167,8 +167,8 @@ class DemoConfig(Spec):
     """The whole road on scikit-learn's digits."""
 
     out: str = Field("demo", description="folder of everything the demo makes; it must not exist")
-    epochs: int = Field(36, ge=4, description="epochs of training; four checkpoints are kept")
-    proj_dim: int = Field(1024, ge=1, le=1 << 20, description="projection dimension")
+    epochs: int = Field(24, ge=4, description="epochs of training; four checkpoints are kept")
+    proj_dim: int = Field(512, ge=1, le=1 << 20, description="projection dimension")
     digits: int = Field(1700, ge=1, le=1700, description="training digits to use")
     heldout: int = Field(50, ge=1, le=97, description="held-out digits to ask about")
     generated: int = Field(16, ge=1, description="generated digits to ask about")
