@@ -19,11 +19,14 @@ test: .venv/test.stamp
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2
 
+# Not torch.compile: told to imitate a smaller processor, torch 2.13 compiles kernels that compute
+# losses of 10^13 in place of 1, on a plain model of two linear layers.
 test-avx2: .venv/test.stamp
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/pytest -n 2 tests/indexer \
 	  tests/gradstore/collect/engines tests/gradstore/collect/test_arithmetic.py \
 	  tests/gradstore/collect/test_projectors.py tests/gradstore/collect/test_estimate.py \
-	  tests/query/test_engine.py tests/benchmarks/test_collect.py tests/benchmarks/test_search.py
+	  tests/query/test_engine.py tests/benchmarks/test_collect.py tests/benchmarks/test_search.py \
+	  --deselect tests/gradstore/collect/engines/test_engines.py::test_a_compiled_model
 
 bench: .venv/test.stamp
 	for file in $$(grep -l '^PRESETS' benchmarks/*.py); do \
