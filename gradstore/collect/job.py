@@ -453,7 +453,7 @@ def _scanned(samples: Samples, model: Any) -> float:
 
 def _as_begun(spec: ProjectorSpec, store: Store | None, device: torch.device) -> ProjectorSpec:
     """A projector in the arithmetic that a store was begun with, unless that is slow here."""
-    if spec.precision != "auto" or store is None:
+    if spec.projector != "trak" or spec.precision != "auto" or store is None:
         return spec
     part = store.spec.parts[0]
     projector = store.spec.identity.get("projector")
@@ -482,13 +482,14 @@ def _in_arithmetic(
     """
     if gradients.autocast != "auto" or gradients.compile:
         return choice, objective
-    if precision_of("auto", rows.inputs.device.type) == "float32":
+    cast = _arithmetic(part).get("gradients") == "bfloat16"
+    # What has neither been begun so nor is worth timing needs no probe.
+    if not (timed or cast) or precision_of("auto", rows.inputs.device.type) == "float32":
         return choice, objective
     if timed:
         error = part.layout.dim**-0.5
         return choose_arithmetic(choice, model, objective, rows, error=error)
-    cast = _arithmetic(part).get("gradients") == "bfloat16"
-    return choice, Autocast(objective) if cast else objective
+    return choice, Autocast(objective)
 
 
 def _arithmetic(part: PartSpec) -> dict[str, str]:
