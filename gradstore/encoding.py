@@ -59,14 +59,15 @@ class ShardCodec:
         layout: shapes and partition.
 
     Attributes:
+        sample_bytes: bytes of the directions of a sample.
         stride: bytes of a chunk with its checksum.
     """
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._dtype = np.dtype(layout.dtype).newbyteorder("<")
-        self._sample_bytes = layout.slots * layout.dim * self._dtype.itemsize
-        self.stride = layout.chunk_samples * self._sample_bytes + _CRC_BYTES
+        self.sample_bytes = layout.slots * layout.dim * self._dtype.itemsize
+        self.stride = layout.chunk_samples * self.sample_bytes + _CRC_BYTES
 
     def _chunks(self, samples: int) -> int:
         return -(-samples // self._layout.chunk_samples)

@@ -276,8 +276,8 @@ class Store:
     ) -> Iterator[NDArray[Any]]:
         """`directions` of some samples, some at a time, in order.
 
-        Neighbours in one shard of a local store come as many at a time as `scratch` holds: what was
-        just read is still in the processor's cache when it is worked on. Others come at once.
+        As many come at once as `scratch` holds: what was just read is still in the processor's
+        cache when it is worked on. Of an object store, neighbours in one shard come at once.
 
         Args:
             checkpoint: place of the checkpoint.
@@ -288,16 +288,21 @@ class Store:
             `[samples, slots, dim]`, until the next is asked for.
         """
         number, places = self.number(checkpoint), self._places(samples)
-        owner = int(np.searchsorted(self._starts, places[0], side="right")) - 1
-        part, first = self.parts[owner], int(places[0] - self._starts[owner])
-        last = int(places[-1] - self._starts[owner])
-        size = part.layout.shard_samples
-        together = last - first == len(places) - 1 and first // size == last // size
-        if not together or self.dtype == "int8":  # int8 has scales of its own, in another object
-            yield self.directions(checkpoint, samples)
-            return
-        stride = part.codec.stride
-        yield from part.tiles(number, first, last + 1, scratch[: len(scratch) // stride * stride])
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        sizes = np.array([part.layout.shard_samples for part in self.parts])
+        local = places - self._starts[owners]
+        shards = local // sizes[owners]
+        ends = np.flatnonzero((np.diff(owners) != 0) | (np.diff(shards) != 0)) + 1
+        for low, high in pairwise([0, *ends.tolist(), len(places)]):
+            part, first, last = self.parts[owners[low]], int(local[low]), int(local[high - 1])
+            # int8 has scales of its own, in another object.
+            if self.dtype != "int8" and last - first == high - low - 1:
+                whole = len(scratch) // part.codec.stride * part.codec.stride
+                yield from part.tiles(number, first, last + 1, scratch[:whole])
+                continue
+            step = max(1, len(scratch) // part.codec.sample_bytes)
+            for start in range(low, high, step):
+                yield self.directions(checkpoint, samples[start : min(start + step, high)])
 
     def scratch(self, nbytes: int) -> NDArray[np.uint8]:
         """Memory of about so many bytes for `tiles`; of one chunk at least."""

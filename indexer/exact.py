@@ -28,8 +28,8 @@ T = TypeVar("T")
 _MORE: Final = 32
 # Of the scores of a block, which every core has several copies of.
 _SCORE_BYTES: Final = 8 * 2**20
-# Of rows that are scored again at once.
-_ROW_BYTES: Final = 16 * 2**20
+# Of rows that are scored again at once: they stay near the processor.
+_ROW_BYTES: Final = 2 * 2**20
 _ROW_THREADS: Final = 8
 # A gap of so many root mean square errors is taken for certain.
 _CERTAIN: Final = 8.0
@@ -81,15 +81,18 @@ def rescored(
         for checkpoint in features.checkpoints:  # read once, and not in every thread
             weights.at(checkpoint)
 
+    # Where each row is somebody's candidate.
+    order = np.argsort(place, axis=None, kind="stable")
+    ranked = place.ravel()[order]
+
     def score(start: int) -> None:
         vectors = features.take(store, wanted[start : start + step], weights)
-        here = (place >= start) & (place < start + step)
-        for query in np.flatnonzero(here.any(axis=1)).tolist():
-            own = here[query]
+        low, high = np.searchsorted(ranked, (start, start + step))
+        for some in range(low, high, step):
+            here = order[some : min(some + step, high)]
+            rows, asking = vectors[place.flat[here] - start], queries[here // place.shape[1]]
             # Not a product of BLAS, which rounds a row by where it stands: equal rows have to tie.
-            scores[query, own] = np.einsum(
-                "nd,d->n", vectors[place[query, own] - start], queries[query]
-            )
+            scores.flat[here] = np.einsum("nd,nd->n", rows, asking)
 
     starts = range(0, len(wanted), step)
     if len(starts) <= 1:

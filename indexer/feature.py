@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import chain, islice
 from threading import local
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -24,13 +23,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What one thread is given at once, as float32.
+# Of features that are made at once, as float32.
 _BLOCK_BYTES: Final = 16 * 2**20
-# What it reads at once, as stored: it is still in the processor's cache when it is worked on.
+# What a thread reads at once, as stored: it is still in the processor's cache when it is worked on.
 _TILE_BYTES: Final = 2**21 + 2**14
-# Blocks that a thread is given at once, and into how many groups a small store is divided.
-_TOGETHER: Final = 8
-_SHARES: Final = 16
+# Into how many blocks a small store is divided, and how many samples one of a large store has:
+# every block costs some lines of Python, during which no other thread computes.
+_BLOCKS: Final = 16
+_BLOCK_SAMPLES: Final = 8192
 
 # The part of features that is one checkpoint's, as `scale[:, None] * vectors`: vectors
 # [samples, width], float16 where they are just what is stored, else float32; scale float32.
@@ -172,13 +172,14 @@ class Features:
         first = start if weights is None else 0
         weights = RowWeights(store, self, first) if weights is None else weights
         known = {place: weights.at(place) for place in self.checkpoints}
-        step = min(self._step(store), most or store.samples)
+        step = min(most or store.samples, self._together(store))
         own = local()
 
-        def some(blocks: Sequence[NDArray[np.int64]]) -> list[tuple[NDArray[np.int64], T]]:
+        def some(samples: NDArray[np.int64]) -> tuple[NDArray[np.int64], T]:
             if not hasattr(own, "scratch"):
-                own.scratch = {place: store.scratch(_TILE_BYTES) for place in known}
-            return [(samples, work(samples, tiles(samples))) for samples in blocks]
+                nbytes = _BLOCK_BYTES if store.objects.remote else _TILE_BYTES
+                own.scratch = {place: store.scratch(nbytes) for place in known}
+            return samples, work(samples, tiles(samples))
 
         def tiles(samples: NDArray[np.int64]) -> Iterator[Tile]:
             weighed = {place: weight[samples - first] for place, weight in known.items()}
@@ -196,19 +197,21 @@ class Features:
                 )
 
         def wanted() -> Iterator[NDArray[np.int64]]:
-            for low, high in self.spans(store, step):
-                samples = np.arange(max(low, start), high)
+            for low in range(start, store.samples, step):
+                high = min(low + step, store.samples)
+                samples = np.arange(low, high)
                 if keep is not None:
-                    samples = keep[slice(*np.searchsorted(keep, (max(low, start), high)))]
+                    samples = keep[slice(*np.searchsorted(keep, (low, high)))]
                 if len(samples):
                     yield samples
 
-        blocks = wanted()
-        # Several at once, since handing a block to a thread takes a tenth of the time for one; but
-        # every thread has its share of a small store.
-        bound = max(1, store.samples // (step * _SHARES))
-        groups = iter(lambda: list(islice(blocks, min(_TOGETHER, bound))), [])
-        return chain.from_iterable(in_order(some, groups, remote=store.objects.remote))
+        return in_order(some, wanted(), remote=store.objects.remote)
+
+    def _together(self, store: Store) -> int:
+        """Samples of a block of `each`: whole shards, where there are enough for every core."""
+        shard = store.parts[0].layout.shard_samples
+        share = min(_BLOCK_SAMPLES, -(-store.samples // _BLOCKS))
+        return max(share // shard * shard or share, self._step(store) // 8)
 
     def blocks(self, store: Store) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Features of all samples, at most a shard at a time, as (first sample, features)."""

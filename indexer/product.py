@@ -39,12 +39,12 @@ _TILE_BYTES: Final = 1 << 21
 # Rows of a probe, and the most queries of one.
 _PROBED_ROWS: Final = 256
 _PROBED_QUERIES: Final = 256
-# More queries than these are never multiplied fastest with rows as they are stored.
-_FEW_QUERIES: Final = 16
+# More queries than these are never multiplied fastest one by one.
+_FEW_QUERIES: Final = 8
 
 Way = Literal["float32", "float16", "bfloat16", "bfloat16 whole"]
-"""How rows are multiplied: converted to float32 or bfloat16 a tile at a time; as float16; or
-converted to bfloat16 all at once."""
+"""How rows are multiplied: converted to float32 or bfloat16 a tile at a time; as float16, with one
+query after the other; or converted to bfloat16 all at once."""
 
 # Ways that multiply queries with rows, in this order.
 _BY_ROWS: Final = ("float16", "bfloat16 whole")
@@ -153,6 +153,7 @@ class Multiplier:
         given = (given / float(self.largest)).to(self._device).to(self._dtype)
         # As columns: rows times queries is the faster order where rows come a few at a time.
         self._queries = given.T if way in _BY_ROWS else given.T.contiguous()
+        self._one_by_one = list(given)
         self._shifted = self._queries
         if self._dtype == torch.bfloat16:
             self._shifted = self._queries * 2.0**_SHIFT
@@ -167,7 +168,10 @@ class Multiplier:
         """Memory for the products of so many rows, `[rows, queries]`."""
         import torch
 
-        return torch.empty(rows, self._queries.shape[1], dtype=self._dtype)
+        shape = rows, self._queries.shape[1]
+        if self.way in _BY_ROWS:  # the products of a query lie side by side
+            return torch.empty(shape[::-1], dtype=self._dtype).T
+        return torch.empty(shape, dtype=self._dtype)
 
     def multiply(self, rows: NDArray[Any], out: torch.Tensor) -> None:
         """Products of some rows with the queries, each query divided by `largest`.
@@ -183,7 +187,10 @@ class Multiplier:
             out.copy_(given.to(self._device).to(self._dtype) @ self._queries)
             return
         if self.way == "float16" and given.dtype == torch.float16:
-            out.T.copy_(torch.mm(self._queries.T, given.T))
+            # Not all at once: torch multiplies halves by a vector in one pass, sums in float32, and
+            # has nothing of the kind for a few vectors.
+            for place, query in enumerate(self._one_by_one):
+                torch.mv(given, query, out=out[:, place])
             return
         shifts = given.dtype == torch.float16 and self._dtype == torch.bfloat16
         queries = self._shifted if shifts else self._queries
