@@ -18,10 +18,9 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# Where instructions are limited, as with ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2, figures
-# are kept beside those of the whole processor.
-_LIMITED = os.environ.get("ATEN_CPU_CAPABILITY", "").lower()
-RESULTS = Path(__file__).parent / "results" / _LIMITED
+# Figures of a processor that has AVX2 alone, or is told so, are kept beside those of one with more.
+_FEW = torch.backends.cpu.get_cpu_capability() == "AVX2"
+RESULTS = Path(__file__).parent / "results" / ("avx2" if _FEW else "")
 NOTES = Path(__file__).parent / "notes"
 
 

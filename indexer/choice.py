@@ -2,16 +2,20 @@
 
 The first stage takes so long for every query; the exact engine reads the store once for all of
 them. Where they meet depends on the machine and on the store, so it is measured when an index is
-built. Of a large store the exact engine is tried on parts of two sizes: what grows with them is
-scaled up, and what does not, such as scoring candidates again, is not.
+built: what building it told of the first stage, the exact engine's pass over a part of the store,
+and what a row takes with more queries. None of it is another pass over the store.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+
+from indexer.exact import rescored
+from indexer.product import row_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,14 +24,14 @@ if TYPE_CHECKING:
 
     from indexer.exact import ExactEngine
 
-PROBES: Final = 256
-_COUNTS: Final = (1, 4, 16, 64, PROBES)
+_COUNTS: Final = (1, 4, 16, 64, 256)
+# Queries and candidates of each that are scored again.
+_RESCORED: Final = 16
+_MOST_CANDIDATES: Final = 50
 _TRIES: Final = 2
-_MOST_TRIES: Final = 7
-_LITTLE: Final = 0.1  # seconds
-# Four times as many queries are tried of an index only if they take no longer, seconds.
-_PATIENCE: Final = 0.5
-_PARTS: Final = (16_384, 65_536)
+# The parts of a store that are passed over, samples.
+_PARTS: Final = (2048, 8192)
+_K: Final = 10
 _MOST: Final = 1_000_000
 
 Times = list[tuple[int, float]]
@@ -56,56 +60,66 @@ def _seconds_of(queries: NDArray[np.int64], times: Times) -> NDArray[np.float64]
 
 def grown(parts: tuple[float, float], seconds: tuple[float, float], samples: int) -> float:
     """Seconds for all samples, by the line through those for two parts of them."""
-    each = max(0.0, (seconds[1] - seconds[0]) / (parts[1] - parts[0]))
+    each = max(0.0, (seconds[1] - seconds[0]) / max(1, parts[1] - parts[0]))
     return seconds[1] + each * (samples - parts[1])
 
 
-def exact_from(
-    approximate: Callable[[NDArray[np.float32]], object],
-    exact: ExactEngine,
-    probes: NDArray[np.float32],
-) -> int | None:
-    """From how many queries at once on the exact engine is faster than an index.
+def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> int | None:
+    """From how many queries at once on the exact engine is faster than an index of its store.
 
     For whoever asks again and again: the store is in the system's cache, and its checksums were
     checked. The first pass of a process takes longer.
 
     Args:
-        approximate: searches the index.
-        exact: the exact engine of the same store.
-        probes: features of queries that differ, float32 `[queries, dim]`: of the same ones, the
-            same candidates would be read from the store. `PROBES` of them, if there are so many.
+        exact: the exact engine.
+        candidates: how many of each end of a query the index scores again.
+        vector_seconds: what its first stage takes for each end of a query.
 
     Returns:
         The number; None if it is so of none up to a million.
     """
-    samples = exact.store.samples
-    k = min(10, samples)
+    import torch
 
-    def of_exact(asked: NDArray[np.float32]) -> float:
-        if samples <= _PARTS[1]:
-            return _seconds(lambda: exact.search(asked, k))
-        few, many = (
-            _seconds(lambda part=part: exact.search(asked, k, keep=np.arange(part)))  # type: ignore[misc]
-            for part in _PARTS
-        )
-        return grown(_PARTS, (few, many), samples)
+    store, features = exact.store, exact.features
+    draws = np.random.default_rng(0)
+    probes = features.take(store, draws.integers(store.samples, size=_RESCORED))
+    drawn = draws.integers(store.samples, size=(_RESCORED, _MOST_CANDIDATES))
 
-    def some(count: int) -> NDArray[np.float32]:
-        return np.resize(probes, (count, probes.shape[1]))
+    def again(count: int) -> float:
+        """Seconds to score a candidate of each of some queries again."""
+        job = partial(rescored, store, features, probes[:count], drawn[:count], exact.weights)
+        return _seconds(job) / _MOST_CANDIDATES
 
-    index: Times = []
-    for count in _COUNTS:
-        # Never one alone: FAISS gives each end of each query a thread, so that one says little.
-        if len(index) < 2 or index[-1][1] * count / index[-1][0] < _PATIENCE:
-            index.append((count, _seconds(lambda: approximate(some(count)))))  # noqa: B023
-    return meeting(index, [(count, of_exact(some(count))) for count in (1, 4, PROBES)])
+    rescoring = [(count, again(count)) for count in (1, _RESCORED)]
+    index = [
+        (count, 2 * (count * vector_seconds + candidates * seconds)) for count, seconds in rescoring
+    ]
+
+    k = min(_K, store.samples)
+    parts = [min(part, store.samples) for part in _PARTS]
+    passes = [
+        _seconds(partial(exact.search, probes[:1], k, keep=np.arange(part))) for part in parts
+    ]
+    one = grown((parts[0], parts[1]), (passes[0], passes[1]), store.samples)
+    # What is left to add for more queries: products, and the ends that are scored again.
+    rows = store.samples * len(features.checkpoints) / torch.get_num_threads()
+    width = features.width(store)
+    dtype = "float16" if store.dtype == "float16" and store.slots == 1 else "float32"
+    least = row_seconds(1, width, dtype)
+    end = 2 * k * rescoring[-1][1] / _RESCORED
+    return meeting(
+        index,
+        [
+            (count, one + rows * (row_seconds(count, width, dtype) - least) + (count - 1) * end)
+            for count in _COUNTS
+        ],
+    )
 
 
 def _seconds(job: Callable[[], object]) -> float:
-    """The least of two tries, or of as many more as take little: what else runs only adds."""
+    """The least of a few tries: what else runs only adds."""
     taken: list[float] = []
-    while len(taken) < _TRIES or (sum(taken) < _LITTLE and len(taken) < _MOST_TRIES):
+    for _ in range(_TRIES):
         start = perf_counter()
         job()
         taken.append(perf_counter() - start)

@@ -199,26 +199,26 @@ class Ends:
     Args:
         queries: number of queries.
         count: how many are kept of each, at each end.
+        signs: which ends: 1 for the highest scores, -1 for the lowest.
     """
 
-    def __init__(self, queries: int, count: int) -> None:
-        self._queries, self._count = queries, count
+    def __init__(self, queries: int, count: int, signs: Sequence[int] = (1, -1)) -> None:
+        self._queries, self._count, self._signs = queries, count, signs
         self._own = local()
-        self._all: list[tuple[Highest, Highest]] = []
+        self._all: list[list[Highest]] = []
 
     def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
         """Some more samples, in each thread in the order of the store; `[queries, samples]`."""
         if not hasattr(self._own, "ends"):
-            self._own.ends = tuple(Highest(self._queries, self._count, sign) for sign in (1, -1))
+            self._own.ends = [Highest(self._queries, self._count, sign) for sign in self._signs]
             self._all.append(self._own.ends)
         for end in self._own.ends:
             end.add(samples, scores)
 
     @property
-    def rankings(self) -> tuple[Ranking, Ranking]:
-        """Both ends, as far as samples were added; of the lower one, scores times -1."""
-        high, low = (Highest.of(side) for side in zip(*self._all, strict=True))
-        return high.ranking, low.ranking
+    def rankings(self) -> list[Ranking]:
+        """The ends, as far as samples were added; of the lower one, scores times -1."""
+        return [Highest.of(side).ranking for side in zip(*self._all, strict=True)]
 
 
 class ExactEngine:

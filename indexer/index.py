@@ -34,7 +34,7 @@ from gradstore.manifest import Manifest
 from gradstore.objects import objects_at
 from gradstore.progress import progress
 from gradstore.spec import Identity, Spec
-from indexer.choice import PROBES, exact_from
+from indexer.choice import exact_from
 from indexer.exact import ExactEngine, Ranking, best, require_k, rescored
 from indexer.factory import DEFAULT, estimated_bytes, recorded
 from indexer.feature import Features, RowWeights
@@ -211,16 +211,6 @@ class SearchIndex:
             sides.append(Ranking(found.rows, sign * found.scores))
         return sides[0], sides[1]
 
-    def measured_exact_from(self) -> int | None:
-        """From how many queries at once on the exact engine is faster; see `indexer.choice`."""
-        k = min(10, self.spec.count)
-        drawn = np.random.default_rng(0).permutation(self.spec.count)[:PROBES]
-        probes = self.features.take(self.store, np.sort(drawn))
-        try:
-            return exact_from(lambda some: self.approximate(some, k), self._exact, probes)
-        except SearchIndexError:  # it looks at so little of itself that it did not find k
-            return None
-
     def _require_searchable(
         self, queries: NDArray[np.float32], k: int, keep: NDArray[np.int64] | None
     ) -> None:
@@ -330,8 +320,11 @@ def build_index(
     # Read once for the pass, for what is measured after it, and for the questions to come.
     weights = RowWeights(store, features) if recall is not None else None
     _fill(stage, start, store, features, recall=recall, weights=weights)
+    known = None if was is None else was.exact_from
     if recall is not None:
         measured = recall.of(stage)
+        engine = ExactEngine(store, features, weights)
+        known = exact_from(engine, measured.candidates, recall.vector_seconds)
     # Built beside and renamed: a half-written index never has an index's name.
     building = path.with_name(f".{path.name}.building-{uuid4().hex}")
     old = path.with_name(f".{path.name}.old-{uuid4().hex}")
@@ -342,11 +335,9 @@ def build_index(
             **wanted.model_dump(),
             count=store.samples,
             measured=measured,
+            exact_from=known,
             sha256=_sha256(building / VECTORS_NAME),
         )
-        made = SearchIndex(path, spec, store, features, stage, weights=weights)
-        known = made.measured_exact_from() if was is None else was.exact_from
-        spec = spec.model_copy(update={"exact_from": known})
         samples = Manifest(store.manifest.ids, store.manifest.digests)
         (building / SAMPLES_NAME).write_bytes(samples.content())
         (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
@@ -361,8 +352,7 @@ def build_index(
     finally:
         shutil.rmtree(building, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-    made.spec = spec
-    return made
+    return SearchIndex(path, spec, store, features, stage, weights=weights)
 
 
 def _fill(

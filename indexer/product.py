@@ -82,9 +82,21 @@ def fastest_way(queries: int, dim: int, dtype: str) -> Way:
         dim: length of a row.
         dtype: dtype of the rows, float16 or float32.
     """
-    # Found for powers of two, so that a probe serves many questions.
-    seconds = way_seconds(_power(min(queries, _PROBED_QUERIES)), min(_power(dim), 1 << 14), dtype)
+    seconds = _probed(queries, dim, dtype)
     return min(seconds, key=lambda way: seconds[way])
+
+
+def row_seconds(queries: int, dim: int, dtype: str) -> float:
+    """Seconds that one core takes to multiply a row with so many queries, the fastest way.
+
+    See `fastest_way` for the arguments.
+    """
+    return min(_probed(queries, dim, dtype).values())
+
+
+def _probed(queries: int, dim: int, dtype: str) -> dict[Way, float]:
+    """`way_seconds` of the next powers of two, so that a probe serves many questions."""
+    return way_seconds(_power(min(queries, _PROBED_QUERIES)), min(_power(dim), 1 << 14), dtype)
 
 
 @cache

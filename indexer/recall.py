@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Final
 
 import numpy as np
@@ -58,6 +59,9 @@ class Recall:
         store: the training store.
         features: how rows become features.
         queries: a query store to measure with; by default training samples drawn at random.
+
+    Attributes:
+        vector_seconds: what the first stage took for each probe.
     """
 
     def __init__(self, store: Store, features: Features, queries: Store | None = None) -> None:
@@ -69,7 +73,9 @@ class Recall:
         self._own = chosen if queries is None else np.full(len(chosen), -1)
         self._origin = "samples" if queries is None else queries.location
         self._multiply = Products(store, features, self._probes)
-        self._ends = Ends(len(chosen), min(store.samples, _TRUTH + _MORE))
+        more = _MORE if self._multiply.rounds else 1
+        self._ends = Ends(len(chosen), min(store.samples, _TRUTH + more), signs=(1,))
+        self.vector_seconds = 0.0
 
     def add(self, samples: NDArray[np.int64], tiles: Iterable[Tile]) -> None:
         """See the features of some samples; in several threads at once."""
@@ -77,11 +83,15 @@ class Recall:
 
     def of(self, stage: FirstStage) -> Measured:
         """The recall with the fewest candidates that find what is to be found."""
-        rows = self._ends.rankings[0].rows
-        scores = rescored(self._store, self._features, self._probes, rows)
+        (ranking,) = self._ends.rankings
+        rows, scores = ranking.rows, ranking.scores
+        if self._multiply.rounds:
+            scores = rescored(self._store, self._features, self._probes, rows)
         truth = self._others(best(scores, rows, _TRUTH + 1).rows, _TRUTH)
         most = min(self._store.samples, _CANDIDATES[-1])
+        start = perf_counter()
         found = self._others(stage.search(self._probes, most), most)
+        self.vector_seconds = (perf_counter() - start) / len(self._probes)
 
         def recall(k: int, candidates: int) -> float:
             shares = [

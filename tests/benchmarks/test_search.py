@@ -22,7 +22,7 @@ def test_it_times_every_engine_and_tells_what_it_finds(tmp_path: Path, folders: 
         assert min(store["recall@10"].values()) >= 0.9
         assert store["memory per sample"] < 256 // 8 + 200
         for cell in store["searching"].values():
-            assert {"index", "exact", "chosen", "bf16 in memory", "FAISS Flat"} <= set(cell)
+            assert {"index", "exact", "chosen", "in memory", "FAISS Flat"} <= set(cell)
             assert all(0 < one["low"] <= one["median"] <= one["high"] for one in cell.values())
     folding = figures["folding"]
     assert folding["folded"]["bytes per sample"] < folding["concatenated"]["bytes per sample"]

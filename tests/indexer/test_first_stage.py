@@ -75,7 +75,7 @@ def test_an_index_that_finds_little_says_so(tmp_path: Path) -> None:
     assert index.spec.measured.recall_at_10 < 0.6
     assert index.spec.measured.origin == "samples"
     with pytest.raises(SearchIndexError, match="found fewer than 1000 samples"):
-        index.search(index.features.range(train, 0, 3), 1000)
+        index.approximate(index.features.range(train, 0, 3), 1000)
 
 
 @pytest.mark.parametrize("factory", ["Flat", "SQfp16", "IVF4,RaBitQ", "HNSW8,Flat"])
