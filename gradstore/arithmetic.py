@@ -27,7 +27,7 @@ _LONG_ENOUGH: Final = 0.005
 _TELLING: Final = 0.001
 _TRIES: Final = 3
 # Repeating ends where it has taken so many times as long as is enough.
-_PATIENCE: Final = 10
+_PATIENCE: Final = 3
 # A trial grows by this factor until it is long enough.
 _GROWTH: Final = 4
 # A way that takes so many times as long as the best one, on a short trial, is tried no further.
@@ -75,7 +75,7 @@ def seconds_each(
             job(count)
             taken = perf_counter() - start
             seconds, spent = min(seconds, taken), spent + taken
-            if (seconds < enough and count < most) or spent > _PATIENCE * enough:
+            if (seconds < enough and count < most) or spent >= _PATIENCE * enough:
                 break
         hopeless = seconds >= _TELLING and seconds / count > give_up
         if seconds >= enough or count >= most or hopeless:

@@ -38,10 +38,11 @@ _log = logging.getLogger("gradstore")
 
 # An alternative is worth a line if it saves a quarter of the time or of the bytes.
 _WORTH = 0.75
-# A trial that took so many seconds is long enough.
+# A trial that took so many seconds is long enough; of a product, whose size changes less.
 _ENOUGH = 0.3
+_ENOUGH_OF_PRODUCT = 0.1
 # Of a dense matrix so many rows are drawn to time it, and so many are multiplied at first.
-_DRAWN_PARAMETERS = 1 << 20
+_DRAWN_PARAMETERS = 1 << 18
 _FIRST_PARAMETERS = 1 << 12
 # Numbers that are given to a projection to time what it does with gradients.
 _TIMED_NUMBERS = 1 << 23
@@ -185,6 +186,7 @@ class _Work:
         self._job = job
         self._rows = rows
         self._checkpoints = checkpoints
+        self._excerpts: dict[str, tuple[float, float]] = {}
 
     def nbytes(self, dims: Sequence[int]) -> int:
         """Bytes of the rows of stores of these dimensions."""
@@ -257,7 +259,9 @@ class _Work:
             _, norms = loaded.differentiate(batch_of(batch, 0, count), count, forget)
             norms.cpu()  # waits for a GPU
 
-        return seconds_each(differentiate, len(batch), first=2, enough=_ENOUGH)
+        # All at once where the engine was timed so before: never at full size without.
+        first = 2 if job.choice.seconds is None else len(batch)
+        return seconds_each(differentiate, len(batch), first=first, enough=_ENOUGH)
 
     def _taking_seconds(self, projection: Any) -> float:
         """Per row, of what a projection does with gradients as they come."""
@@ -290,8 +294,16 @@ class _Work:
 
     def _trak_seconds(self, projector: TrakProjector, held: int) -> tuple[float, float]:
         """The same of a dense matrix, whose cost is in proportion to its rows and columns."""
-        job = self._job
         few, factor = projector.excerpt()
+        key = f"{few.spec!r} {held}"  # a matrix of fewer columns may have the same excerpt
+        if key not in self._excerpts:
+            self._excerpts[key] = self._excerpt_seconds(few, held)
+        drawn, product = self._excerpts[key]
+        return drawn * factor, product * factor / held
+
+    def _excerpt_seconds(self, few: TrakProjector, held: int) -> tuple[float, float]:
+        """Of drawing a few blocks of a matrix, and of a product of so many rows with them."""
+        job = self._job
         _log.info("estimate: timing the product with the matrix, %s rows at once", held)
 
         def seconds(length: int, rows: int) -> tuple[float, float]:
@@ -307,14 +319,14 @@ class _Work:
 
         length = min(job.num_parameters, _DRAWN_PARAMETERS)
         first, second = seconds(length, 1)
-        drawn = max(0.0, first - second) * factor * job.num_parameters / length
+        drawn = max(0.0, first - second) * job.num_parameters / length
         length = min(job.num_parameters, _FIRST_PARAMETERS)
         while True:
             product = min(seconds(length, held))
-            if product >= _ENOUGH or length == job.num_parameters:
+            if product >= _ENOUGH_OF_PRODUCT or length == job.num_parameters:
                 break
             length = min(job.num_parameters, 4 * length)
-        return drawn, product * factor * job.num_parameters / length / held
+        return drawn, product * job.num_parameters / length
 
     def _buffer(self, projection: Any, rows: int) -> Tensor:
         shape = (max(1, rows), projection.width)

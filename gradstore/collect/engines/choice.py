@@ -118,9 +118,12 @@ def choose(
     sizes = [_fitting(one, memory, len(batch)) for one in found]
     first = [time(one, min(*sizes, _TRIED)) for one in found] if len(found) > 1 else found
     best = min(first, key=_seconds)
-    # More at once is not always faster: of a large model they leave no place in the caches.
+    # More at once is not always faster: of a large model they leave no place in the caches. So
+    # twice as many are tried while they are faster.
     most = _fitting(best, memory, len(batch))
-    tried = [time(best, size) for size in sorted({most, -(-most // 2), -(-most // 4)})]
+    tried = [best if best.seconds is not None else time(best, min(most, _TRIED))]
+    while tried[-1].events < most and tried[-1] is min(tried, key=_seconds):
+        tried.append(time(best, min(most, 2 * tried[-1].events)))
     chosen = min(tried, key=_seconds)
     _log.info(
         "engine %s, %s events at once: %s",
@@ -128,7 +131,7 @@ def choose(
         chosen.events,
         ", ".join(
             f"{one.name} {1e3 * _seconds(one):.1f} ms an event by {one.events}"
-            for one in (*first, *tried)
+            for one in dict.fromkeys((*first, *tried))
             if one.seconds is not None
         ),
     )
@@ -291,7 +294,7 @@ def tolerance_of(objective: Objective) -> float:
 
 def _time(choice: Choice, model: nn.Module, objective: Objective, batch: Batch) -> Choice:
     engine = choice.make(model, objective)
-    engine(batch, forget)
+    engine(batch_of(batch, 0, 1), forget)  # loads kernels
     # The quickest of a few: what else runs on the machine only ever adds to it.
     quickest, spent = float("inf"), 0.0
     while spent < _TIMED_SECONDS:
