@@ -26,6 +26,13 @@ _REMOTE_THREADS: Final = 8
 _STARTING: Final = Lock()
 
 
+def cores() -> int:
+    """How many threads `in_order` has, of one core each."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def in_order(
     do: Callable[[T], R],
     items: Iterable[T],

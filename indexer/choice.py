@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from gradstore.workers import cores
 from indexer.exact import rescored
 from indexer.product import row_seconds
 
@@ -78,8 +79,6 @@ def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> in
     Returns:
         The number; None if it is so of none up to a million.
     """
-    import torch
-
     store, features = exact.store, exact.features
     draws = np.random.default_rng(0)
     probes = features.take(store, draws.integers(store.samples, size=_RESCORED))
@@ -102,7 +101,7 @@ def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> in
     ]
     one = grown((parts[0], parts[1]), (passes[0], passes[1]), store.samples)
     # What is left to add for more queries: products, and the ends that are scored again.
-    rows = store.samples * len(features.checkpoints) / torch.get_num_threads()
+    rows = store.samples * len(features.checkpoints) / cores()
     width = features.width(store)
     dtype = "float16" if store.dtype == "float16" and store.slots == 1 else "float32"
     least = row_seconds(1, width, dtype)
