@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from gradstore.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+EVENTS_NAME: Final = "events.parquet"
 
 
 def require_etas(etas: Sequence[float] | None, count: int) -> None:
@@ -24,6 +26,17 @@ def require_etas(etas: Sequence[float] | None, count: int) -> None:
         raise ConfigError(
             f"etas are {list(etas)} for {count} checkpoints. Give one finite number ≥ 0 for each."
         )
+
+
+def require_events(folders: Sequence[Path]) -> None:
+    """Raise `CheckpointError` unless the training run recorded its events at every checkpoint."""
+    for folder in folders:
+        if not (folder / EVENTS_NAME).exists():
+            raise CheckpointError(
+                f"{folder} has no {EVENTS_NAME}: the training run recorded no events there. Use "
+                "--events planned (in Python, events='planned'), or record them with "
+                "gradstore.collect.Recorder."
+            )
 
 
 def checkpoint_folders(paths: str | Path | Sequence[str | Path]) -> list[Path]:

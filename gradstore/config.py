@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from gradstore.errors import ConfigError, DatasetError
 from gradstore.spec import EventSpec, GradientSpec, ObjectiveSpec, ProjectorSpec, Spec
+
+_DEVICES: Final = re.compile(r"(cpu|cuda|mps|xpu|xla|hpu|mtia|privateuseone)(:[0-9]{1,4})?")
+_DIGITS_SPLITS: Final = ("train", "test")
+
+
+def known_device(device: str | None) -> str | None:
+    """A device as torch spells it, or None: whether there is one is told when torch is there.
+
+    Raises:
+        ValueError: if it is spelt otherwise.
+    """
+    if device is not None and not _DEVICES.fullmatch(device):
+        raise ValueError("torch has devices such as cpu, cuda, cuda:1 and mps")
+    return device
+
+
+Device = Annotated[str | None, AfterValidator(known_device)]
 
 
 class DatasetSpec(Spec):
@@ -27,7 +45,7 @@ class DatasetSpec(Spec):
     limit: int | None = Field(None, ge=1, description="take only the first samples")
 
     def require_there(self) -> None:
-        """Raise `DatasetError` unless the dataset is one by name, or is there."""
+        """Raise `DatasetError` unless the dataset is one by name, with its split, or is there."""
         named = self.dataset == "digits" or self.dataset.startswith("hf://")
         path = Path(self.dataset)
         file = path.suffix == ".parquet" and path.is_file()
@@ -35,6 +53,10 @@ class DatasetSpec(Spec):
             raise DatasetError(
                 f"dataset {self.dataset!r} was not found: it is neither digits, hf://NAME, a "
                 "folder of images, nor an existing .parquet file. Check --dataset."
+            )
+        if self.dataset == "digits" and self.split not in _DIGITS_SPLITS:
+            raise DatasetError(
+                f"digits has no split {self.split!r}; use --split train or --split test."
             )
 
     def recorded(self) -> dict[str, Any]:
@@ -61,7 +83,7 @@ class TrainConfig(DatasetSpec):
         [32, 64], min_length=1, description="channels of the UNet's levels; the last has attention"
     )
     seed: int = Field(0, ge=0, lt=2**63, description="seed of weights, order, timesteps and noise")
-    device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+    device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
     def require_sound(self) -> None:
         """Raise unless a training run can begin, as far as that shows without its dataset."""
@@ -76,6 +98,19 @@ class TrainConfig(DatasetSpec):
                 "no checkpoint would be saved."
             )
         self.require_there()
+        side = 8 if self.dataset == "digits" and self.size is None else self.size
+        if side is not None:
+            self.require_fitting(side)
+
+    def require_fitting(self, side: int) -> None:
+        """Raise `ConfigError` unless the UNet's levels fit images of this side, in pixels."""
+        halved = 2 ** (len(self.channels) - 1)
+        if side % halved or any(channels < 1 or channels % 8 for channels in self.channels):
+            raise ConfigError(
+                f"--channels {','.join(map(str, self.channels))} does not fit images of "
+                f"{side}×{side} pixels: each level halves the image, and channels come in "
+                "multiples of 8. Use fewer levels, other channels, or another --size."
+            )
 
 
 class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, DatasetSpec):
@@ -102,7 +137,7 @@ class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, Datas
         description="how per-sample gradients are computed; auto: the fastest that works and fits",
     )
     shard_samples: int | None = Field(None, ge=1, description="samples per shard")
-    device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+    device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
 
 class AppendConfig(DatasetSpec):
@@ -114,7 +149,7 @@ class AppendConfig(DatasetSpec):
     )
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
-    device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+    device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
     def dataset_spec(self) -> DatasetSpec:
         """The new samples."""

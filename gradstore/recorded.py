@@ -12,6 +12,16 @@ if TYPE_CHECKING:
     from gradstore.spec import PartSpec
 
 
+def require_recorded(store: Store) -> None:
+    """Raise `ConfigError` unless `gradstore collect` made every part: Python leaves no dataset."""
+    for part in store.spec.parts:
+        if not part.made_by.get("config"):
+            raise ConfigError(
+                f"{store.location} was collected from Python and does not know its dataset. Call "
+                "append, add_checkpoint or repair of gradstore.collect with the dataset."
+            )
+
+
 def recorded_dataset(store: Store, part: PartSpec) -> DatasetSpec:
     """The dataset of a part of a store, as `gradstore collect` or `gradstore query` recorded it.
 

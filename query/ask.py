@@ -162,6 +162,11 @@ def _checked(
     if asked is not None:
         require_comparable(store, asked)
         questions(asked, config.mean_by, config.minus)
+    elif config.mean_by not in {None, "label", *config.metadata_columns}:
+        raise QueryError(
+            f"the images would have no column {config.mean_by!r} to take means by: beside label, "
+            "columns are kept that --metadata-columns names."
+        )
     return store, keep, etas, asked
 
 

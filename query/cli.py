@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from gradstore import __version__
-from gradstore.config import AppendConfig, CollectConfig, TrainConfig
+from gradstore.config import AppendConfig, CollectConfig, TrainConfig, known_device
 from gradstore.errors import ConfigError, GradstoreError, StoreError
 from query.config import (
     BreakdownConfig,
@@ -116,16 +116,19 @@ def plan(config: Path | None, **given: Any) -> None:
 
 def _require_collectable(settings: CollectConfig) -> None:
     """Raise what can be told before torch is imported, which takes seconds."""
-    from gradstore.checkpoint_folders import checkpoint_folders, require_etas
+    from gradstore.checkpoint_folders import checkpoint_folders, require_etas, require_events
     from gradstore.objects import objects_at
     from gradstore.reader import looks_like_store
     from gradstore.writer import refuse_existing
 
     settings.require_there()
-    require_etas(settings.etas, len(checkpoint_folders(settings.checkpoints)))
+    folders = checkpoint_folders(settings.checkpoints)
+    require_etas(settings.etas, len(folders))
     place = objects_at(settings.store)
     if not looks_like_store(place):
         refuse_existing(place)
+    if settings.events == "replayed":
+        require_events(folders)
 
 
 @cli.command()
@@ -313,11 +316,13 @@ def append(config: Path | None, **given: Any) -> None:
     settings = parse(AppendConfig, config, given)
     from gradstore import open_store
     from gradstore.checkpoint_folders import checkpoint_folders
+    from gradstore.recorded import require_recorded
 
     before = open_store(settings.store)
     before.require_complete()
     settings.require_there()
     checkpoint_folders(settings.checkpoints or [one.path for one in before.spec.checkpoints])
+    require_recorded(before)
     from gradstore.collect.grow import append_config
 
     after, whole = append_config(
@@ -400,6 +405,7 @@ def add_checkpoint(
     """Collect every sample of a store at one checkpoint more, the latest."""
     from gradstore import open_store
     from gradstore.checkpoint_folders import checkpoint_folders, require_etas
+    from gradstore.recorded import require_recorded
 
     opened = open_store(store)
     if len(checkpoint_folders([checkpoint])) > 1:
@@ -407,6 +413,11 @@ def add_checkpoint(
             f"{checkpoint} holds several checkpoints. Add one after the other, by its own folder."
         )
     require_etas(None if eta is None else [eta], 1)
+    try:
+        known_device(device)
+    except ValueError as error:
+        raise ConfigError(f"--device is {device!r}: {error}") from error
+    require_recorded(opened)
     from gradstore.collect import add_checkpoint as add
 
     after = add(opened, checkpoint, eta=eta, memory=memory, device=device)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from gradstore.config import DatasetSpec
+from gradstore.config import DatasetSpec, Device
 from gradstore.errors import ConfigError
 from gradstore.spec import Spec
 from query.setting import FAST
@@ -131,7 +131,7 @@ class QueryConfig(DatasetSpec):
     format: Literal["parquet", "jsonl"] = Field("parquet", description="format of the results")
     batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
-    device: str | None = Field(None, description="torch device [default: cuda if there is one]")
+    device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
     def where(self) -> dict[str, list[str]]:
         """Values that a training sample must have in the columns of its manifest."""

@@ -89,7 +89,8 @@ def _explain(
             meant = f"did you mean {near[0]!r}?" if near else "see --help for those there are."
             lines.append(f"{config} has a setting {name!r} that does not exist; {meant}")
         else:
-            lines.append(f"{flag} is {item['input']!r}: {item['msg']}")
+            reason = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{flag} is {item['input']!r}: {reason}")
     return "\n".join(lines)
 
 

@@ -84,6 +84,8 @@ def require_table(out: Path) -> None:
         raise QueryError(f"{out}: scores are written as NAME.zarr or NAME.parquet.")
     if out.suffix == ".parquet" and out.exists():
         raise QueryError(f"{out} exists; nothing was changed. Choose another --out or remove it.")
+    if out.exists() and not (out / "zarr.json").is_file():
+        raise QueryError(f"{out} exists and is no Zarr group. Choose another --out.")
 
 
 def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Measure) -> zarr.Group:

@@ -80,9 +80,9 @@ class World:
 def _log_level() -> Iterator[None]:
     """The command line sets the level of the log, and tests share a process."""
     log = logging.getLogger("gradstore")
-    before = log.level
+    log.setLevel(logging.NOTSET)  # also where a fixture that several tests share has set it
     yield
-    log.setLevel(before)
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from gradstore.checkpoint_folders import EVENTS_NAME, require_events
 from gradstore.errors import CheckpointError, DatasetError
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from gradstore.spec import EventSpec, Identity
 
-FILE_NAME = "events.parquet"
 # Metadata of the file: the probe of the noise stream that the training run drew from.
 _PROBE = b"gradstore noise probe"
 _PLANNED = "--events planned (in Python, events='planned')"
@@ -162,7 +162,8 @@ class ReplayedEvents:
         self._place = {
             number: place for place, number in enumerate(numbers or range(len(checkpoints)))
         }
-        self._files = [folder / FILE_NAME for folder in checkpoints]
+        require_events(checkpoints)
+        self._files = [folder / EVENTS_NAME for folder in checkpoints]
         self._recorded = [_read(file) for file in self._files]
         for file, recorded in zip(self._files, self._recorded, strict=True):
             for name, (timestep, _) in recorded.items():
@@ -213,15 +214,10 @@ def save(folder: Path, ids: Sequence[str], timesteps: Sequence[int], keys: Seque
         },
         metadata={_PROBE: str(noise_identity()["probe"])},
     )
-    pq.write_table(table, folder / FILE_NAME)
+    pq.write_table(table, folder / EVENTS_NAME)
 
 
 def _read(file: Path) -> dict[str, tuple[int, int]]:
-    if not file.exists():
-        raise CheckpointError(
-            f"{file.parent} has no {FILE_NAME}: the training run recorded no events there. Use "
-            f"{_PLANNED}, or record them with gradstore.collect.Recorder."
-        )
     try:
         found = pq.read_table(file, columns=["id", "timestep", "noise_key"])
         table = found.to_pydict()

@@ -20,6 +20,7 @@ from gradstore.collect.samples import Samples
 from gradstore.config import CollectConfig
 from gradstore.errors import ConfigError, StoreError
 from gradstore.reader import Store, open_store
+from gradstore.recorded import require_recorded
 from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
 from gradstore.verify import unseal_unfit
 from gradstore.writer import unseal
@@ -251,12 +252,8 @@ def recorded(store: Store, part: PartSpec, **changes: Any) -> CollectConfig:
     Raises:
         ConfigError: if the store does not record one, for Python made it.
     """
-    found = part.made_by.get("config")
-    if not found:
-        raise ConfigError(
-            f"{store.location} was collected from Python and does not know its dataset. Call "
-            "append, add_checkpoint or repair of gradstore.collect with the dataset."
-        )
+    require_recorded(store)
+    found: Any = part.made_by["config"]
     dataset = changes.pop("dataset", None)
     given = {name: value for name, value in changes.items() if value is not None}
     if dataset is not None:

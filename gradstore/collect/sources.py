@@ -42,8 +42,6 @@ def _digits(split: str) -> tuple[list[tuple[Image.Image, int]], list[str]]:
             "the digits come with scikit-learn, which is not installed. Install it with "
             "`pip install 'gradstore[demo]'`."
         ) from error
-    if split not in {"train", "test"}:
-        raise DatasetError(f"digits has no split {split!r}; use --split train or --split test.")
     bunch = load_digits()
     rows = range(1700) if split == "train" else range(1700, 1797)
     pixels = np.round(bunch.images * (255 / 16)).astype(np.uint8)

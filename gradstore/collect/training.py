@@ -20,7 +20,7 @@ from gradstore.collect.objective import DiffusionLoss
 from gradstore.collect.recorder import Recorder
 from gradstore.collect.samples import Samples
 from gradstore.config import DatasetSpec
-from gradstore.errors import ConfigError, DatasetError
+from gradstore.errors import DatasetError
 from gradstore.progress import progress
 
 if TYPE_CHECKING:
@@ -132,12 +132,7 @@ def _stack(samples: Samples) -> Tensor:
 def _model(config: TrainConfig, data: Tensor) -> UNet2DModel:
     levels = len(config.channels)
     side = data.shape[2]
-    if side % 2 ** (levels - 1) or any(channels % 8 for channels in config.channels):
-        raise ConfigError(
-            f"--channels {config.channels} does not fit images of {side}×{side} pixels: each "
-            "level halves the image, and channels come in multiples of 8. Use fewer levels, other "
-            "channels, or another --size."
-        )
+    config.require_fitting(side)
     return UNet2DModel(
         sample_size=side,
         in_channels=data.shape[1],

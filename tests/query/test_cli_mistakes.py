@@ -59,6 +59,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / "run" / f"epoch-{number}" / "unet").mkdir(parents=True)
         (folder / "run" / f"epoch-{number}" / "unet" / "config.json").write_text("{}")
     (folder / "taken").mkdir()
+    (folder / "images.zarr").mkdir()
     (folder / "taken" / "file.txt").write_text("mine")
     (folder / "taken.parquet").write_text("mine")
     return folder
@@ -92,13 +93,23 @@ MISTAKES = {
     f"{COLLECT} --checkpoints taken": "taken is not a diffusers folder",
     f"{COLLECT} --etas 1,2": "etas are [1.0, 2.0]",
     f"{COLLECT} --etas -1": "etas are [-1.0]",
-    f"{COLLECT} --params (": "--params",
+    f"{COLLECT} --params (": "--params is '(': it is not a regular expression",
+    f"{COLLECT} --device kuda": "--device is 'kuda': torch has devices",
+    COLLECT: "epoch-1 has no events.parquet",
     f"{COLLECT} --store taken": "taken exists",
     f"{COLLECT} --projector dense": "'dense'",
     "plan --dataset nowhere --checkpoints epoch-1 --store new.gradstore": "nowhere",
     "train --dataset nowhere --out new": "nowhere",
     "train --dataset digits --out taken": "taken exists",
     "train --dataset digits --out new --epochs 2 --checkpoint-every 3": "--checkpoint-every 3",
+    "train --dataset digits --out new --split tset": "'tset'",
+    "train --dataset digits --out new --channels 30,60": "multiples of 8",
+    "train --dataset digits --out new --channels 8,8,8,8,8": "8×8 pixels",
+    "train --dataset images --out new --device cpu:": "--device",
+    f"query {STORE} --dataset images --checkpoints run --mean-by colour --out new": "'colour'",
+    f"append {STORE} --dataset images --checkpoints run": "collected from Python",
+    "add-checkpoint train.gradstore epoch-1": "collected from Python",
+    f"scores {STORE} --queries asked.gradstore --out images.zarr": "images.zarr exists and is no",
     f"index {STORE} --measures retrak": "'retrak'",
     f"index {STORE} --etas 1,2,3": "etas are [1.0, 2.0, 3.0]",
     f"index {STORE} --queries other.gradstore": "other.gradstore",
