@@ -128,14 +128,15 @@ class InMemory:
         self.times = store.samples / held
         self._rows = torch.empty(held, features.dim(store), dtype=dtype)
         for start, block in features.blocks(store):
-            if start < held:
-                here = self._rows[start : start + len(block)]
-                here.copy_(torch.from_numpy(block)[: len(here)])
+            if start >= held:
+                break
+            here = self._rows[start : start + len(block)]
+            here.copy_(torch.from_numpy(block)[: len(here)])
 
     def scores(self, queries: NDArray[np.float32]) -> torch.Tensor:
         """All scores `[queries, samples]`, in the dtype of the rows.
 
-        In the faster order of both: rows first where oneDNN or MKL share a product by its rows.
+        The rows come first in float32, where that order takes half the time for a few queries.
         """
         asked = torch.from_numpy(queries).to(self._rows.dtype)
         if self._rows.dtype == torch.float32:

@@ -50,8 +50,8 @@ def seconds_each(
     """Seconds per item of a job that takes a number of items.
 
     The number grows from `first` until a run is long enough to be timed; that run is repeated,
-    and the quickest counts, since other load on the machine only adds time. A run that takes many
-    times as long as it must is not repeated more than once.
+    and the quickest counts, since other load on the machine only adds time. Repeating ends when
+    the runs took three times as long as is enough.
 
     Args:
         job: does so many items and waits until they are done.

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EVENTS_NAME: Final = "events.parquet"
+PLANNED: Final = "--events planned (in Python, events='planned')"
 
 
 def require_etas(etas: Sequence[float] | None, count: int) -> None:
@@ -34,8 +35,7 @@ def require_events(folders: Sequence[Path]) -> None:
         if not (folder / EVENTS_NAME).exists():
             raise CheckpointError(
                 f"{folder} has no {EVENTS_NAME}: the training run recorded no events there. Use "
-                "--events planned (in Python, events='planned'), or record them with "
-                "gradstore.collect.Recorder."
+                f"{PLANNED}, or record them with gradstore.collect.Recorder."
             )
 
 

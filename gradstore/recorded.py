@@ -8,13 +8,15 @@ from gradstore.config import DatasetSpec
 from gradstore.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gradstore.reader import Store
     from gradstore.spec import PartSpec
 
 
-def require_recorded(store: Store) -> None:
-    """Raise `ConfigError` unless `gradstore collect` made every part: Python leaves no dataset."""
-    for part in store.spec.parts:
+def require_recorded(store: Store, parts: Sequence[PartSpec]) -> None:
+    """Raise `ConfigError` unless `gradstore collect` made these parts: Python leaves no dataset."""
+    for part in parts:
         if not part.made_by.get("config"):
             raise ConfigError(
                 f"{store.location} was collected from Python and does not know its dataset. Call "

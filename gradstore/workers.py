@@ -54,7 +54,7 @@ def in_order(
     import torch
 
     with _STARTING:  # not while another sets it
-        of_torch = torch.get_num_threads()
+        of_torch = cores()
     threads = max(of_torch, _REMOTE_THREADS) if remote else of_torch
     threads = max(1, min(threads, most or threads))
     ready = Barrier(threads + 1)

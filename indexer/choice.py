@@ -103,7 +103,7 @@ def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> in
     # What is left to add for more queries: products, and the ends that are scored again.
     rows = store.samples * len(features.checkpoints) / cores()
     width = features.width(store)
-    dtype = "float16" if store.dtype == "float16" and store.slots == 1 else "float32"
+    dtype = features.dtype(store)
     least = row_seconds(1, width, dtype)
     end = 2 * k * rescoring[-1][1] / _RESCORED
     return meeting(

@@ -104,6 +104,10 @@ class Features:
         """Length of a feature: checkpoints × dim, times slots where they are matched."""
         return len(self.etas) * self.width(store)
 
+    def dtype(self, store: Store) -> str:
+        """What `each` gives the vectors as: as stored in float16, unless slots are averaged."""
+        return "float16" if store.dtype == "float16" and store.slots == 1 else "float32"
+
     def width(self, store: Store) -> int:
         """Length of the part that is one checkpoint's."""
         return store.dim * (self.slots or 1)
@@ -211,7 +215,8 @@ class Features:
         """Samples of a block of `each`: whole shards, where there are enough for every core."""
         shard = store.parts[0].layout.shard_samples
         share = min(_BLOCK_SAMPLES, -(-store.samples // _BLOCKS))
-        return max(share // shard * shard or share, self._step(store) // 8)
+        tile = _TILE_BYTES // (np.dtype(store.dtype).itemsize * store.dim * store.slots)
+        return max(share // shard * shard or share, tile)
 
     def blocks(self, store: Store) -> Iterator[tuple[int, NDArray[np.float32]]]:
         """Features of all samples, at most a shard at a time, as (first sample, features)."""

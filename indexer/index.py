@@ -89,8 +89,8 @@ class IndexSpec(BuiltFrom):
         format_version: version of the index format.
         count: number of vectors.
         measured: what it was measured to find.
-        exact_from: from how many queries at once on the exact engine was faster when it was
-            measured, and is taken; None if it never was.
+        exact_from: from how many queries at once on the exact engine is taken, because it is
+            faster by what building told; None if it never is.
         sha256: of `vectors.faiss`, which FAISS is given to read only if it is so.
     """
 

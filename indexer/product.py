@@ -46,7 +46,7 @@ Way = Literal["float32", "float16", "bfloat16", "bfloat16 whole"]
 """How rows are multiplied: converted to float32 or bfloat16 a tile at a time; as float16, with one
 query after the other; or converted to bfloat16 all at once."""
 
-# Ways that multiply queries with rows, in this order.
+# Ways whose products lie side by side for each query.
 _BY_ROWS: Final = ("float16", "bfloat16 whole")
 
 
@@ -165,7 +165,7 @@ class Multiplier:
         given = (given / float(self.largest)).to(self._device).to(self._dtype)
         # As columns: rows times queries is the faster order where rows come a few at a time.
         self._queries = given.T if way in _BY_ROWS else given.T.contiguous()
-        self._one_by_one = list(given)
+        self._one_by_one = list(given) if way == "float16" else []
         self._shifted = self._queries
         if self._dtype == torch.bfloat16:
             self._shifted = self._queries * 2.0**_SHIFT
@@ -268,8 +268,7 @@ class Products:
         exact: bool = False,
     ) -> None:
         width = features.width(store)
-        # What `Features.each` gives of a store: as stored, unless slots are averaged.
-        dtype = "float16" if store.dtype == "float16" and store.slots == 1 else "float32"
+        dtype = features.dtype(store)
         self._parts = {
             place: Multiplier(queries[:, place * width : (place + 1) * width], dtype, exact=exact)
             for place in features.checkpoints

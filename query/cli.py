@@ -322,7 +322,7 @@ def append(config: Path | None, **given: Any) -> None:
     before.require_complete()
     settings.require_there()
     checkpoint_folders(settings.checkpoints or [one.path for one in before.spec.checkpoints])
-    require_recorded(before)
+    require_recorded(before, before.spec.parts[:1])  # whose configuration is taken
     from gradstore.collect.grow import append_config
 
     after, whole = append_config(
@@ -417,7 +417,7 @@ def add_checkpoint(
         known_device(device)
     except ValueError as error:
         raise ConfigError(f"--device is {device!r}: {error}") from error
-    require_recorded(opened)
+    require_recorded(opened, opened.spec.parts)
     from gradstore.collect import add_checkpoint as add
 
     after = add(opened, checkpoint, eta=eta, memory=memory, device=device)

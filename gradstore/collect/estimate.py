@@ -21,7 +21,7 @@ from gradstore.manifest import Manifest
 from gradstore.objects import LocalObjects, objects_at
 from gradstore.rows import Rows, given_dtype
 from gradstore.rows import columns as row_columns
-from gradstore.spec import LayoutSpec
+from gradstore.spec import LayoutSpec, ProjectorSpec
 from gradstore.writer import create, write_shard
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _log = logging.getLogger("gradstore")
 
 # An alternative is worth a line if it saves a quarter of the time or of the bytes.
 _WORTH = 0.75
-# A trial that took so many seconds is long enough; of a product, whose size changes less.
+# A trial that took so many seconds is long enough; a product takes the same time every time.
 _ENOUGH = 0.3
 _ENOUGH_OF_PRODUCT = 0.1
 # Of a dense matrix so many rows are drawn to time it, and so many are multiplied at first.
@@ -186,7 +186,7 @@ class _Work:
         self._job = job
         self._rows = rows
         self._checkpoints = checkpoints
-        self._excerpts: dict[str, tuple[float, float]] = {}
+        self._excerpts: dict[tuple[ProjectorSpec, int], tuple[float, float]] = {}
 
     def nbytes(self, dims: Sequence[int]) -> int:
         """Bytes of the rows of stores of these dimensions."""
@@ -259,7 +259,7 @@ class _Work:
             _, norms = loaded.differentiate(batch_of(batch, 0, count), count, forget)
             norms.cpu()  # waits for a GPU
 
-        # All at once where the engine was timed so before: never at full size without.
+        # A trial begins at full size only where the engine was timed at that size before.
         first = 2 if job.choice.seconds is None else len(batch)
         return seconds_each(differentiate, len(batch), first=first, enough=_ENOUGH)
 
@@ -295,7 +295,7 @@ class _Work:
     def _trak_seconds(self, projector: TrakProjector, held: int) -> tuple[float, float]:
         """The same of a dense matrix, whose cost is in proportion to its rows and columns."""
         few, factor = projector.excerpt()
-        key = f"{few.spec!r} {held}"  # a matrix of fewer columns may have the same excerpt
+        key = few.spec, held  # a matrix of fewer columns may have the same excerpt
         if key not in self._excerpts:
             self._excerpts[key] = self._excerpt_seconds(few, held)
         drawn, product = self._excerpts[key]

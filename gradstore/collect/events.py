@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gradstore.checkpoint_folders import EVENTS_NAME, require_events
+from gradstore.checkpoint_folders import EVENTS_NAME, PLANNED, require_events
 from gradstore.errors import CheckpointError, DatasetError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 # Metadata of the file: the probe of the noise stream that the training run drew from.
 _PROBE = b"gradstore noise probe"
-_PLANNED = "--events planned (in Python, events='planned')"
 
 
 def noise_key(*parts: str | int) -> int:
@@ -170,7 +169,7 @@ class ReplayedEvents:
                 if not 0 <= timestep < num_train_timesteps:
                     raise CheckpointError(
                         f"{file}: sample {name!r} has timestep {timestep}, but the scheduler has "
-                        f"0 … {num_train_timesteps - 1}. Restore the file, or use {_PLANNED}."
+                        f"0 … {num_train_timesteps - 1}. Restore the file, or use {PLANNED}."
                     )
 
     def identity(self) -> Identity:
@@ -191,7 +190,7 @@ class ReplayedEvents:
                     raise DatasetError(
                         f"sample {name!r} has no event in {file}, which holds {len(recorded)}: "
                         "the training run did not see it. Collect the dataset that was trained "
-                        f"on, or use {_PLANNED}."
+                        f"on, or use {PLANNED}."
                     )
 
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
@@ -223,7 +222,7 @@ def _read(file: Path) -> dict[str, tuple[int, int]]:
         table = found.to_pydict()
     except (OSError, pa.ArrowException) as error:
         raise CheckpointError(
-            f"{file} cannot be read: {error}. Restore it, or use {_PLANNED}."
+            f"{file} cannot be read: {error}. Restore it, or use {PLANNED}."
         ) from error
     own = str(noise_identity()["probe"]).encode()
     probe = (found.schema.metadata or {}).get(_PROBE, own)  # files of older runs have none
@@ -231,7 +230,7 @@ def _read(file: Path) -> dict[str, tuple[int, int]]:
         raise CheckpointError(
             f"{file}: the training run drew its noise from another stream than numpy draws here "
             f"(probe {probe.decode(errors='replace')[:16]}, here {own.decode()}). Use the numpy of "
-            f"the training run, or {_PLANNED}."
+            f"the training run, or {PLANNED}."
         )
     pairs = zip(table["timestep"], table["noise_key"], strict=True)
     return dict(zip(table["id"], pairs, strict=True))

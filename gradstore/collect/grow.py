@@ -252,7 +252,7 @@ def recorded(store: Store, part: PartSpec, **changes: Any) -> CollectConfig:
     Raises:
         ConfigError: if the store does not record one, for Python made it.
     """
-    require_recorded(store)
+    require_recorded(store, [part])
     found: Any = part.made_by["config"]
     dataset = changes.pop("dataset", None)
     given = {name: value for name, value in changes.items() if value is not None}

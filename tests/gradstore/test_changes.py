@@ -91,6 +91,15 @@ def test_a_part_belongs_to_the_store_when_it_is_added(store: Store) -> None:
     assert grown(after, ["a", "b", "c"]).samples == 13  # added once
 
 
+@pytest.mark.parametrize("nbytes", [1, 100])
+def test_tiles_reach_over_shards_and_parts(store: Store, nbytes: int) -> None:
+    store = delete(grown(store, ["a", "b", "c"]), ["s1", "s6", "b"])
+    scratch, samples = store.scratch(nbytes), np.arange(store.samples)
+    for some in (samples, samples[2:], samples[::2], samples[-2:]):
+        found = [tile.copy() for tile in store.tiles(1, some, scratch)]
+        np.testing.assert_array_equal(np.concatenate(found), store.take(1, some).direction)
+
+
 def test_an_unfinished_part_or_a_known_id_is_not_added(store: Store) -> None:
     names = Manifest(["a"], ["1"])
     part_spec = PartSpec(

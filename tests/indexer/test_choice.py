@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from indexer import TracIn, build_index
-from indexer.choice import Times, grown, meeting
+from indexer import ExactEngine, Features, TracIn, build_index
+from indexer.choice import Times, exact_from, grown, meeting
 from tests.indexer.stores import random_store
 
 if TYPE_CHECKING:
@@ -65,12 +65,18 @@ def test_only_what_grows_with_the_store_is_scaled() -> None:
     assert grown((1000, 4000), (1.5, 1.4), 100_000) == 1.4
 
 
+def test_the_exact_engine_is_taken_where_a_first_stage_is_slow(tmp_path: Path) -> None:
+    store = random_store(tmp_path / "t.gradstore")
+    engine = ExactEngine(store, Features.of(store, TracIn()))
+    assert exact_from(engine, candidates=50, vector_seconds=100.0) == 1
+
+
 def test_either_engine_is_chosen_by_the_number_of_queries(tmp_path: Path) -> None:
     store = random_store(tmp_path / "t.gradstore")
     index = build_index(store, TracIn())
     asked = index.features.range(store, 0, 3)
-    for exact_from in (None, 1, 2):
-        index.spec = index.spec.model_copy(update={"exact_from": exact_from})
+    for known in (None, 1, 2):
+        index.spec = index.spec.model_copy(update={"exact_from": known})
         for found, expected in zip(
             index.search(asked, 5), index.approximate(asked, 5), strict=True
         ):

@@ -118,11 +118,12 @@ def choose(
     sizes = [_fitting(one, memory, len(batch)) for one in found]
     first = [time(one, min(*sizes, _TRIED)) for one in found] if len(found) > 1 else found
     best = min(first, key=_seconds)
-    # More at once is not always faster: of a large model they leave no place in the caches. So
-    # twice as many are tried while they are faster.
+    # More at once is not always faster: of a large model they leave no place in the caches. Twice
+    # as many are tried until they are clearly slower: of a small model they take half the time, and
+    # one trial that something else interrupts must not hide that.
     most = _fitting(best, memory, len(batch))
     tried = [best if best.seconds is not None else time(best, min(most, _TRIED))]
-    while tried[-1].events < most and tried[-1] is min(tried, key=_seconds):
+    while tried[-1].events < most and _seconds(tried[-1]) <= WORTH * min(map(_seconds, tried)):
         tried.append(time(best, min(most, 2 * tried[-1].events)))
     chosen = min(tried, key=_seconds)
     _log.info(

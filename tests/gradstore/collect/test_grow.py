@@ -287,3 +287,19 @@ def test_every_part_is_repaired_from_its_own_dataset(folder_store: Store, tmp_pa
     assert {report.problem for report in verify(store)} == {None}
     for checkpoint, rows in enumerate(whole):
         np.testing.assert_array_equal(store.rows(checkpoint).direction, rows.direction)
+
+
+def test_a_part_from_python_leaves_the_others_their_dataset(
+    folder_store: Store, tmp_path: Path
+) -> None:
+    store = append(Samples(images(2, seed=4), ids=["x", "y"]), folder_store)
+    file = store.path / store.parts[0].array_key(1, "norm", 0)
+    file.write_bytes(file.read_bytes()[:-1])
+    repair(store, [report for report in verify(store) if report.problem])
+    assert {report.problem for report in verify(store)} == {None}
+    more = tmp_path / "more"
+    more.mkdir()
+    images(1, seed=5)[0].save(more / "one.png")
+    after, whole = append_config(store, DatasetSpec(dataset=str(more)))
+    assert whole
+    assert after.samples == store.samples + 1

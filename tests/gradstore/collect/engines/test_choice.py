@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from time import sleep
 from typing import Any
 
 import pytest
@@ -47,6 +48,19 @@ def test_what_an_engine_holds_grows_by_the_row() -> None:
     # Gradients of a row alone are that large.
     assert choice.per_event > 4 * sum(p.numel() for p in unet(0).parameters())
     assert chosen(unet(0), batch(8, 1), "streaming").per_event < choice.per_event
+
+
+@pytest.mark.parametrize(("power", "events"), [(0, 32), (2, 8)])
+def test_as_many_events_at_once_as_are_fast(power: int, events: int) -> None:
+    class Slow(StreamingEngine):
+        """What a pass takes is the same for any number of events, or grows with its square."""
+
+        def __call__(self, given: Any, sink: Any) -> Tensor:
+            sleep(0.02 * (len(given) / 8) ** power)
+            return super().__call__(given, sink)
+
+    layer = nn.Linear(6, 6)
+    assert chosen(Denoiser(layer, layer), vectors(32, 1), Slow, timed=True).events == events
 
 
 def test_streaming_is_taken_where_it_works() -> None:
