@@ -9,9 +9,6 @@ that collecting takes against its budget, and what cheaper arithmetic does to th
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +21,7 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from scipy.stats import spearmanr
 from trak.projectors import BasicProjector
 
+from benchmarks.footprint import footprint
 from benchmarks.models import build
 from benchmarks.results import (
     RESULTS,
@@ -420,13 +418,8 @@ def _footprints(preset: Preset) -> list[dict[str, Any]]:
     cases.append((preset.large, preset.budgets[1][-1], preset.large_samples // 2, "trak", few))
     found = []
     for model, memory, samples, projector, dim in cases:
-        command = [sys.executable, "-m", "benchmarks.footprint", "--model", model]
-        command += ["--memory", str(memory), "--samples", str(samples)]
-        command += ["--projector", projector, "--proj-dim", str(dim)]
-        done = subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, check=True
-        )
-        figures = json.loads(done.stdout)
+        spec = ProjectorSpec(projector=projector, proj_dim=dim)
+        figures = footprint(model, memory, samples, spec)
         found.append(
             {
                 "model": model,

@@ -8,7 +8,6 @@ undisturbed one, byte for byte.
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from benchmarks import forked
 from benchmarks.plots import canvas, keep
 from benchmarks.results import RESULTS, Target, machine, save, target_table
 from gradstore import open_store, writer
@@ -72,7 +72,9 @@ def collect_once(checkpoints: str, store: str, samples: int, die: tuple[str, int
         objective="l1",
         etas=[1.0, 1.0],
         events=EventSpec(events="planned", timesteps=2),
-        projector=ProjectorSpec(proj_dim=128),
+        # Not `auto`: one that was killed before its store stood may choose otherwise when it is
+        # run again, and bytes are compared.
+        projector=ProjectorSpec(proj_dim=128, precision="float32"),
         shard_samples=4,
         engine="streaming",
     )
@@ -80,8 +82,7 @@ def collect_once(checkpoints: str, store: str, samples: int, die: tuple[str, int
 
 def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
     """Kill, check, resume, compare; write `faults.json`, `.md` and `.png` into `out`."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "diffusers", "gradstore.collect"])
+    context = forked.context()
     generator = random.Random(seed)  # noqa: S311
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,22 +1,21 @@
-"""How much memory does collecting take? Run by `benchmarks.collect`, a process for each figure.
+"""How much memory does collecting take?
 
-Prints bytes as JSON: the process's resident memory before collecting, its peak, and what it
-collected. A process of its own, for a peak cannot be taken back.
+A process of its own for each figure, for a peak cannot be taken back. They are forked from one
+that has imported everything and computed nothing.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import resource
-import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from benchmarks.models import MODELS, build
+from benchmarks import forked
+from benchmarks.models import build
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
 
 
@@ -26,19 +25,26 @@ def resident() -> int:
     return pages * resource.getpagesize()
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=MODELS, required=True)
-    parser.add_argument("--memory", type=float, required=True)
-    parser.add_argument("--samples", type=int, required=True)
-    parser.add_argument("--projector", default="sjlt")
-    parser.add_argument("--proj-dim", type=int, default=4096)
-    given = parser.parse_args()
+def footprint(model: str, memory: float, samples: int, projector: ProjectorSpec) -> dict[str, int]:
+    """Collect random images in a new process.
+
+    Args:
+        model: a name of `benchmarks.models`.
+        memory: what collecting may take, GiB.
+        samples: how many images.
+        projector: projects their gradients.
+
+    Returns:
+        Bytes of that process: resident `before` collecting, at its `peak`, and the model's
+        `weights`.
+    """
+    with ProcessPoolExecutor(1, mp_context=forked.context()) as pool:
+        return pool.submit(_warm, model, memory, samples, projector).result()
+
+
+def _warm(model: str, memory: float, samples: int, projector: ProjectorSpec) -> dict[str, int]:
     measure("tiny", 4.0, 8, ProjectorSpec(proj_dim=64))  # loads what is loaded once
-    projector = ProjectorSpec(projector=given.projector, proj_dim=given.proj_dim)
-    figures = measure(given.model, given.memory, given.samples, projector)
-    json.dump(figures, sys.stdout)
+    return measure(model, memory, samples, projector)
 
 
 def measure(name: str, memory: float, samples: int, projector: ProjectorSpec) -> dict[str, int]:
@@ -67,7 +73,3 @@ def measure(name: str, memory: float, samples: int, projector: ProjectorSpec) ->
     status = Path("/proc/self/status").read_text()
     peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
     return {"before": before, "peak": peak, "weights": weights}
-
-
-if __name__ == "__main__":
-    main()

@@ -68,17 +68,19 @@ def seconds_each(
     count = min(first, most)
     job(count)  # loads kernels, allocates memory
     while True:
-        seconds, spent = float("inf"), 0.0
-        # A run that other load interrupts seems long enough, and is not: it is repeated.
+        seconds, spent, last = float("inf"), 0.0, False
+        # A run that makes a kernel, or that other load interrupts, seems long, and is not: a run
+        # that would be the last is repeated.
         for _ in range(_TRIES):
             start = perf_counter()
             job(count)
             taken = perf_counter() - start
             seconds, spent = min(seconds, taken), spent + taken
-            if (seconds < enough and count < most) or spent >= _PATIENCE * enough:
+            hopeless = seconds >= _TELLING and seconds / count > give_up
+            last = seconds >= enough or count >= most or hopeless
+            if not last or spent >= _PATIENCE * enough:
                 break
-        hopeless = seconds >= _TELLING and seconds / count > give_up
-        if seconds >= enough or count >= most or hopeless:
+        if last:
             return seconds / count
         count = min(most, _GROWTH * count)
 

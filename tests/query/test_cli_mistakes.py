@@ -38,10 +38,10 @@ for words in json.load(sys.stdin):
 """
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
     """A store, a query store of another model, images, a checkpoint's folder, and a file."""
-    folder = tmp_path_factory.mktemp("mistakes")
+    folder = tmp_path
     random_store(folder / "train.gradstore", 20, metadata={"label": [n % 3 for n in range(20)]})
     random_store(folder / "asked.gradstore", 3, seed=1)
     random_store(folder / "other.gradstore", 3, seed=1)
@@ -142,29 +142,23 @@ MISTAKES = {
 }
 
 
-@pytest.fixture(scope="module")
-def told(place: Path) -> dict[str, tuple[int, list[str], str]]:
-    """Exit status, heavy modules that were imported, and what was written, of each command."""
-    words = [command.split() for command in MISTAKES]  # of a flag given twice, the last counts
+def test_a_cheap_mistake_is_told_before_heavy_imports(
+    place: Path, subtests: pytest.Subtests
+) -> None:
     run = subprocess.run(
         [sys.executable, "-c", _RUN],
-        input=json.dumps(words),
+        # Of a flag given twice, the last counts.
+        input=json.dumps([command.split() for command in MISTAKES]),
         cwd=place,
         capture_output=True,
         text=True,
         check=True,
     )
     lines = map(json.loads, run.stdout.splitlines())
-    return {command: tuple(line) for command, line in zip(MISTAKES, lines, strict=True)}
-
-
-@pytest.mark.parametrize("command", MISTAKES)
-def test_a_cheap_mistake_is_told_before_heavy_imports(
-    place: Path, told: dict[str, tuple[int, list[str], str]], command: str
-) -> None:
-    status, imported, text = told[command]
-    assert status != 0
-    assert MISTAKES[command] in text
-    assert "Traceback" not in text
-    assert imported == []
+    for command, (status, imported, text) in zip(MISTAKES, lines, strict=True):
+        with subtests.test(command):
+            assert status != 0
+            assert MISTAKES[command] in text
+            assert "Traceback" not in text
+            assert imported == []
     assert not (place / "new").exists()

@@ -73,6 +73,7 @@ def config(world: World, tmp_path: Path) -> CollectConfig:
         checkpoints=[str(one) for one in world.checkpoints],
         store=str(tmp_path / "a.gradstore"),
         proj_dim=16,
+        precision="float32",
         events="planned",
         timesteps=2,
         shard_samples=1,

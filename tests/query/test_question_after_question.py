@@ -147,7 +147,9 @@ def test_checkpoints_are_differentiated_side_by_side(
     for k in range(store.checkpoints):
         for column in ("direction", "norm", "loss", "timestep"):
             found, expected = (getattr(one.rows(k), column) for one in (both, alone))
-            np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-4)
+            # A bfloat16 product, where those are fast, rounds each entry of a gradient.
+            atol = 2e-3 if column == "direction" and name == "trak" else 2e-4
+            np.testing.assert_allclose(found, expected, rtol=2e-3, atol=atol)
 
 
 def test_a_failure_in_one_thread_is_told(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,21 @@ def test_a_trial_grows_until_it_can_be_timed() -> None:
     seconds_each(counts.append, 1000, first=2)
     assert counts[0] == counts[1] == 2
     assert counts[-1] == 1000  # nothing takes long: at last all of it
+
+
+def test_a_way_that_makes_a_kernel_is_not_given_up() -> None:
+    """Libraries make one for every shape, the first time that they see it."""
+    made: set[int] = set()
+
+    def fast(count: int) -> None:
+        sleep(2e-6 * count)
+
+    def faster(count: int) -> None:
+        sleep(1e-6 * count + (0.003 if count not in made else 0))
+        made.add(count)
+
+    found = timed({"fast": fast, "faster": faster}, 4096, first=16)
+    assert found["faster"] < found["fast"]
 
 
 def test_a_hopeless_way_is_tried_no_further() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import forked
 from gradstore import writer
 from gradstore.collect import (
     ByRank,
@@ -95,8 +95,7 @@ def wait_for(mark: Path, victim: Any) -> None:
 
 def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:
     reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradstore.collect", "tests.conftest"])
+    context = forked.context()
     path, mark = tmp_path / "a.gradstore", tmp_path / "mark"
     victim = context.Process(target=_stop_amid, args=(world.checkpoints, path, mark, {}))
     victim.start()
@@ -145,8 +144,7 @@ def test_what_another_process_sealed_meanwhile_is_left_alone(world: World, tmp_p
 
 
 def test_processes_that_start_together_make_one_store(world: World, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradstore.collect", "tests.conftest"])
+    context = forked.context()
     path = tmp_path / "a.gradstore"
     processes = [context.Process(target=_collect, args=(world.checkpoints, path)) for _ in range(4)]
     for process in processes:
@@ -162,8 +160,7 @@ def test_under_a_url_a_dead_one_s_work_is_taken_over(
 ) -> None:
     """There nothing is locked: nobody waits for it, either."""
     reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gradstore.collect", "tests.conftest"])
+    context = forked.context()
     url, mark = f"{bucket}/a.gradstore", tmp_path / "mark"
     aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     victim = context.Process(target=_stop_amid, args=(world.checkpoints, url, mark, aws))

@@ -21,8 +21,8 @@ from gradstore.rows import ARRAYS
 from tests.conftest import NAMES, World
 
 PROJECTORS: dict[str, Any] = {
-    "trak": ProjectorSpec(proj_dim=64),
-    "normal": ProjectorSpec(proj_dim=64, proj_type="normal"),
+    "trak": ProjectorSpec(proj_dim=64, precision="float32"),
+    "normal": ProjectorSpec(proj_dim=64, proj_type="normal", precision="float32"),
     "sjlt": ProjectorSpec(projector="sjlt", proj_dim=64),
     "identity": IdentityProjector(),
 }
