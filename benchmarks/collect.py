@@ -22,8 +22,7 @@ from scipy.stats import spearmanr
 from trak.projectors import BasicProjector
 
 from benchmarks.footprint import footprint
-from benchmarks.models import build
-from benchmarks.results import (
+from benchmarks.harness.results import (
     RESULTS,
     Target,
     interleaved,
@@ -33,6 +32,7 @@ from benchmarks.results import (
     spread,
     target_table,
 )
+from benchmarks.worlds.models import build
 from gradstore.arithmetic import product_rates
 from gradstore.collect import (
     DiffusionLoss,
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DModel
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 BATCH = 32
 TRAINING_SET = 5200  # the paper's: what drawing a matrix once is amortised over

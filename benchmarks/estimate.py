@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from benchmarks.models import build
-from benchmarks.results import RESULTS, Target, notes, processor, save, spread, target_table
+from benchmarks.harness.results import RESULTS, Target, notes, processor, save, spread, target_table
+from benchmarks.worlds.models import build
 from gradstore.collect import EventSpec, InProcess, ProjectorSpec, Samples, collect, plan
 
 if TYPE_CHECKING:

@@ -18,18 +18,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from benchmarks import forked
-from benchmarks.plots import canvas, keep
-from benchmarks.results import RESULTS, Target, machine, save, target_table
-from gradstore import open_store, writer
-from gradstore.reader import looks_like_store
-from gradstore.rows import ARRAYS
-from gradstore.verify import verify
+from benchmarks.harness import forked
+from benchmarks.harness.plots import canvas, keep
+from benchmarks.harness.results import RESULTS, Target, machine, save, target_table
+from gradstore import open_store
+from gradstore.store import writer
+from gradstore.store.format.rows import ARRAYS
+from gradstore.store.opening import looks_like_store
+from gradstore.store.verify import verify
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _checkpoints(folder: Path) -> str:
     import torch
     from diffusers import DDIMPipeline, DDIMScheduler
 
-    from benchmarks.models import build
+    from benchmarks.worlds.models import build
 
     for number in range(2):
         torch.manual_seed(number)

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from benchmarks import forked
-from benchmarks.models import build
+from benchmarks.harness import forked
+from benchmarks.worlds.models import build
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
 
 
@@ -29,7 +29,7 @@ def footprint(model: str, memory: float, samples: int, projector: ProjectorSpec)
     """Collect random images in a new process.
 
     Args:
-        model: a name of `benchmarks.models`.
+        model: a name of `benchmarks.worlds.models`.
         memory: what collecting may take, GiB.
         samples: how many images.
         projector: projects their gradients.

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from benchmarks.intervals import Interval, interval, rank_correlation, text
-from benchmarks.models import build
-from benchmarks.plots import bars, canvas, keep
-from benchmarks.results import Target, cell, machine, notes, save, target_table
+from benchmarks.harness.intervals import Interval, interval, rank_correlation, text
+from benchmarks.harness.plots import bars, canvas, keep
+from benchmarks.harness.results import Target, cell, machine, notes, save, target_table
 from benchmarks.scoring import scores, top
-from benchmarks.setting import Folders, command, digest, train_and_heldout
-from benchmarks.training import fit
+from benchmarks.worlds.models import build
+from benchmarks.worlds.setting import Folders, command, digest, train_and_heldout
+from benchmarks.worlds.training import fit
 from gradstore.collect import (
     DiffusionLoss,
     EventSpec,
@@ -32,7 +32,7 @@ from gradstore.collect import (
     load,
 )
 from gradstore.collect.devices import choose
-from gradstore.collect.events import noise
+from gradstore.collect.events.noise import noise
 from gradstore.progress import track
 from query import collect_queries
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 MEASURES: Final = (
     *("tracin", "power:0.5", "clip:0.5", "calibrated", "calibrated|retrac", "retrac"),
@@ -58,7 +58,7 @@ class Preset:
 
     Attributes:
         dataset: `digits`, or `cifar2`: CIFAR-10's automobiles and horses.
-        model: of `benchmarks.models`.
+        model: of `benchmarks.worlds.models`.
         samples: of the whole training set.
         heldout: queries that no model was trained on.
         generated: queries that the whole set's model drew.

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks import lds
-from benchmarks.intervals import interval, text
+from benchmarks.harness.intervals import interval, text
+from benchmarks.harness.plots import canvas, keep
+from benchmarks.harness.results import Target, cell, machine, notes, save, target_table
 from benchmarks.outliers import average_precision
-from benchmarks.plots import canvas, keep
-from benchmarks.results import Target, cell, machine, notes, save, target_table
 from benchmarks.scoring import distinctness, own_influence, scores, top
-from benchmarks.setting import SETTINGS, Folders, Setting, command, prepare
+from benchmarks.worlds.setting import SETTINGS, Folders, Setting, command, prepare
 from gradstore.collect import Samples
 from gradstore.config import DatasetSpec
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 ALPHAS: Final = (0.25, 0.5, 0.75)
 MEASURES: Final = (

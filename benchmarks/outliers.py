@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
-from benchmarks.intervals import Interval, interval, text
-from benchmarks.plots import bars, canvas, keep
-from benchmarks.results import Target, cell, machine, notes, save, target_table
+from benchmarks.harness.intervals import Interval, interval, text
+from benchmarks.harness.plots import bars, canvas, keep
+from benchmarks.harness.results import Target, cell, machine, notes, save, target_table
 from benchmarks.scoring import own_influence, scores, top
-from benchmarks.setting import SETTINGS, Folders, Setting, World, command, prepare
+from benchmarks.worlds.setting import SETTINGS, Folders, Setting, World, command, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -17,30 +17,35 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from benchmarks.contestants import (
-    DATTRI_DIM,
+from benchmarks.contestants.captum import Captum
+from benchmarks.contestants.dattri import DATTRI_DIM, DattriTracIn, DattriTrak
+from benchmarks.contestants.ours import Gradstore, Plain
+from benchmarks.contestants.protocol import (
     TRACIN,
     TRAK,
     Asked,
-    Captum,
     Contestant,
-    DattriTracIn,
-    DattriTrak,
-    Gradstore,
     Kernel,
-    Plain,
-    Traker,
     Trial,
     gradients,
 )
-from benchmarks.denoiser import event_tensors
-from benchmarks.intervals import interval, rank_correlation, text
-from benchmarks.models import build
-from benchmarks.plots import canvas, keep
-from benchmarks.results import Target, interleaved, machine, notes, save, spread, target_table
+from benchmarks.contestants.traker import Traker
+from benchmarks.harness.intervals import interval, rank_correlation, text
+from benchmarks.harness.plots import canvas, keep
+from benchmarks.harness.results import (
+    Target,
+    interleaved,
+    machine,
+    notes,
+    save,
+    spread,
+    target_table,
+)
 from benchmarks.scoring import top
-from benchmarks.setting import Folders, command, digest, train_and_heldout
-from benchmarks.training import fit
+from benchmarks.worlds.denoiser import event_tensors
+from benchmarks.worlds.models import build
+from benchmarks.worlds.setting import Folders, command, digest, train_and_heldout
+from benchmarks.worlds.training import fit
 from gradstore.collect import EventSpec, PlannedEvents, ReplayedEvents, Samples
 from indexer import build_index
 from query import search
@@ -62,7 +67,7 @@ class Preset:
 
     Attributes:
         dataset: `digits`, or `cifar2`: CIFAR-10's automobiles and horses.
-        model: of `benchmarks.models`.
+        model: of `benchmarks.worlds.models`.
         samples: training samples.
         queries: held-out samples that are asked about at once; there are two such batches.
         epochs: of training.

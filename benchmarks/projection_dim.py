@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from benchmarks.intervals import interval, rank_correlation, text
-from benchmarks.plots import band, canvas, keep
-from benchmarks.results import Target, machine, notes, save, spread, target_table
+from benchmarks.harness.intervals import interval, rank_correlation, text
+from benchmarks.harness.plots import band, canvas, keep
+from benchmarks.harness.results import Target, machine, notes, save, spread, target_table
 from benchmarks.scoring import top
-from benchmarks.setting import SETTINGS, Folders, Setting, command, prepare
+from benchmarks.worlds.setting import SETTINGS, Folders, Setting, command, prepare
 from gradstore.collect import (
     EventSpec,
     ProjectorSpec,

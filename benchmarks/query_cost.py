@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline
 
-from benchmarks.intervals import interval, rank_correlation, text
-from benchmarks.plots import canvas, keep
-from benchmarks.results import Target, interleaved, notes, processor, save, target_table
-from benchmarks.setting import Folders, command, prepare
+from benchmarks.harness.intervals import interval, rank_correlation, text
+from benchmarks.harness.plots import canvas, keep
+from benchmarks.harness.results import Target, interleaved, notes, processor, save, target_table
 from benchmarks.sparse_timesteps import PRESETS as SPARSE
 from benchmarks.sparse_timesteps import Preset as Sparse
 from benchmarks.sparse_timesteps import even, grid, slot_scores
+from benchmarks.worlds.setting import Folders, command, prepare
 from gradstore.collect import Checkpoints, EventSpec, load
 from indexer import Features, build_index, index_path, measure_of
 from query import collect_queries, search
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from benchmarks.setting import World
-    from gradstore.reader import Store
+    from benchmarks.worlds.setting import World
+    from gradstore.store.reader import Store
     from indexer import SearchIndex
 
 MEASURES: Final = ("tracin", "retrac")

@@ -12,7 +12,7 @@ from indexer import ExactEngine, Features, Trak, measure_of, self_influence
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 
 def scores(store: Store, queries: Store, measure: str, **options: Any) -> NDArray[np.float32]:

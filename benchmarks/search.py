@@ -20,22 +20,22 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from benchmarks.plots import canvas, keep
-from benchmarks.results import Target, interleaved, notes, processor, save, target_table
-from benchmarks.setting import Setting, command, prepare
-from benchmarks.vectors import Spectrum, generated
+from benchmarks.harness.plots import canvas, keep
+from benchmarks.harness.results import Target, interleaved, notes, processor, save, target_table
+from benchmarks.worlds.setting import Setting, command, prepare
+from benchmarks.worlds.vectors import Spectrum, generated
 from gradstore.arithmetic import precision_of
 from indexer import ExactEngine, Features, SearchIndex, TracIn, build_index
-from indexer.factory import DEFAULT
-from indexer.first_stage import QUERY_BITS, FirstStage
+from indexer.approximate.factory import DEFAULT
+from indexer.approximate.first_stage import QUERY_BITS, FirstStage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from benchmarks.setting import Folders
-    from gradstore.reader import Store
+    from benchmarks.worlds.setting import Folders
+    from gradstore.store.reader import Store
 
     Found = NDArray[np.int64]
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from diffusers import UNet1DModel
 
-from benchmarks.intervals import interval, rank_correlation, text
-from benchmarks.plots import band, canvas, keep
-from benchmarks.results import Target, machine, notes, save, target_table
+from benchmarks.harness.intervals import interval, rank_correlation, text
+from benchmarks.harness.plots import band, canvas, keep
+from benchmarks.harness.results import Target, machine, notes, save, target_table
 from benchmarks.scoring import distinctness, own_influence, scores, top
-from benchmarks.setting import Folders, command, digest
-from benchmarks.training import fit
+from benchmarks.worlds.setting import Folders, command, digest
+from benchmarks.worlds.training import fit
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
 from query import collect_queries
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 MEASURES: Final = ("tracin", "power:0.5", "clip:0.5", "calibrated", "retrac", "trak")
 NEAREST: Final = "nearest row"

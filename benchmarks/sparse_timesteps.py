@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from benchmarks.intervals import interval, rank_correlation, text
-from benchmarks.plots import band, canvas, keep
-from benchmarks.results import Target, machine, notes, save, target_table
+from benchmarks.harness.intervals import interval, rank_correlation, text
+from benchmarks.harness.plots import band, canvas, keep
+from benchmarks.harness.results import Target, machine, notes, save, target_table
 from benchmarks.scoring import top
-from benchmarks.setting import SETTINGS, Folders, Setting, World, command, digest, prepare
+from benchmarks.worlds.setting import SETTINGS, Folders, Setting, World, command, digest, prepare
 from gradstore.collect import EventSpec
 from indexer import Features, measure_of
 from query import collect_queries
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 MEASURES: Final = ("tracin", "retrac", "calibrated")
 _CLAIMED: Final = 20

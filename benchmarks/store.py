@@ -20,15 +20,15 @@ import numpy as np
 import zarr
 from scipy.stats import spearmanr
 
-from benchmarks import s3
-from benchmarks.results import RESULTS, Target, processor, save, spread, target_table
+from benchmarks.harness.results import RESULTS, Target, processor, save, spread, target_table
+from benchmarks.worlds import s3
 from gradstore import open_store
-from gradstore.fingerprint import fingerprint
-from gradstore.layout import Layout
-from gradstore.manifest import Manifest
-from gradstore.rows import Rows, given_dtype
-from gradstore.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
-from gradstore.writer import create, write_shard
+from gradstore.store.format.fingerprint import fingerprint
+from gradstore.store.format.layout import Layout
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.rows import Rows, given_dtype
+from gradstore.store.format.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
+from gradstore.store.writer import create, write_shard
 from indexer import ReTrac, build_index, features, open_index
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 DTYPES = ("float16", "int8", "float32")
 
@@ -281,7 +281,7 @@ def _scattered(preset: Preset, folder: Path, seed: int) -> dict[str, dict[str, f
 def _scores(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
     """How near the scores of real gradients are to those of float32 rows."""
     from gradstore.collect import EventSpec, ProjectorSpec, TrainConfig, collect, train
-    from gradstore.collect.samples import Samples
+    from gradstore.collect.data.samples import Samples
     from gradstore.config import DatasetSpec
     from query import collect_queries
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from benchmarks.intervals import interval, rank_correlation, text
-from benchmarks.plots import band, canvas, keep
-from benchmarks.results import Target, machine, notes, save, target_table
+from benchmarks.harness.intervals import interval, rank_correlation, text
+from benchmarks.harness.plots import band, canvas, keep
+from benchmarks.harness.results import Target, machine, notes, save, target_table
 from benchmarks.scoring import scores, top
-from benchmarks.setting import SETTINGS, Folders, Setting, World, command, digest, prepare
+from benchmarks.worlds.setting import SETTINGS, Folders, Setting, World, command, digest, prepare
 from gradstore.collect import (
     Batch,
     DiffusionLoss,
@@ -27,7 +27,7 @@ from gradstore.collect import (
     load,
 )
 from gradstore.collect.devices import choose
-from gradstore.collect.events import noise
+from gradstore.collect.events.noise import noise
 from gradstore.progress import track
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradstore.collect import Objective
-    from gradstore.spec import Identity
+    from gradstore.store.format.spec import Identity
 
 MEASURES: Final = ("tracin", "power:0.5", "clip:0.5", "calibrated", "retrac")
 _BINS: Final = 10

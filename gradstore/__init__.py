@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
-    from gradstore.changes import delete, drop_checkpoint, merge, vacuum
     from gradstore.errors import (
         CheckpointError,
         ConfigError,
@@ -26,9 +25,14 @@ if TYPE_CHECKING:
         StoreError,
         UnsealedError,
     )
-    from gradstore.manifest import Manifest
-    from gradstore.reader import Store, open_store
-    from gradstore.rows import Rows
+    from gradstore.store.changes.checkpoints import drop_checkpoint
+    from gradstore.store.changes.delete import delete
+    from gradstore.store.changes.merge import merge
+    from gradstore.store.changes.vacuum import vacuum
+    from gradstore.store.format.manifest import Manifest
+    from gradstore.store.format.rows import Rows
+    from gradstore.store.opening import open_store
+    from gradstore.store.reader import Store
 
 __version__ = "0.1.0"
 
@@ -57,13 +61,13 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Manifest": "gradstore.manifest",
-    "Rows": "gradstore.rows",
-    "Store": "gradstore.reader",
-    "delete": "gradstore.changes",
-    "drop_checkpoint": "gradstore.changes",
-    "merge": "gradstore.changes",
-    "open_store": "gradstore.reader",
-    "vacuum": "gradstore.changes",
+    "Manifest": "gradstore.store.format.manifest",
+    "Rows": "gradstore.store.format.rows",
+    "Store": "gradstore.store.reader",
+    "delete": "gradstore.store.changes.delete",
+    "drop_checkpoint": "gradstore.store.changes.checkpoints",
+    "merge": "gradstore.store.changes.merge",
+    "open_store": "gradstore.store.opening",
+    "vacuum": "gradstore.store.changes.vacuum",
 }
 __getattr__ = exporter(__name__, {name: _HOMES.get(name, "gradstore.errors") for name in __all__})

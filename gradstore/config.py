@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field
 
 from gradstore.errors import ConfigError, DatasetError
-from gradstore.spec import EventSpec, GradientSpec, ObjectiveSpec, ProjectorSpec, Spec
+from gradstore.store.format.spec import EventSpec, GradientSpec, ObjectiveSpec, ProjectorSpec, Spec
 
 _DEVICES: Final = re.compile(r"(cpu|cuda|mps|xpu|xla|hpu|mtia|privateuseone)(:[0-9]{1,4})?")
 _DIGITS_SPLITS: Final = ("train", "test")

@@ -7,23 +7,22 @@ from typing import TYPE_CHECKING
 from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
-    from indexer.exact import ExactEngine, Ranking
-    from indexer.explanation import Explanation, breakdown, explain, self_influence
+    from indexer.approximate.build import build_index
+    from indexer.approximate.index import SearchIndex
+    from indexer.approximate.opening import open_index
+    from indexer.approximate.spec import index_path
+    from indexer.exact.engine import ExactEngine
+    from indexer.exact.ranking import Ranking
     from indexer.feature import Features, feature_dim, features
-    from indexer.groups import Rollup, rollup
-    from indexer.index import SearchIndex, build_index, index_path, open_index
-    from indexer.measures import (
-        MEASURES,
-        Calibrated,
-        Clip,
-        Measure,
-        Power,
-        ReTrac,
-        TracIn,
-        Within,
-        measure_of,
-    )
-    from indexer.precondition import Trak
+    from indexer.measure import Measure
+    from indexer.measures.kernel import Trak
+    from indexer.measures.registry import MEASURES, measure_of
+    from indexer.measures.simple import Clip, Power, ReTrac, TracIn
+    from indexer.measures.within import Calibrated, Within
+    from indexer.studies.breakdown import breakdown
+    from indexer.studies.explanation import Explanation, explain
+    from indexer.studies.rollup import Rollup, rollup
+    from indexer.studies.self_influence import self_influence
 
 __all__ = [
     "MEASURES",
@@ -54,21 +53,30 @@ __all__ = [
 ]
 
 _HOMES = {
-    "ExactEngine": "indexer.exact",
-    "Explanation": "indexer.explanation",
+    "MEASURES": "indexer.measures.registry",
+    "Calibrated": "indexer.measures.within",
+    "Clip": "indexer.measures.simple",
+    "ExactEngine": "indexer.exact.engine",
+    "Explanation": "indexer.studies.explanation",
     "Features": "indexer.feature",
-    "Ranking": "indexer.exact",
-    "Rollup": "indexer.groups",
-    "SearchIndex": "indexer.index",
-    "Trak": "indexer.precondition",
-    "breakdown": "indexer.explanation",
-    "build_index": "indexer.index",
-    "explain": "indexer.explanation",
+    "Measure": "indexer.measure",
+    "Power": "indexer.measures.simple",
+    "Ranking": "indexer.exact.ranking",
+    "ReTrac": "indexer.measures.simple",
+    "Rollup": "indexer.studies.rollup",
+    "SearchIndex": "indexer.approximate.index",
+    "TracIn": "indexer.measures.simple",
+    "Trak": "indexer.measures.kernel",
+    "Within": "indexer.measures.within",
+    "breakdown": "indexer.studies.breakdown",
+    "build_index": "indexer.approximate.build",
+    "explain": "indexer.studies.explanation",
     "feature_dim": "indexer.feature",
     "features": "indexer.feature",
-    "index_path": "indexer.index",
-    "open_index": "indexer.index",
-    "rollup": "indexer.groups",
-    "self_influence": "indexer.explanation",
+    "index_path": "indexer.approximate.spec",
+    "measure_of": "indexer.measures.registry",
+    "open_index": "indexer.approximate.opening",
+    "rollup": "indexer.studies.rollup",
+    "self_influence": "indexer.studies.self_influence",
 }
-__getattr__ = exporter(__name__, {name: _HOMES.get(name, "indexer.measures") for name in __all__})
+__getattr__ = exporter(__name__, _HOMES)

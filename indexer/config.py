@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gradstore.spec import Spec
+from gradstore.store.format.spec import Spec
 
 
 class IndexConfig(Spec):

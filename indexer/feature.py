@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 
 from gradstore.errors import ConfigError, QueryError
-from gradstore.rows import Rows
+from gradstore.store.format.rows import Rows
 from gradstore.workers import in_order
 from indexer.product import as_float32
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
-    from indexer.measures import Measure
+    from gradstore.store.reader import Store
+    from indexer.measure import Measure
 
 T = TypeVar("T")
 

@@ -8,28 +8,23 @@ what comes out of it.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
-from uuid import uuid4
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from gradstore.errors import SearchIndexError
-from gradstore.objects import objects_at
-from gradstore.spec import Spec
-from indexer.precondition import Trak, grams
+from gradstore.store.format.spec import Spec
+from indexer.artifact import differing, exchanged, file_hash, read_spec, require_file, samples_hash
+from indexer.measures.kernel import Trak, grams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 FORMAT_VERSION: Final = 1
 SPEC_NAME: Final = "kernel.json"
@@ -80,29 +75,16 @@ def build_kernel(store: Store) -> Path:
     """
     path, wanted = kernel_path(store), _built_from(store)
     store.require_complete()
-    if path.exists() and _differing(_spec(path, store), wanted) != "samples":
+    if path.exists() and differing(_spec(path, store), wanted) != "samples":
         _require_it(path, store)
         return path
-    building = path.with_name(f".{path.name}.building-{uuid4().hex}")
-    old = path.with_name(f".{path.name}.old-{uuid4().hex}")
-    try:
-        building.mkdir(parents=True)
+    with exchanged("kernel", path) as building:
         for place, gram in enumerate(grams(store)):
             np.save(building / f"{place}.npy", gram, allow_pickle=False)
             del gram
-        hashes = [_sha256(building / f"{place}.npy") for place in range(store.checkpoints)]
+        hashes = [file_hash(building / f"{place}.npy") for place in range(store.checkpoints)]
         spec = KernelSpec(**wanted.model_dump(), sha256=hashes)
         (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
-        if path.exists():
-            path.rename(old)
-        building.rename(path)
-    except OSError as error:
-        raise SearchIndexError(
-            f"kernel {path} cannot be written: {error}. Make room, and run the same command again."
-        ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return path
 
 
@@ -119,7 +101,7 @@ def fitted_by_kernel(measure: Trak, store: Store) -> Trak:
 
 def _require_it(path: Path, store: Store) -> KernelSpec:
     spec, wanted = _spec(path, store), _built_from(store)
-    name = _differing(spec, wanted)
+    name = differing(spec, wanted)
     if name == "samples":
         raise SearchIndexError(
             f"kernel {path} was built from other samples than {store.location} has now. Bring it "
@@ -142,8 +124,7 @@ def _read(path: Path, spec: KernelSpec, store: Store) -> Iterator[NDArray[np.flo
     for place, expected in enumerate(spec.sha256):
         file = path / f"{place}.npy"
         try:
-            if not file.is_file() or _sha256(file) != expected:
-                raise OSError("it is not what was written")
+            require_file(file, expected)
             gram = np.load(file, allow_pickle=False)
             if gram.dtype != np.float64 or gram.shape != (store.dim, store.dim):
                 raise OSError(f"it holds {gram.dtype} {gram.shape}")
@@ -157,29 +138,13 @@ def _read(path: Path, spec: KernelSpec, store: Store) -> Iterator[NDArray[np.flo
 
 
 def _spec(path: Path, store: Store) -> KernelSpec:
-    if not path.exists():
-        raise SearchIndexError(f"there is no kernel {path}. Build it: {_update(store)}")
-    try:
-        return KernelSpec.model_validate_json(objects_at(path).read(SPEC_NAME))
-    except (OSError, ValidationError) as error:
-        raise SearchIndexError(
-            f"{path} exists and is not a whole kernel ({SPEC_NAME} is missing or damaged, or of "
-            f"another version). {_mend(path, store)}"
-        ) from error
+    return read_spec("kernel", path, SPEC_NAME, KernelSpec, _update(store))
 
 
 def _built_from(store: Store) -> KernelFrom:
-    content = json.dumps([list(store.manifest.ids), list(store.manifest.digests)])
     return KernelFrom(
-        fingerprint=store.spec.fingerprint,
-        dim=store.dim,
-        samples=blake2b(content.encode(), digest_size=16).hexdigest(),
+        fingerprint=store.spec.fingerprint, dim=store.dim, samples=samples_hash(store)
     )
-
-
-def _differing(found: KernelFrom, wanted: KernelFrom) -> str | None:
-    names = KernelFrom.model_fields
-    return next((name for name in names if getattr(found, name) != getattr(wanted, name)), None)
 
 
 def _update(store: Store) -> str:
@@ -188,8 +153,3 @@ def _update(store: Store) -> str:
 
 def _mend(path: Path, store: Store) -> str:
     return f"Remove {path} and build it again: {_update(store)}"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

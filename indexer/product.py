@@ -19,32 +19,35 @@ from gradstore.arithmetic import timed
 from gradstore.workers import in_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     import torch
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
-    from indexer.feature import Features, Tile
-
 
 # By how many powers of two bfloat16's exponents reach further than float16's.
 _SHIFT: Final = 112
+
 # All bits but those that the shift filled with copies of the sign, as an int16.
 _NO_SIGNS: Final = 0x8FFF - 0x10000
+
 _FEW: Final = 128
+
 # Rows that are converted at once, so that they are still in the processor's cache when they are
 # multiplied: bytes as float32.
 _TILE_BYTES: Final = 1 << 21
+
 # Rows of a probe, and the most queries of one.
 _PROBED_ROWS: Final = 256
+
 _PROBED_QUERIES: Final = 256
+
 # More queries than these are never multiplied fastest one by one.
 _FEW_QUERIES: Final = 8
 
+
 Way = Literal["float32", "float16", "bfloat16", "bfloat16 whole"]
-"""How rows are multiplied: converted to float32 or bfloat16 a tile at a time; as float16, with one
-query after the other; or converted to bfloat16 all at once."""
+
 
 # Ways whose products lie side by side for each query.
 _BY_ROWS: Final = ("float16", "bfloat16 whole")
@@ -242,65 +245,3 @@ class Multiplier:
             self._own.held = torch.empty(count, dtype=self._dtype)
         found: torch.Tensor = self._own.held[:count].view(*shape)
         return found
-
-
-class Products:
-    """Queries, ready to be scored with the parts of features.
-
-    Args:
-        store: the training store.
-        features: how its rows become features.
-        queries: features of the queries, float32 `[queries, dim]`.
-        exact: whether to multiply in float32; by default, the fastest way on this machine, which
-            may round both sides to two bytes, with an error of about 0.3% of what two unrelated
-            gradients of the same lengths score.
-
-    Attributes:
-        rounds: whether products are rounded to two bytes.
-    """
-
-    def __init__(
-        self,
-        store: Store,
-        features: Features,
-        queries: NDArray[np.float32],
-        *,
-        exact: bool = False,
-    ) -> None:
-        width = features.width(store)
-        dtype = features.dtype(store)
-        self._parts = {
-            place: Multiplier(queries[:, place * width : (place + 1) * width], dtype, exact=exact)
-            for place in features.checkpoints
-        }
-        self.rounds = any(one.rounds for one in self._parts.values())
-        self._queries = len(queries)
-        self._own = local()
-
-    def __call__(self, samples: int, tiles: Iterable[Tile]) -> NDArray[np.float32]:
-        """Scores of a block of so many samples, float32 `[queries, samples]`.
-
-        They lie in memory that this thread's next call uses again: fresh memory for every block
-        costs as much as reading it.
-        """
-        import torch
-
-        if getattr(self._own, "samples", 0) < samples:
-            self._own.samples = samples
-            self._own.products = {place: one.empty(samples) for place, one in self._parts.items()}
-            self._own.scales = {place: np.empty(samples, np.float32) for place in self._parts}
-            self._own.scores = torch.empty(self._queries * samples)
-        products, scales = self._own.products, self._own.scales
-        for here, parts in tiles:
-            for place, (rows, scale) in parts.items():
-                self._parts[place].multiply(rows, products[place][here])
-                scales[place][here] = scale
-        scores: torch.Tensor = self._own.scores[: self._queries * samples].view(-1, samples)
-        for number, (place, one) in enumerate(self._parts.items()):
-            factor = torch.from_numpy(scales[place][:samples] * one.largest)
-            product = products[place][:samples].T.float()
-            if number == 0:
-                torch.mul(product, factor, out=scores)
-            else:
-                scores.addcmul_(product, factor)
-        return np.asarray(scores.numpy())

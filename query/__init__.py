@@ -8,14 +8,16 @@ from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
     from query.blocks import batches
-    from query.engine import Answer, collect_queries, search
+    from query.collection import collect_queries
     from query.filters import chosen
-    from query.hubs import Hubness, hubness
     from query.info import examine
     from query.queries import Queries
-    from query.report import Section, write_report
+    from query.results.answer import Answer
+    from query.results.report import Section, write_report
+    from query.results.table import to_table
     from query.scores import write_scores
-    from query.table import to_table
+    from query.searching import search
+    from query.studies.hubness import Hubness, hubness
     from query.true_influence import Sources, rerank
 
 __all__ = [
@@ -37,17 +39,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Hubness": "query.hubs",
+    "Answer": "query.results.answer",
+    "Hubness": "query.studies.hubness",
     "Queries": "query.queries",
-    "Section": "query.report",
+    "Section": "query.results.report",
     "Sources": "query.true_influence",
     "batches": "query.blocks",
     "chosen": "query.filters",
+    "collect_queries": "query.collection",
     "examine": "query.info",
-    "hubness": "query.hubs",
+    "hubness": "query.studies.hubness",
     "rerank": "query.true_influence",
-    "to_table": "query.table",
-    "write_report": "query.report",
+    "search": "query.searching",
+    "to_table": "query.results.table",
+    "write_report": "query.results.report",
     "write_scores": "query.scores",
 }
-__getattr__ = exporter(__name__, {name: _HOMES.get(name, "query.engine") for name in __all__})
+__getattr__ = exporter(__name__, _HOMES)

@@ -2,40 +2,34 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import yaml
-
-from gradstore.checkpoint_folders import checkpoint_folders
+from gradstore.collect.models.folders import checkpoint_folders
 from gradstore.config import DatasetSpec
-from gradstore.errors import ConfigError, QueryError, SearchIndexError
+from gradstore.errors import QueryError
 from gradstore.progress import progress
-from gradstore.reader import open_store
-from gradstore.spec import EventSpec, Spec
-from indexer import ExactEngine, Features, index_path, measure_of, open_index
-from indexer.exact import require_k
+from gradstore.store.format.spec import EventSpec
+from gradstore.store.opening import open_store
+from indexer import ExactEngine, measure_of
+from indexer.exact.ranking import require_k
 from indexer.feature import checked_etas
-from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
-from indexer.precondition import QuerySide, Trak
+from indexer.measure import QuerySide
 from query.blocks import Blocks, block_size, made_from
-from query.engine import (
-    Answer,
-    collect_queries,
-    require_averaged,
-    require_collected,
-    require_comparable,
-    search,
-)
+from query.checks import require_averaged, require_collected, require_comparable
+from query.collection import collect_queries
+from query.engines import engine_of, fitted
 from query.filters import chosen
-from query.pictures import pictures
 from query.queries import Queries
-from query.report import Section, summary, write_report
+from query.results.folder import claim, require_free
+from query.results.pictures import pictures
+from query.results.report import Section, summary, write_report
+from query.results.summary import summary_text
+from query.results.table import to_table, write_table
+from query.results.tally import Tally
+from query.searching import search
 from query.setting import FAST
-from query.table import to_table, write_table
-from query.tally import Tally
 from query.true_influence import Sources, require_rankable, rerank
 
 if TYPE_CHECKING:
@@ -44,16 +38,16 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
-    from indexer import Measure, SearchIndex
+    from gradstore.store.reader import Store
+    from indexer import SearchIndex
     from query.config import QueryConfig
-    from query.pictures import Pictures
-    from query.report import Line
+    from query.results.answer import Answer
+    from query.results.pictures import Pictures
 
-_log = logging.getLogger("gradstore")
 
 # A report is a page to look at: of so many pictures, and so many on each side of a query.
 _SHOWN_PICTURES: Final = 2000
+
 _SHOWN_RANKS: Final = 100
 
 
@@ -250,85 +244,10 @@ def _answer(
     return Result(table_file, out / "report.html", summary_text(lines))
 
 
-def engine_of(
-    store: Store, measure: str, etas: Sequence[float] | None = None, *, matched: bool = False
-) -> SearchIndex | ExactEngine:
-    """The index of a store under a measure and these weights; without one, the exact engine."""
-    path = index_path(store, measure, etas=etas, matched=matched)
-    if path.exists():
-        return open_index(path, store, measure, etas=etas, matched=matched)
-    return exact_engine(store, measure, etas, matched=matched)
-
-
-def exact_engine(
-    store: Store, measure: str, etas: Sequence[float] | None = None, *, matched: bool = False
-) -> ExactEngine:
-    """The exact engine of a store under a measure."""
-    store.require_complete()
-    served = measure_of(measure)
-    if isinstance(served, QuerySide):
-        require_averaged(served, matched=matched)
-        served = served.indexed
-    return ExactEngine(store, Features.of(store, served, etas=etas, matched=matched))
-
-
-def fitted(measure: Measure, store: Store) -> Measure:
-    """A measure with what it must know of a store; TRAK's kernel is kept for the next question.
-
-    Raises:
-        SearchIndexError: if the kernel that stands there was built from something else.
-    """
-    if not isinstance(measure, Trak) or measure.lambdas is not None:
-        return measure.fitted(store)
-    if not kernel_path(store).exists():
-        try:
-            build_kernel(store)
-        except SearchIndexError as error:
-            _log.warning("%s It is computed for this question alone.", error)
-            return measure.fitted(store)
-    return fitted_by_kernel(measure, store)
-
-
 def questions(store: Store, mean_by: str | None, minus: str | None) -> Queries:
     """What is asked of a query store: its samples, or means of them, or those less one of them."""
     queries = Queries.of(store) if mean_by is None else Queries.means(store, mean_by)
     return queries if minus is None else queries.minus(minus)
-
-
-def claim(out: Path, config: Spec, name: str) -> None:
-    """Make a folder of results, or go on with one of the very same configuration.
-
-    Args:
-        out: the folder.
-        config: the configuration, kept in the folder.
-        name: name of the file that it is kept in.
-
-    Raises:
-        ConfigError: if something else stands at `out`.
-    """
-    if require_free(out, config, name):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(_settings(config))
-
-
-def _settings(config: Spec) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def require_free(out: Path, config: Spec, name: str) -> bool:
-    """Whether a folder of results is yet to be made; see `claim` for what is raised."""
-    settings = out / name
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out} exists and is not a folder. Choose another --out.")
-    # Nothing but settings: what failed before it made anything may be mended and run again.
-    if out.exists() and {entry.name for entry in out.iterdir()} - {name}:
-        if settings.is_file() and settings.read_text() == _settings(config):
-            return False
-        what = "was made with other settings" if settings.is_file() else "holds something else"
-        raise ConfigError(
-            f"{out} exists and {what}; nothing was changed. Choose another --out or move it."
-        )
-    return True
 
 
 def write_answers(
@@ -342,20 +261,6 @@ def write_answers(
     pq.write_table(to_table(answers), table)
     write_report(report, title, sections, train)
     return Result(table, report, summary_text(summary(sections)))
-
-
-def summary_text(lines: Sequence[Line]) -> str:
-    """The summary as a plain text table."""
-    headings = {
-        "section": "queries",
-        "measure": "measure",
-        "share": "same label",
-        "chance": "chance",
-        "distinctness": "distinct",
-    }
-    rows = [headings, *lines]
-    widths = {name: max(len(row[name]) for row in rows) for name in headings}
-    return "\n".join("  ".join(row[name].ljust(widths[name]) for name in headings) for row in rows)
 
 
 def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:

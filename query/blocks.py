@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gradstore.errors import QueryError
 from indexer import measure_of
-from query.engine import search
 from query.queries import Queries
-from query.table import to_table, write_table
+from query.results.table import to_table, write_table
+from query.searching import search
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
     from indexer import ExactEngine, Measure, SearchIndex
-    from query.engine import Answer
+    from query.results.answer import Answer
 
 # What a block's queries may take: their features, as they are found and multiplied, and a
 # kilobyte for whatever is told of a sample.

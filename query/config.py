@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from gradstore.config import DatasetSpec, Device
 from gradstore.errors import ConfigError
-from gradstore.spec import Spec
+from gradstore.store.format.spec import Spec
 from query.setting import FAST
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 
 def chosen(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from gradstore.reader import Store, open_store
+from gradstore.store.opening import open_store
+
+if TYPE_CHECKING:
+    from gradstore.store.reader import Store
 
 
 def describe(location: str) -> str:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
     from indexer import Features
 
 _BLOCK_BYTES: Final = 64 * 2**20
@@ -75,7 +75,7 @@ class Queries:
         """
         if not sums or not all(sums.values()):
             raise QueryError("nothing is asked: name at least one sample for each query")
-        place = {name: row for row, name in enumerate(store.manifest.ids)}
+        place = store.manifest.position
         lacking = [name for terms in sums.values() for name in terms if name not in place]
         if lacking:
             raise QueryError(f"{store.location} has no sample {lacking[0]!r}.")

@@ -20,8 +20,9 @@ from gradstore.errors import QueryError
 from gradstore.progress import progress
 from indexer import measure_of
 from query.blocks import made_from
-from query.engine import prepared, require_collected, require_comparable
+from query.checks import require_collected, require_comparable
 from query.queries import Queries
+from query.searching import prepared
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     import zarr
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
     from indexer import ExactEngine, Measure
 
 ATTRIBUTE: Final = "gradstore_scores"

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 
+from gradstore.collect.recorded import Recorded, recorded_dataset
 from gradstore.errors import ConfigError, QueryError
-from gradstore.recorded import recorded_dataset
-from gradstore.rows import Rows
-from indexer import Ranking
-from indexer.exact import best
-from indexer.explanation import Explanation
+from gradstore.store.format.rows import Rows
+from indexer import Ranking, measure_of
+from indexer.exact.ranking import best
+from indexer.measure import QuerySide
+from indexer.studies.explanation import Explanation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,10 +27,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.collect import CollectOptions
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
     from indexer import Features
-    from query.engine import Answer
     from query.queries import Queries
+    from query.results.answer import Answer
 
 _FLOAT: Final = 4
 # What share of the memory queries may take.
@@ -91,7 +92,7 @@ def rerank(
     )
     place = np.searchsorted(candidates, rows)
     parts = np.zeros((*rows.shape, len(features.etas)), np.float32)
-    length = int(answer.store.spec.identity["model"]["num_parameters"])  # type: ignore[index,call-overload,arg-type]
+    length = max(1, Recorded.of(answer.store).model.num_parameters)
     step = max(1, int(_HELD * memory * 2**30) // (_FLOAT * length * slots))
     for start in range(0, len(queries), step):
         own = queries.part(start, start + step)
@@ -123,7 +124,7 @@ def require_rankable(measures: Sequence[str], store: Store) -> None:
 
 
 def _require_rows(measure: str) -> None:
-    if measure.partition(":")[0] == "trak":
+    if isinstance(measure_of(measure), QuerySide):
         raise ConfigError(
             f"{measure} changes queries by what is projected, and has no true influence to rank "
             "by. Rank by a measure of rows, such as tracin or retrac."

@@ -15,7 +15,7 @@ import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
-from benchmarks import s3
+from benchmarks.worlds import s3
 from gradstore.collect import Recorder, Samples
 
 # Several test processes share the cores; one thread each keeps them out of each other's way.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradstore.collect import EventPlan, Samples, load
-from gradstore.collect.events import noise
+from gradstore.collect.events.noise import noise
 
 
 def full_gradients(

@@ -13,7 +13,7 @@ import pytest
 from gradstore import open_store
 from query import cli
 from tests.conftest import images, save_checkpoint, unet
-from tests.gradstore.test_store import filled
+from tests.gradstore.store.test_store import filled
 
 if TYPE_CHECKING:
     from tests.conftest import World

@@ -1,41 +1,64 @@
-"""From training samples to stored rows: the only place that imports torch, diffusers and trak."""
+"""From training samples to stored rows: the only place that imports torch, diffusers and trak.
+
+models/       checkpoints: folders, records, loading, which parameters
+data/         datasets as samples with stable ids
+events/       timesteps and noises: planned, replayed, recorded
+objectives/   what is differentiated
+engines/      per-sample gradients
+projectors/   from gradients to directions
+pipeline/     from a dataset and checkpoints to the rows of a store
+toy/          a small trainer and sampler
+"""
 
 from __future__ import annotations
 
-from gradstore.collect.checkpoints import (
-    Checkpoint,
-    Checkpoints,
-    TrainingRecord,
-    find_checkpoints,
-    load,
-)
-from gradstore.collect.claims import Claims
-from gradstore.collect.engines import (
-    GradientEngine,
-    LoopEngine,
-    StreamingEngine,
-    VmapEngine,
-)
-from gradstore.collect.estimate import Estimate
-from gradstore.collect.events import EventPlan, Events, PlannedEvents, ReplayedEvents
-from gradstore.collect.executor import ByRank, Executor, InProcess, Shuffled, SideBySide, Task
-from gradstore.collect.grow import add_checkpoint, append, repair
-from gradstore.collect.job import CollectOptions
-from gradstore.collect.objective import Autocast, Batch, Compiled, DiffusionLoss, Objective
-from gradstore.collect.projectors import (
-    IdentityProjector,
-    Projection,
-    Projector,
-    SjltProjector,
-    TrakProjector,
-)
-from gradstore.collect.recorder import Recorder
-from gradstore.collect.run import collect, collect_config, collect_each, plan, plan_config
-from gradstore.collect.samples import Samples
-from gradstore.collect.sampling import generate
-from gradstore.collect.training import train
-from gradstore.config import CollectConfig, TrainConfig
-from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
+from typing import TYPE_CHECKING
+
+from gradstore.lazy import exporter
+
+if TYPE_CHECKING:
+    from gradstore.collect.data.samples import Samples
+    from gradstore.collect.engines.loop import LoopEngine
+    from gradstore.collect.engines.protocol import GradientEngine
+    from gradstore.collect.engines.streaming import StreamingEngine
+    from gradstore.collect.engines.vmap import VmapEngine
+    from gradstore.collect.events.plan import EventPlan, Events
+    from gradstore.collect.events.planned import PlannedEvents
+    from gradstore.collect.events.recorder import Recorder
+    from gradstore.collect.events.replayed import ReplayedEvents
+    from gradstore.collect.grow import add_checkpoint, append, repair
+    from gradstore.collect.models.cache import Checkpoints, find_checkpoints
+    from gradstore.collect.models.loading import Checkpoint, load
+    from gradstore.collect.models.record import TrainingRecord
+    from gradstore.collect.objectives.diffusion import DiffusionLoss
+    from gradstore.collect.objectives.protocol import Batch, Objective
+    from gradstore.collect.objectives.wrappers import Autocast, Compiled
+    from gradstore.collect.pipeline.claims import Claims
+    from gradstore.collect.pipeline.estimate import Estimate
+    from gradstore.collect.pipeline.executors import (
+        ByRank,
+        Executor,
+        InProcess,
+        Shuffled,
+        SideBySide,
+        Task,
+    )
+    from gradstore.collect.pipeline.options import CollectOptions
+    from gradstore.collect.pipeline.run import (
+        collect,
+        collect_config,
+        collect_each,
+        plan,
+        plan_config,
+    )
+    from gradstore.collect.projectors.identity import IdentityProjector
+    from gradstore.collect.projectors.protocol import Projection, Projector
+    from gradstore.collect.projectors.sjlt import SjltProjector
+    from gradstore.collect.projectors.trak import TrakProjector
+    from gradstore.collect.toy.sampling import generate
+    from gradstore.collect.toy.training import train
+    from gradstore.config import CollectConfig, TrainConfig
+    from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
 
 __all__ = [
     "Autocast",
@@ -88,3 +111,56 @@ __all__ = [
     "repair",
     "train",
 ]
+
+_HOMES = {
+    "Autocast": "gradstore.collect.objectives.wrappers",
+    "Batch": "gradstore.collect.objectives.protocol",
+    "ByRank": "gradstore.collect.pipeline.executors",
+    "Checkpoint": "gradstore.collect.models.loading",
+    "Checkpoints": "gradstore.collect.models.cache",
+    "Claims": "gradstore.collect.pipeline.claims",
+    "CollectConfig": "gradstore.config",
+    "CollectOptions": "gradstore.collect.pipeline.options",
+    "Compiled": "gradstore.collect.objectives.wrappers",
+    "DiffusionLoss": "gradstore.collect.objectives.diffusion",
+    "Estimate": "gradstore.collect.pipeline.estimate",
+    "EventPlan": "gradstore.collect.events.plan",
+    "EventSpec": "gradstore.store.format.spec",
+    "Events": "gradstore.collect.events.plan",
+    "Executor": "gradstore.collect.pipeline.executors",
+    "GradientEngine": "gradstore.collect.engines.protocol",
+    "GradientSpec": "gradstore.store.format.spec",
+    "IdentityProjector": "gradstore.collect.projectors.identity",
+    "InProcess": "gradstore.collect.pipeline.executors",
+    "LoopEngine": "gradstore.collect.engines.loop",
+    "Objective": "gradstore.collect.objectives.protocol",
+    "PlannedEvents": "gradstore.collect.events.planned",
+    "Projection": "gradstore.collect.projectors.protocol",
+    "Projector": "gradstore.collect.projectors.protocol",
+    "ProjectorSpec": "gradstore.store.format.spec",
+    "Recorder": "gradstore.collect.events.recorder",
+    "ReplayedEvents": "gradstore.collect.events.replayed",
+    "Samples": "gradstore.collect.data.samples",
+    "Shuffled": "gradstore.collect.pipeline.executors",
+    "SideBySide": "gradstore.collect.pipeline.executors",
+    "SjltProjector": "gradstore.collect.projectors.sjlt",
+    "StreamingEngine": "gradstore.collect.engines.streaming",
+    "Task": "gradstore.collect.pipeline.executors",
+    "TrainConfig": "gradstore.config",
+    "TrainingRecord": "gradstore.collect.models.record",
+    "TrakProjector": "gradstore.collect.projectors.trak",
+    "VmapEngine": "gradstore.collect.engines.vmap",
+    "add_checkpoint": "gradstore.collect.grow",
+    "append": "gradstore.collect.grow",
+    "collect": "gradstore.collect.pipeline.run",
+    "collect_config": "gradstore.collect.pipeline.run",
+    "collect_each": "gradstore.collect.pipeline.run",
+    "find_checkpoints": "gradstore.collect.models.cache",
+    "generate": "gradstore.collect.toy.sampling",
+    "load": "gradstore.collect.models.loading",
+    "plan": "gradstore.collect.pipeline.run",
+    "plan_config": "gradstore.collect.pipeline.run",
+    "repair": "gradstore.collect.grow",
+    "train": "gradstore.collect.toy.training",
+}
+__getattr__ = exporter(__name__, _HOMES)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradstore.collect.engines import LoopEngine
-from gradstore.collect.executor import Task
-from gradstore.collect.parameters import num_parameters as count_parameters
+from gradstore.collect.models.parameters import num_parameters as count_parameters
+from gradstore.collect.pipeline.executors import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gradstore.collect.engines import EngineMaker, GradientEngine
-    from gradstore.collect.executor import Executor
-    from gradstore.collect.objective import Batch, Objective
+    from gradstore.collect.objectives.protocol import Batch, Objective
+    from gradstore.collect.pipeline.executors import Executor
     from gradstore.collect.projectors import Projector
 
 _MEMORY = 1 << 28

@@ -4,36 +4,33 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Unpack
 
-from pydantic import ValidationError
-
-from gradstore.changes import (
-    add_parts,
-    begin_checkpoint,
-    commit_checkpoint,
-    next_number,
-)
-from gradstore.collect import checkpoints as ckpt
-from gradstore.collect.executor import InProcess, Task
-from gradstore.collect.job import CollectOptions, Into, Job, prepare
-from gradstore.collect.run import prepare_config, run
-from gradstore.collect.samples import Samples
-from gradstore.config import CollectConfig
+from gradstore.collect.data.samples import Samples
+from gradstore.collect.models import loading
+from gradstore.collect.models.cache import find_checkpoints
+from gradstore.collect.pipeline.executors import InProcess, Task
+from gradstore.collect.pipeline.options import CollectOptions, Into
+from gradstore.collect.pipeline.prepare import prepare
+from gradstore.collect.pipeline.run import prepare_config, run
+from gradstore.collect.recorded import Recorded, recorded_config, recorded_options
 from gradstore.errors import ConfigError, StoreError
-from gradstore.reader import Store, open_store
-from gradstore.recorded import require_recorded
-from gradstore.spec import EventSpec, GradientSpec, ProjectorSpec
-from gradstore.verify import unseal_unfit
-from gradstore.writer import unseal
+from gradstore.store.changes.append import add_parts
+from gradstore.store.changes.checkpoints import begin_checkpoint, commit_checkpoint, next_number
+from gradstore.store.format.fingerprint import with_checkpoint
+from gradstore.store.opening import open_store
+from gradstore.store.verify import unseal_unfit
+from gradstore.store.writer import unseal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from gradstore.collect.executor import Executor
+    from gradstore.collect.pipeline.executors import Executor
+    from gradstore.collect.pipeline.job import Job
     from gradstore.collect.projectors import Projector
     from gradstore.config import DatasetSpec
-    from gradstore.spec import Identity, PartSpec
-    from gradstore.verify import ShardReport
+    from gradstore.store.format.spec import PartSpec
+    from gradstore.store.reader import Store
+    from gradstore.store.verify import ShardReport
 
 
 def append(
@@ -66,7 +63,7 @@ def append(
     """
     store = open_store(store.objects)
     store.require_complete()
-    made_alike = like(store)
+    made_alike = recorded_options(store)
     job = prepare(
         dataset,
         checkpoints or _folders(store),
@@ -92,7 +89,7 @@ def append_config(
         The store as it is now, and whether the samples belong to it. They do when all are done,
         some of which other ranks may hold.
     """
-    config = recorded(store, store.spec.parts[0], dataset=dataset, **given)
+    config = recorded_config(store, store.spec.parts[0], dataset=dataset, **given)
     return _append(store, prepare_config(config, into=Into(append=True)), executor)
 
 
@@ -132,12 +129,12 @@ def add_checkpoint(
     """
     store = open_store(store.objects)
     store.require_complete()
-    (folder,) = ckpt.find_checkpoints([checkpoint])
-    weights = ckpt.load(folder).weights_digest()
-    if weights in [one["weights"] for one in store.spec.identity["checkpoints"]]:  # type: ignore[index,call-overload,union-attr]
+    (folder,) = find_checkpoints([checkpoint])
+    weights = loading.load(folder).weights_digest()
+    if weights in [one.weights for one in Recorded.of(store).checkpoints]:
         raise StoreError(f"{store.location} has checkpoint {checkpoint} already")
     number = next_number(store, weights)
-    made_alike: dict[str, Any] = {**like(store), "etas": None, **options}
+    made_alike: dict[str, Any] = {**recorded_options(store), "etas": None, **options}
     own = made_alike.pop("projector")
     jobs = [
         prepare(
@@ -172,19 +169,8 @@ def add_checkpoint(
         for part in job.open():
             unseal_unfit(part, number)
         parts += run(job, InProcess())
-    identity = _with_checkpoint(store.spec.identity, found.identity)
+    identity = with_checkpoint(store.spec.identity, found.identity)
     return commit_checkpoint(store, parts, spec, identity)
-
-
-def _with_checkpoint(old: Identity, new: Identity) -> Identity:
-    """The identity of a store of `old`'s checkpoints and then `new`'s only one."""
-    identity: dict[str, Any] = dict(old)
-    more: dict[str, Any] = dict(new)
-    identity["checkpoints"] = [*identity["checkpoints"], *more["checkpoints"]]
-    if "recorded" in identity["events"]:
-        both = [*identity["events"]["recorded"], *more["events"]["recorded"]]
-        identity["events"] = {**identity["events"], "recorded": both}
-    return identity
 
 
 def repair(
@@ -215,9 +201,9 @@ def repair(
             continue
         samples, into = _restricted(dataset, part.spec, store), Into(part=part.spec)
         if dataset is None:
-            job = prepare_config(recorded(store, part.spec), samples=samples, into=into)
+            job = prepare_config(recorded_config(store, part.spec), samples=samples, into=into)
         else:
-            made_alike = like(store)
+            made_alike = recorded_options(store)
             own = made_alike.pop("projector")
             job = prepare(
                 samples,
@@ -241,121 +227,14 @@ class _Only(InProcess):
         return [task for task in tasks if task in self._tasks]
 
 
-def recorded(store: Store, part: PartSpec, **changes: Any) -> CollectConfig:
-    """The configuration that made a part, with the store's own place and checkpoints.
-
-    Args:
-        store: the store.
-        part: the part.
-        changes: settings to take instead; `dataset` may be a whole `DatasetSpec`.
-
-    Raises:
-        ConfigError: if the store does not record one, for Python made it.
-    """
-    require_recorded(store, [part])
-    found: Any = part.made_by["config"]
-    dataset = changes.pop("dataset", None)
-    given = {name: value for name, value in changes.items() if value is not None}
-    if dataset is not None:
-        given |= {name: getattr(dataset, name) for name in type(dataset).model_fields}
-    try:
-        return CollectConfig.model_validate(
-            {
-                **found,
-                "precision": "auto",  # arithmetic is chosen by what is fast here
-                "autocast": "auto",
-                "store": store.location,
-                "checkpoints": _folders(store),
-                "etas": store.etas,
-                **given,
-            }
-        )
-    except ValidationError as error:
-        raise ConfigError(
-            f"{store.location}: made_by.config is not what `gradstore collect` takes: "
-            f"{error.errors()[0]['msg']}. Collect anew into another store."
-        ) from error
-
-
 def _folders(store: Store) -> list[str]:
     return [checkpoint.path for checkpoint in store.spec.checkpoints]
 
 
 def _restricted(dataset: Any, part: PartSpec, store: Store) -> Samples:
     """The samples of a part out of its dataset, which may have had more before a vacuum."""
-    samples = Samples.from_spec(recorded(store, part)) if dataset is None else Samples.of(dataset)
+    samples = (
+        Samples.from_spec(recorded_config(store, part)) if dataset is None else Samples.of(dataset)
+    )
     own = next(one for one in store.parts if one.spec.path == part.path)
     return samples.only(own.manifest.ids)
-
-
-def like(store: Store) -> dict[str, Any]:
-    """Options of `collect` that make rows as a store's, where gradstore's own classes made it.
-
-    Arithmetic is left to what is fast here.
-
-    Raises:
-        ConfigError: if it has a projector or events of somebody's own.
-    """
-    identity: dict[str, Any] = store.spec.identity
-    return {
-        "objective": identity["objective"].get("loss"),
-        "projector": projector_spec(identity["projector"]),
-        "events": _events(identity["events"]),
-        "gradients": gradient_spec(store),
-        "etas": store.etas,
-        "dtype": store.dtype,
-    }
-
-
-def gradient_spec(store: Store) -> GradientSpec:
-    """Which parameters a store's gradients are of. The fingerprint tells if it is not so.
-
-    Arithmetic is not the store's: what is fast here is chosen here.
-    """
-    try:
-        found = GradientSpec.model_validate(store.spec.parts[0].made_by.get("gradients", {}))
-        return found.model_copy(update={"autocast": "auto"})
-    except ValidationError as error:
-        raise StoreError(
-            f"{store.location}: made_by.gradients is not what `gradstore collect` writes: "
-            f"{error.errors()[0]['msg']}. Pass gradients="
-        ) from error
-
-
-def _events(identity: dict[str, Any]) -> EventSpec | str:
-    if identity["kind"] == "planned":
-        return EventSpec(
-            events="planned",
-            timesteps=len(identity["timesteps"]),
-            draws=identity["draws"],
-            event_seed=identity["seed"],
-        )
-    if identity["kind"] == "replayed":
-        return "replayed"
-    raise ConfigError(f"the store's events are {identity['kind']!r}: pass them as events=")
-
-
-def projector_spec(identity: dict[str, Any]) -> ProjectorSpec:
-    """The specification of a projector by its identity in a store.
-
-    Raises:
-        ConfigError: if it is not gradstore's own.
-    """
-    if identity["name"] == "identity":
-        return ProjectorSpec(projector="identity")
-    if identity["name"] == "sjlt":
-        return ProjectorSpec(
-            projector="sjlt", proj_dim=identity["proj_dim"], proj_seed=identity["seed"]
-        )
-    if identity["name"] != "trak":
-        raise ConfigError(
-            f"the store was made with projector {identity['name']!r}, which is not gradstore's "
-            "own. Pass it as projector=."
-        )
-    return ProjectorSpec(
-        projector="trak",
-        proj_dim=identity["proj_dim"],
-        proj_type=identity["proj_type"],
-        proj_seed=identity["seed"],
-        block_size=identity["block_size"],
-    )

@@ -17,20 +17,19 @@ import numpy as np
 import torch
 
 from gradstore.collect import devices
-from gradstore.collect.checkpoints import find_checkpoints
+from gradstore.collect.data.samples import Samples
 from gradstore.collect.engines.choice import CAST_TOLERANCE, TOLERANCE, tolerance_of
-from gradstore.collect.events import EventPlan, PlannedEvents, ReplayedEvents, noise
-from gradstore.collect.grow import gradient_spec
-from gradstore.collect.job import CollectOptions, Job, prepare
-from gradstore.collect.objective import Batch
-from gradstore.collect.samples import Samples
-from gradstore.collect.worker import LoadedCheckpoint, read
+from gradstore.collect.events.planned import PlannedEvents
+from gradstore.collect.events.replayed import ReplayedEvents
+from gradstore.collect.models.cache import find_checkpoints
+from gradstore.collect.pipeline.batches import EventRows, read
+from gradstore.collect.pipeline.prepare import prepare
+from gradstore.collect.recorded import Provenance, Recorded, recorded_dataset, recorded_gradients
 from gradstore.errors import ConfigError, FingerprintError
-from gradstore.fingerprint import require_same
-from gradstore.manifest import Manifest
 from gradstore.progress import progress
-from gradstore.recorded import recorded_dataset
-from gradstore.spec import EventSpec, ProjectorSpec
+from gradstore.store.format.fingerprint import require_same
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.spec import ProjectorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,8 +38,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradstore.collect.engines import Receive
-    from gradstore.collect.events import Events
-    from gradstore.reader import Store
+    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.objectives.protocol import Batch
+    from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
+    from gradstore.collect.pipeline.job import Job
+    from gradstore.collect.pipeline.options import CollectOptions
+    from gradstore.store.reader import Store
 
 # A store's norm is float32, and engines differ by rounding: ten times what they may differ by.
 _SLACK: Final = 10
@@ -75,16 +78,18 @@ class Unprojected:
         **options: Unpack[CollectOptions],
     ) -> None:
         self._store, self._numbers = store, samples
-        identity: dict[str, Any] = store.spec.identity
+        recorded = Recorded.of(store)
         folders = find_checkpoints(checkpoints or [one.path for one in store.spec.checkpoints])
         given: dict[str, Any] = {
-            "objective": identity["objective"].get("loss"),
-            "events": _events(identity, folders, store.numbers),
-            "gradients": gradient_spec(store),
+            "objective": recorded.objective.loss,
+            "events": _events(recorded, folders, store.numbers),
+            "gradients": recorded_gradients(store),
             "etas": store.etas,
             **options,
         }
-        self._tolerance = max(_tolerance(identity, part.spec.made_by) for part in store.parts)
+        self._tolerance = max(
+            _tolerance(recorded, Provenance.of(part.spec)) for part in store.parts
+        )
         self._jobs: list[tuple[NDArray[np.int64], Job]] = []
         names = store.manifest.ids
         for own, found in _found(store, samples, dataset):
@@ -100,7 +105,7 @@ class Unprojected:
             bare = Manifest(expected.ids, expected.digests)
             bare.require_same(job.samples.manifest, store=store.location)
             require_same(
-                identity,
+                store.spec.identity,
                 job.targets[0].spec.identity,
                 expected_name=store.location,
                 found_name="what is there now",
@@ -172,13 +177,12 @@ class Unprojected:
                     inputs = read(job.samples, first, last, loaded.model, job.device)
                     moments = job.plan.at(number, ids[first:last])
                     place = np.searchsorted(self._numbers, own[first:last])
-                    for low in range(0, len(place) * slots, most):
-                        sample, slot = np.divmod(
-                            np.arange(low, min(low + most, len(place) * slots)), slots
-                        )
-                        batch = _batch(*inputs, moments, sample, slot)
-                        yield _Piece(place[sample] * slots + slot, batch, loaded, events)
-                        bar.update(len(sample))
+                    part = EventRows(ids[first:last], *inputs, moments)
+                    for low in range(0, len(part), most):
+                        rows = np.arange(low, min(low + most, len(part)))
+                        sample, slot = np.divmod(rows, slots)
+                        yield _Piece(place[sample] * slots + slot, part.batch(rows), loaded, events)
+                        bar.update(len(rows))
 
     @torch.inference_mode(mode=False)  # whatever the caller is in the middle of
     @torch.enable_grad()
@@ -216,32 +220,10 @@ class _Piece:
     events: int
 
 
-def _tolerance(identity: dict[str, Any], made_by: dict[str, Any]) -> float:
+def _tolerance(recorded: Recorded, made_by: Provenance) -> float:
     """How far a store's gradients may be from exact ones, by what they were computed in."""
-    arithmetic = made_by.get("arithmetic")
-    cast = identity["objective"].get("autocast") == "bfloat16" or (
-        isinstance(arithmetic, dict) and arithmetic.get("gradients") == "bfloat16"
-    )
+    cast = "bfloat16" in {recorded.objective.autocast, made_by.arithmetic.get("gradients")}
     return CAST_TOLERANCE if cast else TOLERANCE
-
-
-def _batch(
-    inputs: Tensor,
-    conditions: dict[str, Tensor],
-    events: Events,
-    sample: NDArray[np.int64],
-    slot: NDArray[np.int64],
-) -> Batch:
-    """Some rows of some samples, by the samples' places and slots."""
-    keys, shape = events.key[sample, slot], tuple(inputs.shape[1:])
-    drawn = np.stack([noise(key, shape) for key in keys.ravel().tolist()])
-    chosen = torch.as_tensor(sample, device=inputs.device)
-    return Batch(
-        inputs=inputs[chosen],
-        timesteps=torch.as_tensor(events.timestep[sample, slot], device=inputs.device),
-        noise=torch.from_numpy(drawn.reshape(*keys.shape, *shape)).to(inputs.device),
-        conditions={name: value[chosen] for name, value in conditions.items()},
-    )
 
 
 def _found(
@@ -251,7 +233,7 @@ def _found(
     if dataset is not None:
         yield samples, Samples.of(dataset)
         return
-    place = {name: row for row, name in enumerate(store.manifest.ids)}
+    place = store.manifest.position
     wanted = set(samples.tolist())
     for part in store.parts:
         rows = [place[name] for name in part.manifest.ids if place.get(name) in wanted]
@@ -259,17 +241,9 @@ def _found(
             yield np.array(sorted(rows)), Samples.from_spec(recorded_dataset(store, part.spec))
 
 
-def _events(identity: dict[str, Any], folders: Sequence[Path], numbers: Sequence[int]) -> EventPlan:
-    steps = int(identity["objective"]["num_train_timesteps"])
-    events = identity["events"]
-    if events["kind"] == "planned":
-        spec = EventSpec(
-            events="planned",
-            timesteps=len(events["timesteps"]),
-            draws=events["draws"],
-            event_seed=events["seed"],
-        )
-        return PlannedEvents(spec, steps, events["role"])
-    if events["kind"] == "replayed":
-        return ReplayedEvents(folders, steps, numbers)
-    raise ConfigError(f"the store's events are {events['kind']!r}: pass them as events=")
+def _events(recorded: Recorded, folders: Sequence[Path], numbers: Sequence[int]) -> EventPlan:
+    """The events of a store's rows, planned or replayed again."""
+    steps, spec = int(recorded.objective.num_train_timesteps or 0), recorded.events.spec()
+    if spec.events == "planned":
+        return PlannedEvents(spec, steps, recorded.events.role)
+    return ReplayedEvents(folders, steps, numbers)

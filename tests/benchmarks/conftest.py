@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_image
 
-from benchmarks.setting import Folders
+from benchmarks.worlds.setting import Folders
 
 
 def _png(array: np.ndarray) -> dict[str, bytes]:

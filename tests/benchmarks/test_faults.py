@@ -4,7 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 from benchmarks.faults import PRESETS, run
-from gradstore import writer
+from gradstore.store import writer
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,7 +16,7 @@ from benchmarks.generally_influential import (
     _skewness,
     run,
 )
-from benchmarks.setting import Folders, prepare
+from benchmarks.worlds.setting import Folders, prepare
 from indexer import ExactEngine, Features, measure_of
 from query import hubness, search
 

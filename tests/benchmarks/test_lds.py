@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from benchmarks.lds import PRESETS, REMOVED_BY, datamodeling_score, noise_ceiling, run
-from benchmarks.setting import Folders
+from benchmarks.worlds.setting import Folders
 
 
 def test_it_retrains_and_compares(tmp_path: Path, folders: Folders) -> None:

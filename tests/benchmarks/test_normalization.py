@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.normalization import CRITERIA, MEASURES, NORM, PRESETS, run
-from benchmarks.setting import Folders
+from benchmarks.worlds.setting import Folders
 
 
 def test_every_measure_has_every_figure(tmp_path: Path, folders: Folders) -> None:

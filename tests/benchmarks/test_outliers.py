@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from benchmarks.outliers import MEASURES, PRESETS, _auroc, average_precision, run
-from benchmarks.setting import Folders
+from benchmarks.worlds.setting import Folders
 
 
 def test_it_measures_whom_each_measure_names(tmp_path: Path, folders: Folders) -> None:

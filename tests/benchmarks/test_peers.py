@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.contestants import Asked, DattriTrak, Gradstore, Kernel, Traker, Trial
-from benchmarks.denoiser import Denoiser
+from benchmarks.contestants.dattri import DattriTrak
+from benchmarks.contestants.ours import Gradstore
+from benchmarks.contestants.protocol import Asked, Kernel, Trial
+from benchmarks.contestants.traker import Traker
 from benchmarks.peers import (
     PRESETS,
     Exact,
@@ -18,7 +20,8 @@ from benchmarks.peers import (
     trained,
     trial_of,
 )
-from benchmarks.setting import Folders
+from benchmarks.worlds.denoiser import Denoiser
+from benchmarks.worlds.setting import Folders
 
 # Two orders below what any of them would differ by if it had others' events or weights.
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from benchmarks.projection_dim import (
     run,
     smaller,
 )
-from benchmarks.setting import Folders
+from benchmarks.worlds.setting import Folders
 
 
 def test_it_compares_projected_with_exact_scores(tmp_path: Path, folders: Folders) -> None:

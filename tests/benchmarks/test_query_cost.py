@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.query_cost import PRESETS, run
-from benchmarks.setting import Folders
+from benchmarks.worlds.setting import Folders
 
 
 def test_it_tells_what_is_kept_and_what_it_costs(tmp_path: Path, folders: Folders) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.search import PRESETS, run
-from benchmarks.setting import Folders, prepare
-from benchmarks.vectors import Spectrum, generated
+from benchmarks.worlds.setting import Folders, prepare
+from benchmarks.worlds.vectors import Spectrum, generated
 
 
 def test_it_times_every_engine_and_tells_what_it_finds(tmp_path: Path, folders: Folders) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.sensitivity import MEASURES, NEAREST, PRESETS, planted, run
-from benchmarks.setting import Folders
+from benchmarks.worlds.setting import Folders
 
 
 def test_it_asks_about_a_table(tmp_path: Path, folders: Folders) -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from benchmarks.scoring import scores
-from benchmarks.setting import Folders, prepare
 from benchmarks.sparse_timesteps import MEASURES, PRESETS, even, run, slot_scores, stratified
+from benchmarks.worlds.setting import Folders, prepare
 
 
 def test_it_compares_sparse_grids_with_the_full_one(tmp_path: Path, folders: Folders) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.setting import Folders, prepare
 from benchmarks.timestep_bias import (
     MEASURES,
     PRESETS,
@@ -18,6 +17,7 @@ from benchmarks.timestep_bias import (
     _squared_norms,
     run,
 )
+from benchmarks.worlds.setting import Folders, prepare
 from gradstore.collect import EventSpec, ProjectorSpec, collect, load
 from gradstore.collect.conformance import check_objective
 

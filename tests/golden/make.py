@@ -10,15 +10,23 @@ from pathlib import Path
 
 import numpy as np
 
-from gradstore.changes import add_parts, delete, open_part, part_path
-from gradstore.fingerprint import fingerprint
-from gradstore.layout import Layout
-from gradstore.manifest import Manifest
-from gradstore.part import Part
-from gradstore.reader import Store
-from gradstore.rows import Rows, given_dtype
-from gradstore.spec import FORMAT_VERSION, CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
-from gradstore.writer import create, write_shard
+from gradstore.store.changes.append import add_parts, open_part, part_path
+from gradstore.store.changes.delete import delete
+from gradstore.store.format.fingerprint import fingerprint
+from gradstore.store.format.layout import Layout
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.rows import Rows, given_dtype
+from gradstore.store.format.spec import (
+    FORMAT_VERSION,
+    CheckpointSpec,
+    Identity,
+    LayoutSpec,
+    PartSpec,
+    StoreSpec,
+)
+from gradstore.store.part import Part
+from gradstore.store.reader import Store
+from gradstore.store.writer import create, write_shard
 
 HERE = Path(__file__).parent
 IDENTITY: Identity = {

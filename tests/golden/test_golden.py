@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from gradstore.reader import open_store
-from gradstore.rows import ARRAYS
-from gradstore.verify import verify
+from gradstore.store.format.rows import ARRAYS
+from gradstore.store.opening import open_store
+from gradstore.store.verify import verify
 from indexer import build_index
 from tests.golden import make
 

@@ -18,11 +18,11 @@ def bare(folder: Path) -> None:
     import filelock
 
     from gradstore import delete, open_store, vacuum
-    from gradstore.collect.claims import Claims
-    from gradstore.collect.executor import Task
-    from gradstore.verify import verify
-    from tests.gradstore.test_changes import everything, grown, require_equal
-    from tests.gradstore.test_store import filled
+    from gradstore.collect.pipeline.claims import Claims
+    from gradstore.collect.pipeline.executors import Task
+    from gradstore.store.verify import verify
+    from tests.gradstore.store.test_changes import everything, grown, require_equal
+    from tests.gradstore.store.test_store import filled
 
     store = grown(filled(folder / "s.gradstore"), ["a", "b"])
     before = everything(store)

@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gradstore.fingerprint import fingerprint
-from gradstore.layout import Layout
-from gradstore.manifest import Manifest
-from gradstore.rows import Rows
-from gradstore.spec import Identity, LayoutSpec, PartSpec
-from gradstore.writer import create, write_shard
-from tests.gradstore.test_store import IDENTITY, spec
+from gradstore.store.format.fingerprint import fingerprint
+from gradstore.store.format.layout import Layout
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.rows import Rows
+from gradstore.store.format.spec import Identity, LayoutSpec, PartSpec
+from gradstore.store.writer import create, write_shard
+from tests.gradstore.store.test_store import IDENTITY, spec
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 
 def random_store(

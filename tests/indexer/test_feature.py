@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from gradstore.errors import ConfigError, UnsealedError
-from gradstore.writer import create
+from gradstore.store.writer import create
 from indexer import Features, ReTrac, TracIn, feature_dim, features, measure_of
-from tests.gradstore.test_store import filled, manifest, spec
+from tests.gradstore.store.test_store import filled, manifest, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
     from indexer.feature import Tile
 
 

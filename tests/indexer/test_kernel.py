@@ -8,15 +8,16 @@ import pytest
 
 from gradstore import delete, open_store
 from gradstore.errors import SearchIndexError
-from indexer import Features, Trak, precondition
+from indexer import Features, Trak
 from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
-from query import ask
+from indexer.measures import kernel as precondition
+from query import engines
 from tests.indexer.stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 
 @pytest.fixture
@@ -35,15 +36,15 @@ def test_a_kept_kernel_gives_the_same_queries(store: Store, share: float) -> Non
 
 
 def test_the_second_question_reads_no_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = ask.fitted(Trak(), store)
+    first = engines.fitted(Trak(), store)
 
     def never(*_: Any) -> Any:
         raise AssertionError("the store is read again")
 
     monkeypatch.setattr(precondition, "grams", never)
     monkeypatch.setattr("indexer.kernel.grams", never)
-    assert ask.fitted(Trak(), store) == first
-    assert ask.fitted(Trak(0.1), store) != first
+    assert engines.fitted(Trak(), store) == first
+    assert engines.fitted(Trak(0.1), store) != first
     build_kernel(store)
 
 
@@ -52,7 +53,7 @@ def test_a_kernel_of_other_samples_is_refused_and_built_anew(store: Store) -> No
     delete(store, ["s3"])
     after = open_store(store.location)
     with pytest.raises(SearchIndexError, match="built from other samples.*--measures trak"):
-        ask.fitted(Trak(), after)
+        engines.fitted(Trak(), after)
     build_kernel(after)
     assert fitted_by_kernel(Trak(), after) == Trak().fitted(after)
 
@@ -90,7 +91,7 @@ def test_where_nothing_can_be_kept_it_is_computed(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "save", full)
-    assert ask.fitted(Trak(), store) == Trak().fitted(store)
+    assert engines.fitted(Trak(), store) == Trak().fitted(store)
     assert not kernel_path(store).exists()
 
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
-from benchmarks.denoiser import Denoiser, event_tensors
+from benchmarks.worlds.denoiser import Denoiser, event_tensors
 from gradstore.collect import (
     EventSpec,
     PlannedEvents,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from benchmarks.denoiser import Tensors
+    from benchmarks.worlds.denoiser import Tensors
     from gradstore import Store
 
     Scores = NDArray[np.float32]

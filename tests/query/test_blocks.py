@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from indexer import ExactEngine, Features, build_index, measure_of
-from indexer import explanation as explanation_module
+from indexer.studies import explanation as explanation_module
 from query import Queries, ask, batches, blocks, search, to_table
 from query.config import QueryConfig
 from tests.indexer.stores import random_store
@@ -18,7 +18,7 @@ from tests.indexer.stores import random_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 
 @pytest.fixture

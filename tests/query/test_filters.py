@@ -14,7 +14,7 @@ from tests.indexer.stores import random_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import json
 from pathlib import Path
 
 from gradstore import delete, drop_checkpoint, open_store, vacuum
-from gradstore.reader import root_object
-from gradstore.writer import unseal
+from gradstore.store.format.root import root_object
+from gradstore.store.writer import unseal
 from query import examine
 from query.info import describe
-from tests.gradstore.test_changes import grown
-from tests.gradstore.test_store import filled
+from tests.gradstore.store.test_changes import grown
+from tests.gradstore.store.test_store import filled
 
 MADE_BY = {
     "versions": {"gradstore": "0.1.0", "torch": "2.13.0"},

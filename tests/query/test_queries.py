@@ -14,7 +14,7 @@ from tests.indexer.stores import random_store
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from gradstore.reader import Store
+    from gradstore.store.reader import Store
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_means_and_differences_are_searched_as_one(
     stores: tuple[Store, Store], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train, asked = stores
-    monkeypatch.setattr("indexer.explanation.is_projected", lambda store: True)
+    monkeypatch.setattr("indexer.studies.explanation.is_projected", lambda store: True)
     features = Features.of(train, measure_of("retrac"))
     engine = ExactEngine(train, features)
     means = Queries.means(asked, "label")

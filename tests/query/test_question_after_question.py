@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from gradstore.collect import Checkpoints, EventSpec, ProjectorSpec, Samples, collect, worker
+from gradstore.collect import Checkpoints, EventSpec, ProjectorSpec, Samples, collect
+from gradstore.collect.pipeline import differentiating
 from gradstore.errors import CheckpointError, GradientError
-from gradstore.reader import Store
+from gradstore.store.reader import Store
 from query import collect_queries
 from tests.conftest import World, images
 
@@ -105,7 +106,7 @@ def test_checkpoints_are_differentiated_side_by_side(
         projector=ProjectorSpec(projector=name, proj_dim=64),
     )
     seen: set[tuple[int, int]] = set()
-    differentiate = worker.LoadedCheckpoint.differentiate
+    differentiate = differentiating.LoadedCheckpoint.differentiate
 
     def watched(*given: Any) -> Any:
         seen.add((threading.get_ident(), torch.get_num_threads()))
@@ -120,7 +121,7 @@ def test_checkpoints_are_differentiated_side_by_side(
             assert threading.get_ident() == self.owner
             return super()._item(row, name)
 
-    monkeypatch.setattr(worker.LoadedCheckpoint, "differentiate", watched)
+    monkeypatch.setattr(differentiating.LoadedCheckpoint, "differentiate", watched)
     asked = Bound(images(2, seed=3), ids=["a", "b"])
     alone = collect_queries(store, asked, tmp_path / "alone.gradstore", events=PLAN)
     assert seen == {(threading.get_ident(), torch.get_num_threads())}
@@ -162,7 +163,7 @@ def test_a_failure_in_one_thread_is_told(
         raise GradientError("broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(worker.LoadedCheckpoint, "differentiate", failing)
+        patch.setattr(differentiating.LoadedCheckpoint, "differentiate", failing)
         with pytest.raises(GradientError, match="broken"):
             collect_queries(store, asked, tmp_path / "q.gradstore", events=PLAN, checkpoints=held)
     found = collect_queries(store, asked, tmp_path / "q.gradstore", events=PLAN, checkpoints=held)

@@ -19,7 +19,7 @@ from gradstore.collect import (
 )
 from gradstore.collect.unprojected import Unprojected
 from gradstore.errors import ConfigError, DatasetError, FingerprintError, QueryError
-from gradstore.reader import Store
+from gradstore.store.reader import Store
 from indexer import ExactEngine, Features, measure_of
 from query import Queries, collect_queries, rerank, search
 from query.true_influence import Sources

@@ -16,7 +16,8 @@ from gradstore.collect.engines.allocated import peak_bytes
 from gradstore.collect.engines.loop import LoopEngine
 from gradstore.collect.engines.streaming import StreamingEngine
 from gradstore.collect.engines.vmap import VmapEngine
-from gradstore.collect.objective import Autocast, Batch, precision
+from gradstore.collect.objectives.protocol import Batch
+from gradstore.collect.objectives.wrappers import Autocast, precision
 from gradstore.errors import ConfigError, EngineError, GradstoreError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gradstore.collect.engines.protocol import EngineMaker, GradientEngine
-    from gradstore.collect.objective import Objective
+    from gradstore.collect.objectives.protocol import Objective
 
 _log = logging.getLogger("gradstore")
 

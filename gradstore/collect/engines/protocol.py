@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from gradstore.collect.objective import Batch, Objective
+from gradstore.collect.objectives.protocol import Batch, Objective
 
 Receive: TypeAlias = Callable[[int, Tensor], None]
 """Takes a piece of the gradients: its position in the flattened parameters, and `[rows, n]`."""

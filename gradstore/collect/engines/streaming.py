@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradstore.collect.engines.kernels import KERNELS, unknown
-from gradstore.collect.parameters import trainable
+from gradstore.collect.models.parameters import trainable
 from gradstore.errors import EngineError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gradstore.collect.engines.protocol import Receive
-    from gradstore.collect.objective import Batch, Objective
+    from gradstore.collect.objectives.protocol import Batch, Objective
 
 
 class StreamingEngine:
@@ -37,6 +37,8 @@ class StreamingEngine:
     Raises:
         EngineError: naming the layers that it does not know.
     """
+
+    thread_safe = True
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         self._model = model

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from gradstore.collect.parameters import trainable
+from gradstore.collect.models.parameters import trainable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gradstore.collect.engines.protocol import Receive
-    from gradstore.collect.objective import Batch, Objective
+    from gradstore.collect.objectives.protocol import Batch, Objective
 
 
 class VmapEngine:

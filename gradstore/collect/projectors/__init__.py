@@ -10,7 +10,7 @@ from gradstore.collect.projectors.sjlt import SjltProjector
 from gradstore.collect.projectors.trak import TrakProjector
 
 if TYPE_CHECKING:
-    from gradstore.spec import ProjectorSpec
+    from gradstore.store.format.spec import ProjectorSpec
 
 __all__ = [
     "IdentityProjector",

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from gradstore.collect.checkpoints import Checkpoints
-    from gradstore.collect.projectors.protocol import Projection
-    from gradstore.collect.projectors.sjlt import SjltProjector
-    from gradstore.spec import Identity
+    from gradstore.collect.models.cache import Checkpoints
+    from gradstore.collect.projectors.protocol import Projection, Projector
+    from gradstore.store.format.spec import Identity
 
 
 class HeldProjector:
@@ -24,7 +23,7 @@ class HeldProjector:
         kept: the checkpoints, with which projections are kept.
     """
 
-    def __init__(self, projector: SjltProjector, kept: Checkpoints) -> None:
+    def __init__(self, projector: Projector, kept: Checkpoints) -> None:
         self._projector = projector
         self._kept = kept
 

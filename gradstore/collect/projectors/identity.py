@@ -9,7 +9,7 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradstore.spec import Identity
+    from gradstore.store.format.spec import Identity
 
 
 class IdentityProjector:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gradstore.spec import Identity
+    from gradstore.store.format.spec import Identity
 
 
 class Projection(Protocol):

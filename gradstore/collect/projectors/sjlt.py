@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from gradstore.spec import Identity, ProjectorSpec
+    from gradstore.store.format.spec import Identity, ProjectorSpec
 
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _PIECE = 1 << 16
+# The smaller projection dimension that is an alternative: a quarter.
+FEWER = 4
 
 
 class SjltProjector:
@@ -36,8 +38,18 @@ class SjltProjector:
         spec: its settings; `proj_dim` and `proj_seed` count.
     """
 
+    thread_safe = True
+    stays_in_memory = True
+
     def __init__(self, spec: ProjectorSpec) -> None:
         self.spec = spec
+
+    def alternatives(self) -> list[tuple[str, SjltProjector]]:
+        """Cheaper settings, each with its flags."""
+        if self.spec.proj_dim < FEWER * 64:
+            return []
+        fewer = self.spec.model_copy(update={"proj_dim": self.spec.proj_dim // FEWER})
+        return [(f"--proj-dim {fewer.proj_dim} (noisier scores)", SjltProjector(fewer))]
 
     def identity(self, num_parameters: int) -> Identity:
         """Settings, and a hash of the first buckets."""

@@ -23,6 +23,7 @@ from trak.projectors import BasicProjector
 
 from gradstore.arithmetic import precision_of
 from gradstore.collect.projectors import signs
+from gradstore.collect.projectors.sjlt import FEWER, SjltProjector
 from gradstore.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from gradstore.spec import Identity, ProjectorSpec
+    from gradstore.store.format.spec import Identity, ProjectorSpec
 
 # A float32 product is cut at this many bytes of matrix, or at a quarter of the memory: up to 2
 # million parameters at 128 columns it is one product, as in BasicProjector; beyond, sums differ by
@@ -133,6 +134,18 @@ class TrakProjector:
             kept.nbytes = self._kept_nbytes() + kept.scratch_nbytes
         return projection
 
+    def alternatives(self) -> list[tuple[str, SjltProjector | TrakProjector]]:
+        """Cheaper settings, each with its flags."""
+        sparse = self.spec.model_copy(update={"projector": "sjlt", "block_size": None})
+        found: list[tuple[str, SjltProjector | TrakProjector]] = [
+            ("--projector sjlt", SjltProjector(sparse))
+        ]
+        if self.spec.proj_dim >= FEWER * 64:
+            fewer = self.spec.model_copy(update={"proj_dim": self.spec.proj_dim // FEWER})
+            flags = f"--proj-dim {fewer.proj_dim} (noisier scores)"
+            found.append((flags, TrakProjector(fewer)))
+        return found
+
     def excerpt(self) -> tuple[TrakProjector, float]:
         """A projector of few of the blocks, for timing, and how many times more work all are."""
         size = self.spec.resolved_block_size
@@ -215,6 +228,11 @@ class TrakProjection:
         self.nbytes = self.scratch_nbytes
         if spec.proj_type == "rademacher":
             self.nbytes += min(self._together, len(seeds)) * block
+
+    @property
+    def redrawn(self) -> bool:
+        """Whether the matrix does not fit the memory and is drawn anew for every buffer."""
+        return bool(self.matrix_nbytes) and not self.kept
 
     def _draw(self, seeds: list[int]) -> list[NDArray[np.uint8]]:
         with ThreadPoolExecutor(self._together) as threads:

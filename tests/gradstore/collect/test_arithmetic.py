@@ -21,16 +21,17 @@ from gradstore.collect import (
     add_checkpoint,
     append,
     collect,
-    events,
-    job,
 )
 from gradstore.collect.engines import choice as engines
-from gradstore.collect.objective import precision
-from gradstore.collect.recorder import Recorder
+from gradstore.collect.events import replayed
+from gradstore.collect.events.noise import noise_identity
+from gradstore.collect.events.recorder import Recorder
+from gradstore.collect.objectives.wrappers import precision
+from gradstore.collect.pipeline import prepare, targets
 from gradstore.errors import CheckpointError, FingerprintError
-from gradstore.reader import Store
-from gradstore.spec import Identity
-from gradstore.verify import verify
+from gradstore.store.format.spec import Identity
+from gradstore.store.reader import Store
+from gradstore.store.verify import verify
 from indexer import ExactEngine, Features, ReTrac
 from query import collect_queries, rerank, search
 from query.info import describe
@@ -161,7 +162,7 @@ def test_products_are_in_what_is_fast_here(
 ) -> None:
     """A store that was begun keeps its arithmetic, unless that is slow."""
     rates = {fast: 100.0, OTHER[fast]: 50.0}
-    for module in (arithmetic, job):
+    for module in (arithmetic, prepare):
         monkeypatch.setattr(module, "product_rates", lambda _: rates)
     path = tmp_path / "s.gradstore"
     options: dict[str, Any] = {"projector": spec("auto"), "events": PLAN, "shard_samples": 2}
@@ -169,7 +170,7 @@ def test_products_are_in_what_is_fast_here(
     assert store.spec.parts[0].made_by["arithmetic"]["projection"] == fast
     for rate, expected in ((300.0, fast), (500.0, OTHER[fast])):
         rates[OTHER[fast]] = rate
-        prepared = job.prepare(
+        prepared = prepare.prepare(
             world.train, world.checkpoints, {path: options["projector"]}, events=PLAN
         )
         projector = prepared.targets[0].projector
@@ -192,9 +193,9 @@ def test_autocast_is_taken_where_it_is_faster_and_near(
     dim: int,
     expected: str,
 ) -> None:
-    for module in (arithmetic, job):
+    for module in (arithmetic, prepare):
         monkeypatch.setattr(module, "product_rates", lambda _: {"float32": 1.0, "bfloat16": 9.0})
-    monkeypatch.setattr(job, "_TIMED_EVENTS", 1)
+    monkeypatch.setattr(prepare, "_TIMED_EVENTS", 1)
     before = engines._time
 
     def time(choice: Any, model: Any, objective: Any, batch: Any) -> Any:
@@ -215,8 +216,8 @@ def test_noise_of_another_stream_is_refused(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = collect(world.train, world.checkpoints, tmp_path / "s.gradstore", events=PLAN)
-    changed = {**events.noise_identity(), "probe": "another"}
-    monkeypatch.setattr(job, "noise_identity", lambda: changed)
+    changed = {**noise_identity(), "probe": "another"}
+    monkeypatch.setattr(targets, "noise_identity", lambda: changed)
     with pytest.raises(FingerprintError, match=r"noise\.probe: .*"):
         collect(world.train, world.checkpoints, store.path, events=PLAN)
     with pytest.raises(FingerprintError, match="numpy"):
@@ -230,12 +231,12 @@ def test_events_of_another_noise_stream_are_not_replayed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as other:
-        other.setattr(events, "noise_identity", lambda: {"probe": "another"})
+        other.setattr(replayed, "noise_identity", lambda: {"probe": "another"})
         folder = save_checkpoint(tmp_path / "epoch-1")
     with pytest.raises(CheckpointError, match="from another stream"):
-        events.ReplayedEvents([folder], 1000)
+        replayed.ReplayedEvents([folder], 1000)
     Recorder(0, 1000).save(folder, ids=NAMES, epoch=1, learning_rate_sum=0.1, loss="l1")
-    events.ReplayedEvents([folder], 1000)
+    replayed.ReplayedEvents([folder], 1000)
 
 
 def test_a_trial_grows_until_it_can_be_timed() -> None:

@@ -13,11 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gradstore.collect import EventSpec, ProjectorSpec, collect_each, devices
+from gradstore.collect.pipeline.differentiating import _norms
 from gradstore.collect.projectors import IdentityProjector
 from gradstore.collect.unprojected import Unprojected
-from gradstore.collect.worker import _norms
-from gradstore.reader import Store
-from gradstore.rows import ARRAYS
+from gradstore.store.format.rows import ARRAYS
+from gradstore.store.reader import Store
 from tests.conftest import NAMES, World
 
 PROJECTORS: dict[str, Any] = {

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from gradstore import delete, drop_checkpoint, open_store, vacuum
-from gradstore.changes import begin_checkpoint
 from gradstore.collect import (
     EventSpec,
     InProcess,
@@ -21,12 +20,13 @@ from gradstore.collect import (
     repair,
 )
 from gradstore.collect.grow import append_config
-from gradstore.collect.run import collect_config, run
+from gradstore.collect.pipeline.run import collect_config, run
 from gradstore.config import CollectConfig, DatasetSpec
 from gradstore.errors import ConfigError, DatasetError, StoreError
-from gradstore.reader import Store
-from gradstore.rows import ARRAYS
-from gradstore.verify import verify
+from gradstore.store.changes.checkpoints import begin_checkpoint
+from gradstore.store.format.rows import ARRAYS
+from gradstore.store.reader import Store
+from gradstore.store.verify import verify
 from query import collect_queries
 from tests.conftest import NAMES, World, images, save_checkpoint
 

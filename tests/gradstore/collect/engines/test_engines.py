@@ -22,7 +22,7 @@ from gradstore.collect import (
 )
 from gradstore.collect.conformance import check_engine
 from gradstore.collect.engines.choice import require_agreement
-from gradstore.collect.parameters import num_parameters, select, trainable
+from gradstore.collect.models.parameters import num_parameters, select, trainable
 from gradstore.errors import ConfigError, EngineError
 from tests.conftest import unet
 

@@ -1,0 +1,1 @@
+"""Peers that benchmarks compare with, each given the same events."""

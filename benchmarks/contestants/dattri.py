@@ -1,0 +1,182 @@
+"""dattri's TracIn and TRAK as contestants."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils.data import DataLoader
+
+from benchmarks.contestants.peers import peers
+from benchmarks.contestants.protocol import TRACIN, TRAK, Asked, Kernel, Trial, dataset_of
+from gradstore.collect.devices import choose
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from benchmarks.worlds.denoiser import Denoiser, Tensors
+
+    Scores: TypeAlias = NDArray[np.float32]
+
+
+# What dattri projects to unless it is told otherwise.
+DATTRI_DIM: Final = 512
+
+
+class DattriTracIn:
+    """dattri's `TracInAttributor`.
+
+    Args:
+        trial: what is given.
+        proj_dim: of its projection; None for none.
+    """
+
+    measure = TRACIN
+    where = ""
+
+    def __init__(self, trial: Trial, proj_dim: int | None = None) -> None:
+        self._trial = trial
+        self._projection = _projection(proj_dim)
+        self.name = "dattri, TracIn" + (f" in {proj_dim} dimensions" if proj_dim else "")
+        dims = f"a normal matrix to {proj_dim}" if proj_dim else "unprojected"
+        self.computes = f"all training gradients again for every call, by vmap; {dims}"
+
+    def set_up(self) -> None:
+        """See `Contestant`."""
+        with peers():
+            from dattri.algorithm.tracin import TracInAttributor
+
+            self._attributor = TracInAttributor(
+                _task(self._trial),
+                weight_list=torch.tensor(self._trial.etas),
+                normalized_grad=False,
+                projector_kwargs=self._projection,
+                device=str(choose(None)),
+            )
+        # The dictionary of defaults is one for all attributors: who is made later changes it.
+        self._attributor.projector_kwargs = dict(self._projection)
+
+    def collect(self) -> None:
+        """See `Contestant`."""
+
+    def ask(self, asked: Asked) -> Scores:
+        """See `Contestant`."""
+        # Large batches: gradients of all queries are computed again for each batch of training
+        # samples.
+        with peers():
+            found = self._attributor.attribute(
+                DataLoader(dataset_of(self._trial.training), batch_size=self._trial.batch),
+                DataLoader(dataset_of(asked.events), batch_size=len(asked.samples)),
+            )
+        scores: Scores = found.T.contiguous().numpy()
+        return scores
+
+    def nbytes(self) -> int:
+        """See `Contestant`."""
+        return 0
+
+    def kernel(self) -> None:
+        """See `Contestant`."""
+
+
+class DattriTrak:
+    """dattri's `TRAKAttributor`, of the loss itself.
+
+    Args:
+        trial: what is given.
+        ridge: λ, of gradients as they are.
+    """
+
+    name = "dattri, TRAK"
+    measure = TRAK
+    where = "memory"
+
+    def __init__(self, trial: Trial, ridge: float) -> None:
+        self._trial, self._ridge = trial, ridge
+        self._projection = _projection(trial.proj_dim)
+        self.computes = (
+            f"a normal matrix to {trial.proj_dim:,} dimensions, float32; the kernel of training "
+            "samples is cached"
+        )
+
+    def set_up(self) -> None:
+        """See `Contestant`."""
+        with peers():
+            from dattri.algorithm.trak import TRAKAttributor
+
+            task = _task(self._trial)
+            count = sum(one.numel() for one in task.get_model().parameters())
+            self._attributor = TRAKAttributor(
+                task,
+                # The output is the loss: its derivative is 1, which is what dattri makes of this.
+                correct_probability_func=lambda _, data: data[0].sum() * 0.0,
+                projector_kwargs=self._projection,
+                device=str(choose(None)),
+                # It divides gradients by √parameters, and projects keeping lengths.
+                regularization=self._ridge / count,
+            )
+        self._attributor.projector_kwargs = dict(self._projection)
+
+    def collect(self) -> None:
+        """See `Contestant`."""
+        # Large batches: the matrix is drawn again for each.
+        with peers():
+            self._attributor.cache(
+                DataLoader(dataset_of(self._trial.training), batch_size=self._trial.batch)
+            )
+
+    def ask(self, asked: Asked) -> Scores:
+        """See `Contestant`."""
+        with peers():
+            found = self._attributor.attribute(
+                DataLoader(dataset_of(asked.events), batch_size=len(asked.samples))
+            )
+        scores: Scores = found.T.contiguous().cpu().numpy()
+        return scores
+
+    def nbytes(self) -> int:
+        """See `Contestant`."""
+        return sum(one.nbytes for one in self._attributor.inv_XTX_XT_list)
+
+    def kernel(self) -> Kernel:
+        """See `Contestant`."""
+        count = len(self._trial.etas)
+        return Kernel([self._ridge] * count, [1 / count] * count)
+
+
+def _task(trial: Trial) -> Any:
+    """The model and its loss, as dattri has them described."""
+    from dattri.task import AttributionTask
+
+    model = trial.denoiser()
+
+    def loss(parameters: dict[str, Tensor], data: Tensors) -> Tensor:
+        noisy, timestep, label = (tensor[None] for tensor in data)
+        predicted = functional_call(model, parameters, (noisy, timestep))
+        return model.losses(predicted, label)[0]
+
+    def load(module: Denoiser, checkpoint: int) -> Denoiser:
+        module.load(checkpoint)
+        return module
+
+    return AttributionTask(
+        loss_func=loss,
+        model=model,
+        checkpoints=list(range(len(trial.etas))),
+        checkpoints_load_func=load,
+    )
+
+
+def _projection(proj_dim: int | None) -> dict[str, Any]:
+    """Settings of dattri's projection, all of them."""
+    return {
+        # None would mean a projection to 512 dimensions.
+        "proj_type": "normal" if proj_dim else "identity",
+        "proj_dim": proj_dim or DATTRI_DIM,
+        "proj_max_batch_size": 32,
+        "proj_seed": 0,
+        "device": str(choose(None)),
+    }

@@ -1,0 +1,1 @@
+"""What every benchmark needs: timing, targets, pages and plots."""

@@ -1,0 +1,1 @@
+"""Models, images, vectors and servers that benchmarks measure with."""

@@ -1,0 +1,58 @@
+"""From what a dataset holds to images and tensors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gradstore.errors import DatasetError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def to_image(tensor: Tensor) -> Image.Image | None:
+    """A tensor in −1 … 1, `[1, 3 or 4 channels, height, width]`, as an image; None if it isn't."""
+    if tensor.ndim != 3 or tensor.shape[0] not in {1, 3, 4}:
+        return None
+    array = ((tensor.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    array = array.permute(1, 2, 0)
+    return Image.fromarray((array[..., 0] if array.shape[2] == 1 else array).numpy())
+
+
+def image_tensor(image: Image.Image, name: str) -> Tensor:
+    """An image as float32 in −1 … 1, `[channels, height, width]`."""
+    if image.mode not in {"L", "RGB", "RGBA"}:
+        raise DatasetError(
+            f"sample {name!r} is an image of mode {image.mode!r}, which has no plain channels. "
+            "Convert with --mode RGB or --mode L."
+        )
+    array = torch.from_numpy(np.array(image, dtype=np.float32))
+    array = array[None] if array.ndim == 2 else array.permute(2, 0, 1)
+    return (array / 127.5 - 1).contiguous()
+
+
+def to_tensor(value: Any, name: str) -> Tensor:
+    """An array of floats as a float32 tensor.
+
+    Raises:
+        DatasetError: if it is no array of finite floats.
+    """
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DatasetError(
+            f"sample {name!r} is a {type(value).__name__}, neither an image nor an array. Name "
+            "the right column with --image-column."
+        ) from error
+    if not tensor.is_floating_point():
+        raise DatasetError(
+            f"sample {name!r} is an array of {tensor.dtype}: give floats as the model sees them, "
+            "or PIL images."
+        )
+    if not torch.isfinite(tensor).all():
+        raise DatasetError(f"sample {name!r} has values that are not finite. Remove or repair it.")
+    return tensor.to(torch.float32)

@@ -1,0 +1,337 @@
+"""Samples with stable ids: one face for every kind of dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from gradstore.collect.data import sources
+from gradstore.collect.data.pictures import image_tensor, to_image, to_tensor
+from gradstore.collect.data.sources import IMAGE_COLUMNS
+from gradstore.errors import DatasetError
+from gradstore.progress import track
+from gradstore.store.format.manifest import Manifest, check_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import Tensor
+
+    from gradstore.config import DatasetSpec
+
+
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample, read.
+
+    Attributes:
+        name: its id.
+        tensor: what the model sees, float32; images in −1 … 1, `[channels, height, width]`.
+        picture: the image to look at, where it came as one.
+        label: its label as the dataset has it, if it has one.
+        conditions: further inputs of the model by keyword.
+        columns: all the columns of the item.
+    """
+
+    name: str
+    tensor: Tensor
+    picture: Image.Image | None
+    label: Any
+    conditions: dict[str, Tensor]
+    columns: Mapping[str, Any]
+
+    def class_label(self, classes: int) -> Tensor:
+        """The label as a class number, for models that are conditioned on one.
+
+        Raises:
+            DatasetError: if there is no label in 0 … classes − 1.
+        """
+        number = self.label
+        if isinstance(number, str) and number.isdecimal():  # the name of a folder, say
+            number = int(number)
+        if not isinstance(number, int) or not 0 <= number < classes:
+            raise DatasetError(
+                f"sample {self.name!r} has label {self.label!r}, but the model is conditioned on "
+                f"class numbers 0 … {classes - 1}. Name the right column with --label-column; in a "
+                "folder of images, name the sub-folders by class number."
+            )
+        return torch.tensor(number)
+
+    def digest(self) -> str:
+        """Hash of all that the model may see of it."""
+        digest = blake2b(repr(self.label).encode(), digest_size=16)
+        for name, tensor in {"": self.tensor, **self.conditions}.items():
+            # numpy has no bfloat16: its bits are hashed, under its own name.
+            kind = "bfloat16" if tensor.dtype == torch.bfloat16 else tensor.numpy().dtype.str
+            bits = tensor.view(torch.int16) if kind == "bfloat16" else tensor
+            array = np.ascontiguousarray(bits.numpy())
+            digest.update(f"{name}{kind}{array.shape}".encode())
+            digest.update(array.data)
+        return digest.hexdigest()
+
+
+class Samples:
+    """A dataset as gradstore sees it: samples with stable ids, in order.
+
+    Takes a `datasets.Dataset`, any map-style `torch.utils.data.Dataset`, or a sequence. An item is
+    an image (PIL, or a float tensor as the model sees it, `[channels, height, width]` for images),
+    a tuple `(image, label)`, or a mapping with named columns. PIL images become float32 tensors in
+    −1 … 1.
+
+    Args:
+        dataset: what to wrap.
+        ids: one id per item, in place of a column.
+        id_column: column of ids; otherwise a sample's id is its row number.
+        image_column: column of images, if it has no usual name.
+        label_column: column of labels, if it has no usual name.
+        metadata_columns: further columns to keep in the manifest.
+        size: resize PIL images to this many pixels a side.
+        mode: convert PIL images to this mode, such as `RGB`.
+        limit: take only the first so many.
+
+    Raises:
+        DatasetError: if the dataset is empty, lacks a column, or repeats an id.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        ids: Sequence[str] | None = None,
+        id_column: str | None = None,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        metadata_columns: Sequence[str] = (),
+        size: int | None = None,
+        mode: str | None = None,
+        limit: int | None = None,
+    ) -> None:
+        self._dataset = dataset
+        self._size = size
+        self._mode = mode
+        self._manifest: Manifest | None = None
+        length = _length(dataset)
+        if ids is not None and len(ids) != length:
+            raise DatasetError(f"{len(ids)} ids were given for {length} samples")
+        length = length if limit is None else min(limit, length)
+        if length == 0:
+            check_ids([])
+        first = self._item(0, "0")
+        self._image_column = _find(first, image_column, IMAGE_COLUMNS, "image")
+        self._label_column = (
+            _find(first, label_column, _LABEL_COLUMNS, "label")
+            if label_column is not None or any(name in first for name in _LABEL_COLUMNS)
+            else None
+        )
+        self._metadata_columns = [c for c in metadata_columns if c != self._label_column]
+        for name in (*metadata_columns, *([id_column] if id_column else [])):
+            _find(first, name, (), "metadata")
+        if ids is not None:
+            self.ids = list(ids)[:length]
+        elif id_column is not None:
+            self.ids = [
+                str(_plain(value, str(row)))
+                for row, value in enumerate(self._column(id_column, length))
+            ]
+        else:
+            self.ids = [str(row) for row in range(length)]
+        check_ids(self.ids)
+        self._rows: Sequence[int] = range(length)
+        self._read: Sequence[Sample] | None = None
+
+    @classmethod
+    def of(cls, dataset: Any) -> Samples:
+        """`dataset` itself if it is `Samples` already, else wrapped with the defaults."""
+        return dataset if isinstance(dataset, cls) else cls(dataset)
+
+    @classmethod
+    def from_spec(cls, spec: DatasetSpec) -> Samples:
+        """Load what a spec names.
+
+        Raises:
+            DatasetError: if there is no such dataset, or it cannot be read.
+        """
+        dataset, ids = sources.load(spec)
+        return cls(
+            dataset,
+            ids=ids,
+            id_column=spec.id_column,
+            image_column=spec.image_column,
+            label_column=spec.label_column,
+            metadata_columns=spec.metadata_columns,
+            size=spec.size,
+            mode=spec.mode,
+            limit=spec.limit,
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def only(self, ids: Sequence[str]) -> Samples:
+        """The samples of these ids, in this order.
+
+        Raises:
+            DatasetError: if there is no sample of one of them.
+        """
+        place = {name: row for row, name in enumerate(self.ids)}
+        lacking = [name for name in ids if name not in place]
+        if lacking:
+            raise DatasetError(
+                f"the dataset has no sample {lacking[0]!r} (and lacks {len(lacking) - 1} more). "
+                "Restore the dataset that the store was made from."
+            )
+        chosen = copy(self)
+        chosen.ids = list(ids)
+        chosen._rows = [self._rows[place[name]] for name in ids]
+        chosen._manifest = None
+        chosen._read = None
+        return chosen
+
+    def in_memory(self) -> Samples:
+        """The same samples, read now, for whoever reads them in several threads."""
+        chosen = copy(self)
+        chosen._read = [self[row] for row in range(len(self))]
+        return chosen
+
+    def __getitem__(self, row: int) -> Sample:
+        """Read a sample.
+
+        Raises:
+            DatasetError: if it cannot be read, or is neither an image nor an array.
+        """
+        if self._read is not None:
+            return self._read[row]
+        name = self.ids[row]
+        item = self._item(self._rows[row], name)
+        value = item[self._image_column]
+        picture = self._converted(value) if isinstance(value, Image.Image) else None
+        given = item.get("conditions")
+        return Sample(
+            name=name,
+            tensor=to_tensor(value, name) if picture is None else image_tensor(picture, name),
+            picture=picture,
+            label=_plain(item.get(self._label_column), name) if self._label_column else None,
+            conditions={key: torch.as_tensor(condition) for key, condition in given.items()}
+            if isinstance(given, Mapping)
+            else {},
+            columns=item,
+        )
+
+    def _item(self, row: int, name: str) -> Mapping[str, Any]:
+        try:
+            return _columns(self._dataset[row])
+        except (OSError, ValueError, Image.DecompressionBombError) as error:
+            raise DatasetError(
+                f"sample {name!r} cannot be read: {error}. Repair or remove it."
+            ) from error
+        except (KeyError, TypeError) as error:
+            raise DatasetError(
+                f"a {type(self._dataset).__name__} cannot be indexed by row number ({error!r}). "
+                "Give one split of a map-style dataset."
+            ) from error
+
+    def _column(self, name: str, length: int) -> list[Any]:
+        if hasattr(self._dataset, "select_columns"):  # datasets.Dataset: decode nothing else
+            return list(self._dataset.select_columns([name])[:length][name])
+        return [self._item(row, str(row))[name] for row in range(length)]
+
+    def image(self, row: int) -> Image.Image | None:
+        """The sample as an image to look at, or None if it is not one."""
+        sample = self[row]
+        return to_image(sample.tensor) if sample.picture is None else sample.picture.copy()
+
+    def _converted(self, image: Image.Image) -> Image.Image:
+        if self._mode is not None and image.mode != self._mode:
+            image = image.convert(self._mode)
+        if self._size is not None and image.size != (self._size, self._size):
+            image = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
+        return image
+
+    @property
+    def manifest(self) -> Manifest:
+        """Ids, digests and metadata; reads every sample the first time."""
+        return self._manifest or self.scan(lambda _: None)
+
+    def scan(self, check: Callable[[Sample], None]) -> Manifest:
+        """Read every sample once, check it, and return ids, digests and metadata.
+
+        Raises:
+            DatasetError: if a sample cannot be read.
+        """
+        digests = []
+        metadata: dict[str, list[Any]] = {name: [] for name in self._metadata_columns}
+        if self._label_column is not None:
+            metadata["label"] = []
+        for row in track(range(len(self)), "reading the dataset", "samples"):
+            sample = self[row]
+            check(sample)
+            digests.append(sample.digest())
+            for name in self._metadata_columns:
+                metadata[name].append(_plain(sample.columns.get(name), sample.name))
+            if self._label_column is not None:
+                metadata["label"].append(self._label_name(sample.label))
+        self._manifest = Manifest(self.ids, digests, metadata)
+        return self._manifest
+
+    def _label_name(self, label: Any) -> str | None:
+        """A label as people know it; None for what the hub's datasets call −1, no label."""
+        features = getattr(self._dataset, "features", None)
+        feature = features.get(self._label_column) if isinstance(features, Mapping) else None
+        names = getattr(feature, "names", None)
+        if names and isinstance(label, int):
+            return str(names[label]) if 0 <= label < len(names) else None
+        return None if label is None else str(label)
+
+
+def _columns(item: Any) -> dict[str, Any]:
+    if isinstance(item, dict):
+        return item
+    if isinstance(item, tuple | list) and len(item) >= 2:
+        return {"image": item[0], "label": item[1]}
+    return {"image": item[0] if isinstance(item, tuple | list) else item}
+
+
+def _find(columns: Mapping[str, Any], wanted: str | None, usual: Sequence[str], kind: str) -> str:
+    for name in [wanted] if wanted is not None else usual:
+        if name in columns:
+            return name
+    looked = repr(wanted) if wanted is not None else " or ".join(map(repr, usual))
+    flag = "id or metadata column" if kind == "metadata" else f"--{kind}-column"
+    raise DatasetError(
+        f"the dataset has no column {looked}; its columns are "
+        f"{', '.join(map(repr, columns))}. Name one of them as the {flag}."
+    )
+
+
+def _length(dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except TypeError as error:
+        raise DatasetError(
+            f"a {type(dataset).__name__} has no length: give a map-style dataset, whose samples "
+            "can be read again by number (an iterable one cannot)."
+        ) from error
+
+
+def _plain(value: Any, name: str) -> Any:
+    """A label or metadata value as plain Python."""
+    if isinstance(value, torch.Tensor):
+        value = value.numpy(force=True)
+    if isinstance(value, np.ndarray | np.generic):
+        if value.size != 1:
+            raise DatasetError(
+                f"sample {name!r} has a label or metadata of shape {tuple(value.shape)}: one "
+                "number or text per sample is wanted. Use --label-column or leave it out."
+            )
+        return value.item()
+    return value

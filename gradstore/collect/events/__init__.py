@@ -1,0 +1,1 @@
+"""Events: the timestep and the noise of every draw."""

@@ -1,0 +1,47 @@
+"""The noise of an event, from its key alone."""
+
+from __future__ import annotations
+
+from functools import cache
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from gradstore.store.format.spec import Identity
+
+
+# Metadata of the file: the probe of the noise stream that the training run drew from.
+_PROBE = b"gradstore noise probe"
+
+
+def noise_key(*parts: str | int) -> int:
+    """A 64-bit key for what `parts` name, the same on every machine."""
+    text = "\x1f".join(map(str, parts))
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def noise(key: int, shape: Sequence[int]) -> NDArray[np.float32]:
+    """Standard normal noise of a key, float32 of `shape`, the same on every machine."""
+    generator = np.random.Generator(np.random.Philox(key=int(key)))
+    return generator.standard_normal(tuple(shape), dtype=np.float32)
+
+
+@cache
+def noise_identity() -> Identity:
+    """What identifies the noise stream: a hash of some of its numbers, to a thousandth.
+
+    numpy does not promise that the stream of normal numbers stays the same. Rounding leaves out
+    what another C library may change in a last bit.
+    """
+    drawn = np.stack([noise(noise_key("probe", part), (100,)) for part in range(10)])
+    rounded = np.rint(1000 * drawn.astype(np.float64)).astype("<i4")
+    return {
+        "generator": "numpy.random.Philox, standard_normal of float32",
+        "probe": blake2b(rounded.tobytes(), digest_size=8).hexdigest(),
+    }

@@ -1,0 +1,42 @@
+"""The protocol of an event plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gradstore.store.format.spec import Identity
+
+
+@dataclass(frozen=True)
+class Events:
+    """The events of some samples at one checkpoint.
+
+    Attributes:
+        timestep: int64 `[samples, slots]`.
+        key: noise keys, uint64 `[samples, slots, draws]`.
+    """
+
+    timestep: NDArray[np.int64]
+    key: NDArray[np.uint64]
+
+
+class EventPlan(Protocol):
+    """Which events a store's rows are made of."""
+
+    slots: int
+
+    def identity(self) -> Identity:
+        """What identifies the events, as JSON."""
+
+    def require(self, ids: Sequence[str]) -> None:
+        """Raise `DatasetError` unless every sample has its events, before anything long starts."""
+
+    def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
+        """The events of samples `ids` at the checkpoint of this number."""

@@ -1,0 +1,73 @@
+"""Events on a grid of timesteps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from gradstore.collect.events.noise import noise_key
+from gradstore.collect.events.plan import Events
+from gradstore.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradstore.store.format.spec import EventSpec, Identity
+
+
+class PlannedEvents:
+    """Evenly spaced timesteps, the middles of equal parts of 0 … T−1, with keyed noises.
+
+    Args:
+        spec: how many timesteps and noises, and their seed.
+        num_train_timesteps: the scheduler's T.
+        role: what the samples are, `train` or `query`. Part of every noise key: a query that has
+            a training sample's id must not have its noises, which alone would make them alike.
+    """
+
+    thread_safe = True
+
+    def __init__(
+        self,
+        spec: EventSpec,
+        num_train_timesteps: int,
+        role: Literal["train", "query"] = "train",
+    ) -> None:
+        if spec.timesteps > num_train_timesteps:
+            raise DatasetError(
+                f"{spec.timesteps} timesteps were asked for, but the scheduler has "
+                f"{num_train_timesteps}. Use --timesteps {num_train_timesteps} or fewer."
+            )
+        self.spec = spec
+        self.role = role
+        self.slots = spec.timesteps
+        middles = (np.arange(spec.timesteps) + 0.5) * num_train_timesteps / spec.timesteps
+        self.timesteps = np.floor(middles).astype(np.int64)
+
+    def identity(self) -> Identity:
+        """Kind, role, timesteps, draws and seed."""
+        return {
+            "kind": "planned",
+            "role": self.role,
+            "timesteps": self.timesteps.tolist(),
+            "draws": self.spec.draws,
+            "seed": self.spec.event_seed,
+        }
+
+    def require(self, ids: Sequence[str]) -> None:
+        """Every sample has them."""
+
+    def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
+        """The same timesteps for every sample, each with its own noises."""
+        keys = [
+            [
+                [
+                    noise_key(self.role, self.spec.event_seed, name, checkpoint, timestep, draw)
+                    for draw in range(self.spec.draws)
+                ]
+                for timestep in self.timesteps.tolist()
+            ]
+            for name in ids
+        ]
+        return Events(np.tile(self.timesteps, (len(ids), 1)), np.array(keys, dtype=np.uint64))

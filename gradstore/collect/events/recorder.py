@@ -1,0 +1,77 @@
+"""Recording a training run's events, so that collecting can replay them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from gradstore.collect.events.noise import noise, noise_key
+from gradstore.collect.events.replayed import save_events
+from gradstore.collect.models.record import TrainingRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+class Recorder:
+    """Draws the timesteps and noises of a training run, and writes them beside its checkpoints.
+
+    An event is a pure function of seed, sample and epoch, so drawing needs no state, and a row that
+    replays it sees the very noise that training saw. In a training loop of your own::
+
+        recorder = Recorder(seed=0, num_train_timesteps=1000)
+        timesteps, noise = recorder.draw(ids, epoch, images.shape[1:])
+        ...
+        pipeline.save_pretrained(folder)
+        recorder.save(folder, ids=all_ids, epoch=epoch, learning_rate_sum=..., loss="l2")
+
+    Args:
+        seed: seed of the run.
+        num_train_timesteps: timesteps are drawn uniformly from 0 … this − 1.
+    """
+
+    def __init__(self, seed: int, num_train_timesteps: int) -> None:
+        self._seed = seed
+        self._num_train_timesteps = num_train_timesteps
+
+    def event(self, name: str, epoch: int) -> tuple[int, int]:
+        """Timestep and noise key of a sample in an epoch (counted from 1)."""
+        timestep = noise_key("timestep", self._seed, name, epoch)
+        key = noise_key("train", self._seed, name, epoch)
+        return timestep * self._num_train_timesteps >> 64, key
+
+    def draw(
+        self, ids: Sequence[str], epoch: int, shape: Sequence[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Timesteps `[samples]` and noises `[samples, *shape]` of some samples in an epoch."""
+        drawn = [self.event(name, epoch) for name in ids]
+        return (
+            np.array([timestep for timestep, _ in drawn], dtype=np.int64),
+            np.stack([noise(key, shape) for _, key in drawn]),
+        )
+
+    def save(
+        self,
+        folder: Path,
+        *,
+        ids: Sequence[str],
+        epoch: int,
+        learning_rate_sum: float,
+        loss: Literal["l1", "l2"] | None = None,
+    ) -> None:
+        """Write the events of an epoch, and the checkpoint's record, into a checkpoint's folder.
+
+        Args:
+            folder: the checkpoint, already saved.
+            ids: all samples of the training set.
+            epoch: the epoch that ends with this checkpoint.
+            learning_rate_sum: sum of the learning rate over all epochs so far.
+            loss: `l1` or `l2`; None for an objective of your own.
+        """
+        drawn = [self.event(name, epoch) for name in ids]
+        save_events(folder, ids, [t for t, _ in drawn], [key for _, key in drawn])
+        TrainingRecord(epoch=epoch, learning_rate_sum=learning_rate_sum, loss=loss).save(folder)

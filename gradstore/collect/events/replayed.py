@@ -1,0 +1,118 @@
+"""The events that a training run drew, recorded and replayed."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gradstore.collect.events.noise import _PROBE, noise_identity
+from gradstore.collect.events.plan import Events
+from gradstore.collect.models.folders import EVENTS_NAME, PLANNED, require_events
+from gradstore.errors import CheckpointError, DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gradstore.store.format.spec import Identity
+
+
+class ReplayedEvents:
+    """The events that a training run recorded beside its checkpoints.
+
+    Args:
+        checkpoints: the checkpoints' folders.
+        num_train_timesteps: the scheduler's T.
+        numbers: the number of each checkpoint in the store; by default 0, 1, 2, …
+    """
+
+    slots = 1
+
+    def __init__(
+        self,
+        checkpoints: Sequence[Path],
+        num_train_timesteps: int,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self._place = {
+            number: place for place, number in enumerate(numbers or range(len(checkpoints)))
+        }
+        require_events(checkpoints)
+        self._files = [folder / EVENTS_NAME for folder in checkpoints]
+        self._recorded = [_read(file) for file in self._files]
+        for file, recorded in zip(self._files, self._recorded, strict=True):
+            for name, (timestep, _) in recorded.items():
+                if not 0 <= timestep < num_train_timesteps:
+                    raise CheckpointError(
+                        f"{file}: sample {name!r} has timestep {timestep}, but the scheduler has "
+                        f"0 … {num_train_timesteps - 1}. Restore the file, or use {PLANNED}."
+                    )
+
+    def identity(self) -> Identity:
+        """Kind and a digest of the recorded events of each checkpoint."""
+        return {
+            "kind": "replayed",
+            "recorded": [
+                blake2b(repr(sorted(recorded.items())).encode(), digest_size=16).hexdigest()
+                for recorded in self._recorded
+            ],
+        }
+
+    def require(self, ids: Sequence[str]) -> None:
+        """Raise `DatasetError` if a sample was not part of the training run."""
+        for file, recorded in zip(self._files, self._recorded, strict=True):
+            for name in ids:
+                if name not in recorded:
+                    raise DatasetError(
+                        f"sample {name!r} has no event in {file}, which holds {len(recorded)}: "
+                        "the training run did not see it. Collect the dataset that was trained "
+                        f"on, or use {PLANNED}."
+                    )
+
+    def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
+        """Each sample's recorded timestep and noise key."""
+        recorded = self._recorded[self._place[checkpoint]]
+        pairs = [recorded[name] for name in ids]
+        return Events(
+            np.array([[timestep] for timestep, _ in pairs], dtype=np.int64),
+            np.array([[[key]] for _, key in pairs], dtype=np.uint64),
+        )
+
+
+def save_events(
+    folder: Path, ids: Sequence[str], timesteps: Sequence[int], keys: Sequence[int]
+) -> None:
+    """Write one event per sample to `events.parquet` in a checkpoint's folder."""
+    table = pa.table(
+        {
+            "id": pa.array(ids, pa.string()),
+            "timestep": pa.array(timesteps, pa.int32()),
+            "noise_key": pa.array(keys, pa.uint64()),
+        },
+        metadata={_PROBE: str(noise_identity()["probe"])},
+    )
+    pq.write_table(table, folder / EVENTS_NAME)
+
+
+def _read(file: Path) -> dict[str, tuple[int, int]]:
+    try:
+        found = pq.read_table(file, columns=["id", "timestep", "noise_key"])
+        table = found.to_pydict()
+    except (OSError, pa.ArrowException) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}. Restore it, or use {PLANNED}."
+        ) from error
+    own = str(noise_identity()["probe"]).encode()
+    probe = (found.schema.metadata or {}).get(_PROBE, own)  # files of older runs have none
+    if probe != own:
+        raise CheckpointError(
+            f"{file}: the training run drew its noise from another stream than numpy draws here "
+            f"(probe {probe.decode(errors='replace')[:16]}, here {own.decode()}). Use the numpy of "
+            f"the training run, or {PLANNED}."
+        )
+    pairs = zip(table["timestep"], table["noise_key"], strict=True)
+    return dict(zip(table["id"], pairs, strict=True))

@@ -1,0 +1,1 @@
+"""Checkpoints: folders, records, loading, and which parameters are differentiated."""

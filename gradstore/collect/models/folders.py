@@ -1,0 +1,105 @@
+"""Which folders are checkpoints, and in what order: by their names and files alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from gradstore.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+EVENTS_NAME: Final = "events.parquet"
+PLANNED: Final = "--events planned (in Python, events='planned')"
+
+
+def require_etas(etas: Sequence[float] | None, count: int) -> None:
+    """Raise `ConfigError` unless there is one finite weight η ≥ 0 for each of so many checkpoints.
+
+    None stands for the weights that the training run recorded.
+    """
+    if etas is not None and (
+        len(etas) != count or not all(isfinite(eta) and eta >= 0 for eta in etas)
+    ):
+        raise ConfigError(
+            f"etas are {list(etas)} for {count} checkpoints. Give one finite number ≥ 0 for each."
+        )
+
+
+def require_events(folders: Sequence[Path]) -> None:
+    """Raise `CheckpointError` unless the training run recorded its events at every checkpoint."""
+    for folder in folders:
+        if not (folder / EVENTS_NAME).exists():
+            raise CheckpointError(
+                f"{folder} has no {EVENTS_NAME}: the training run recorded no events there. Use "
+                f"{PLANNED}, or record them with gradstore.collect.Recorder."
+            )
+
+
+def checkpoint_folders(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """See `gradstore.collect.find_checkpoints`."""
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    if not paths:
+        raise CheckpointError("no checkpoint was given. Name at least one with --checkpoints.")
+    folders = [Path(path) for path in paths]
+    if len(folders) == 1 and folders[0].is_dir() and model_folder(folders[0]) is None:
+        inside = [folder for folder in folders[0].iterdir() if model_folder(folder)]
+        if not inside and (folders[0] / "checkpoints").is_dir():
+            return checkpoint_folders(folders[0] / "checkpoints")
+        if inside:
+            return _in_order(inside)
+    for folder in folders:
+        if not folder.exists():
+            raise CheckpointError(
+                f"checkpoint {folder} does not exist. Check the path given with --checkpoints."
+            )
+        if model_folder(folder) is None:
+            raise CheckpointError(
+                f"checkpoint {folder} is not a diffusers folder: it has neither unet/config.json, "
+                "transformer/config.json nor config.json. Save one with save_pretrained()."
+            )
+    return folders
+
+
+def _in_order(folders: list[Path]) -> list[Path]:
+    numbers = {folder: [int(n) for n in re.findall(r"\d+", folder.name)] for folder in folders}
+    for folder in folders:
+        if not numbers[folder] or list(numbers.values()).count(numbers[folder]) > 1:
+            raise CheckpointError(
+                f"the name of checkpoint {folder} does not say where it stands in training order. "
+                "Name all checkpoints, in order, with --checkpoints."
+            )
+    return sorted(folders, key=lambda folder: numbers[folder])
+
+
+def model_folder(folder: Path) -> Path | None:
+    """The folder of a checkpoint's model, in it or itself; None if it has none."""
+    if folder.name.startswith("."):
+        return None
+    for candidate in (folder / "unet", folder / "transformer", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    return None
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint's folder.
+
+    Raises:
+        CheckpointError: if it cannot be read, or is no object.
+    """
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read: {error}. The checkpoint is damaged or half-written; restore "
+            "it or leave it out of --checkpoints."
+        ) from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} is not a JSON object. Restore it from the training run.")
+    return config

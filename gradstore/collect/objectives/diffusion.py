@@ -1,0 +1,135 @@
+"""The loss of a diffusion model that predicts noise, the sample or the velocity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from gradstore.collect import devices
+from gradstore.errors import CheckpointError, ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from gradstore.store.format.spec import Identity
+
+
+class DiffusionLoss:
+    """The denoising loss of a diffusers model and scheduler.
+
+    The target is what the scheduler's `prediction_type` says: the noise (`epsilon`), the clean
+    sample (`sample`) or the velocity (`v_prediction`, arXiv 2202.00512). The loss of an event is
+    the mean over the sample's elements of |prediction − target| (`l1`) or its square (`l2`); or of
+    the prediction's own square (`square`), which is no loss but D-TRAK's output function, ‖ε_θ‖²
+    (arXiv 2311.00500, equation 7, up to the constant number of elements).
+    """
+
+    thread_safe = True
+
+    def __init__(self, scheduler: Any, loss: str = "l2") -> None:
+        predicted = getattr(scheduler.config, "prediction_type", None)
+        known = predicted in {"epsilon", "sample", "v_prediction"}
+        if not known or not hasattr(scheduler, "alphas_cumprod"):
+            raise CheckpointError(
+                f"{type(scheduler).__name__} (prediction_type {predicted!r}) is not a scheduler "
+                "that DiffusionLoss knows: one with alphas_cumprod that predicts epsilon, sample "
+                "or v_prediction. Pass an objective of your own to collect()."
+            )
+        if loss not in {"l1", "l2", "square"}:
+            raise ConfigError(f"there is no loss {loss!r}; use 'l1', 'l2' or 'square'.")
+        self.prediction_type = str(predicted)
+        self.loss = loss
+        self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
+        level = devices.exact(scheduler.alphas_cumprod)
+        self._signal, self._spread = level.sqrt(), (1 - level).sqrt()
+        betas = scheduler.config.get("trained_betas")
+        self._noise_levels: Identity = {
+            "beta_schedule": scheduler.config.get("beta_schedule"),
+            "beta_start": scheduler.config.get("beta_start"),
+            "beta_end": scheduler.config.get("beta_end"),
+            "trained_betas": None if betas is None else [float(beta) for beta in betas],
+            "rescale_betas_zero_snr": bool(scheduler.config.get("rescale_betas_zero_snr")),
+        }
+
+    def identity(self) -> Identity:
+        """Loss, target, and what defines the scheduler's noise levels."""
+        return {
+            "name": "diffusion",
+            "loss": self.loss,
+            "prediction_type": self.prediction_type,
+            "num_train_timesteps": self.num_train_timesteps,
+            **self._noise_levels,
+        }
+
+    def losses(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        conditions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """See `Objective.losses`."""
+        # Cast before they are moved: not every device has float64.
+        shape = -1, *[1] * (inputs.ndim - 1)
+        signal, spread = (
+            table.to(inputs.dtype).to(inputs.device)[timesteps].reshape(shape)
+            for table in (self._signal, self._spread)
+        )
+        noisy = signal * inputs + spread * noise
+        if self.prediction_type == "epsilon":
+            target = noise
+        elif self.prediction_type == "sample":
+            target = inputs
+        else:
+            target = signal * noise - spread * inputs
+        output = model(noisy, timesteps, **conditions)
+        predicted = output.sample if hasattr(output, "sample") else output
+        if predicted.shape != target.shape:
+            raise CheckpointError(
+                f"the model predicts {tuple(predicted.shape[1:])} for samples of "
+                f"{tuple(target.shape[1:])}: it is not a plain denoiser (a learned variance?). "
+                "Pass an objective of your own to collect()."
+            )
+        error = predicted if self.loss == "square" else predicted - target
+        distance: Tensor = error.abs() if self.loss == "l1" else error.square()
+        return distance.flatten(1).mean(1)
+
+
+def class_count(model: Any) -> int | None:
+    """How many classes a diffusers model is conditioned on; None if it is not."""
+    config = getattr(model, "config", None)
+    for name in ("num_class_embeds", "num_embeds_ada_norm"):
+        count = getattr(config, name, None)
+        if isinstance(count, int):
+            return count
+    return None
+
+
+def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
+    """Raise `DatasetError` unless a diffusers image model takes samples of `shape`.
+
+    Models without `in_channels` in their configuration, and samples that are not images, are not
+    checked: what an objective of one's own makes of them is its business.
+    """
+    config = getattr(model, "config", None)
+    channels = getattr(config, "in_channels", None)
+    if channels is None or len(shape) != 3:
+        return
+    if shape[0] != channels:
+        modes = {1: "L", 3: "RGB", 4: "RGBA"}
+        mode = modes.get(channels)
+        mend = f"Convert with --mode {mode}." if mode else "Use a dataset of the model's own kind."
+        raise DatasetError(
+            f"sample {name!r} has {shape[0]} channel(s), the model takes {channels}. {mend}"
+        )
+    size = getattr(config, "sample_size", None)
+    if size is not None:
+        height, width = (size, size) if isinstance(size, int) else tuple(size)
+        if shape[1:] != (height, width):
+            mend = f"Resize with --size {width}." if height == width else "Resize them first."
+            raise DatasetError(
+                f"sample {name!r} is {shape[2]}×{shape[1]} pixels, the model takes "
+                f"{width}×{height}. {mend}"
+            )

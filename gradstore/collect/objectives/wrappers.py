@@ -1,0 +1,84 @@
+"""Objectives around objectives: under autocast, and compiled."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from torch import Tensor
+
+    from gradstore.collect.objectives.protocol import Objective
+    from gradstore.store.format.spec import Identity
+
+
+class Autocast:
+    """An objective whose forward pass torch computes in bfloat16 where that is deemed safe.
+
+    Mixed precision as in training: weights, activations between layers and gradients as torch's
+    autocast has them, the loss in float32.
+    """
+
+    precision: Final = "bfloat16"
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.num_train_timesteps = objective.num_train_timesteps
+
+    def identity(self) -> Identity:
+        """The objective's: arithmetic is recorded elsewhere, and not compared."""
+        return self._objective.identity()
+
+    def losses(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        conditions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """See `Objective.losses`."""
+
+        def cast(*args: Any, **kwargs: Any) -> Any:
+            with torch.autocast(inputs.device.type, torch.bfloat16):
+                return model(*args, **kwargs)
+
+        return self._objective.losses(cast, inputs, timesteps, noise, conditions)
+
+
+def precision(objective: Objective) -> str:
+    """What an objective computes in: `float32`, or `bfloat16` under `Autocast`."""
+    return getattr(objective, "precision", "float32")
+
+
+class Compiled:
+    """An objective whose model is compiled by `torch.compile`, where an engine calls it whole."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.precision = precision(objective)
+        self._models: dict[nn.Module, Callable[..., Any]] = {}
+        self.num_train_timesteps = objective.num_train_timesteps
+
+    def identity(self) -> Identity:
+        """The objective's: what is computed is the same."""
+        return self._objective.identity()
+
+    def losses(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        conditions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """See `Objective.losses`."""
+        if isinstance(model, nn.Module):
+            if model not in self._models:
+                self._models = {model: torch.compile(model)}
+            model = self._models[model]
+        return self._objective.losses(model, inputs, timesteps, noise, conditions)

@@ -1,0 +1,1 @@
+"""From a dataset and checkpoints to the rows of a store."""

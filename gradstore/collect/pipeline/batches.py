@@ -1,0 +1,136 @@
+"""From samples and events to the batches that engines differentiate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gradstore.collect.events.noise import noise
+from gradstore.collect.objectives.diffusion import check_fits, class_count
+from gradstore.collect.objectives.protocol import Batch
+from gradstore.errors import DatasetError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from gradstore.collect.data.samples import Sample, Samples
+    from gradstore.collect.events.plan import EventPlan, Events
+
+
+def read(
+    samples: Samples, start: int, stop: int, model: Any, device: torch.device
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Samples `start` to `stop` (one past the last), checked, as inputs and conditions.
+
+    Raises:
+        DatasetError: if one does not fit, or is not what it was when the dataset was scanned.
+    """
+    taken = [samples[row] for row in range(start, stop)]
+    for sample, digest in zip(taken, samples.manifest.digests[start:stop], strict=True):
+        check_sample(sample, model, taken[0])
+        if sample.digest() != digest:
+            raise DatasetError(
+                f"the dataset gives something else each time it is asked for sample "
+                f"{sample.name!r} (random augmentation?). Give it without randomness."
+            )
+    given = [conditions(sample, model) for sample in taken]
+    stacked = {name: torch.stack([one[name] for one in given]) for name in given[0]}
+    return (
+        torch.stack([sample.tensor for sample in taken]).to(device),
+        {name: value.to(device) for name, value in stacked.items()},
+    )
+
+
+def check_sample(sample: Sample, model: Any, first: Sample) -> None:
+    """Raise `DatasetError` unless a model takes a sample, and it has the first one's shape."""
+    shape = tuple(sample.tensor.shape)
+    check_fits(model, shape, sample.name)
+    if shape != tuple(first.tensor.shape):
+        raise DatasetError(
+            f"sample {sample.name!r} has shape {shape}, sample {first.name!r} has "
+            f"{tuple(first.tensor.shape)}: all samples must have one shape. Resize with --size."
+        )
+    mine, others = (
+        {name: f"{name} {value.dtype} {tuple(value.shape)}" for name, value in given.items()}
+        for given in (conditions(sample, model), conditions(first, model))
+    )
+    if mine != others:
+        raise DatasetError(
+            f"sample {sample.name!r} has conditions {sorted(mine.values())}, sample "
+            f"{first.name!r} has {sorted(others.values())}: all samples must have the same."
+        )
+
+
+def conditions(sample: Sample, model: Any) -> dict[str, Tensor]:
+    """What a model is given of a sample beside the noisy input; its class where it wants one."""
+    classes = class_count(model)
+    if classes is None or "class_labels" in sample.conditions:
+        return sample.conditions
+    return {**sample.conditions, "class_labels": sample.class_label(classes)}
+
+
+class EventRows:
+    """Some samples' rows, flattened over samples and slots."""
+
+    def __init__(
+        self, ids: Sequence[str], inputs: Tensor, conditions: dict[str, Tensor], events: Events
+    ) -> None:
+        samples, slots, self.draws = events.key.shape
+        self._ids = ids
+        self._inputs = inputs
+        self._conditions = conditions
+        self._sample = np.repeat(np.arange(samples), slots)
+        self.timesteps = events.timestep.reshape(-1)
+        self._keys = events.key.reshape(-1, self.draws)
+
+    def __len__(self) -> int:
+        return len(self._sample)
+
+    def name(self, row: int) -> str:
+        """What to call a row in an error."""
+        return f"sample {self._ids[self._sample[row]]!r}, timestep {self.timesteps[row]},"
+
+    def batch(self, rows: slice | NDArray[np.int64]) -> Batch:
+        """Some of the rows, ready for the engine."""
+        device = self._inputs.device
+        chosen = torch.as_tensor(self._sample[rows], device=device)
+        shape = tuple(self._inputs.shape[1:])
+        keys = self._keys[rows]
+        drawn = np.stack([noise(key, shape) for key in keys.reshape(-1).tolist()])
+        return Batch(
+            inputs=self._inputs[chosen],
+            timesteps=torch.as_tensor(self.timesteps[rows], device=device),
+            noise=torch.from_numpy(drawn).reshape(*keys.shape, *shape).to(device),
+            conditions={name: value[chosen] for name, value in self._conditions.items()},
+        )
+
+
+def trial(
+    samples: Samples,
+    plan: EventPlan,
+    number: int,
+    model: nn.Module,
+    device: torch.device,
+    *,
+    rows: int,
+) -> Batch:
+    """Some rows of one noise each, of as many samples as there are, to try an engine on."""
+    count = min(rows, len(samples))
+    ids = samples.ids[:count]
+    events = plan.at(number, ids)
+    draws = events.key.shape[2]
+    single = type(events)(
+        np.repeat(events.timestep, draws, axis=1), events.key.reshape(count, -1, 1)
+    )
+    part = EventRows(ids, *read(samples, 0, count, model, device), single)
+    # One sample's first event, the next one's second, and so on: neighbours have other timesteps.
+    each = len(part) // count
+    order = [
+        sample * each + (sample + shift) % each for shift in range(each) for sample in range(count)
+    ]
+    return part.batch(np.array(order[:rows]))

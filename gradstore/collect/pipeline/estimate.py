@@ -1,0 +1,402 @@
+"""What collecting will take, measured on one batch: time, bytes and memory."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+import torch
+
+from gradstore.arithmetic import precision_of, seconds_each
+from gradstore.collect.engines.choice import batch_of, forget
+from gradstore.collect.pipeline.batches import trial
+from gradstore.collect.projectors import from_spec
+from gradstore.store.format.layout import Layout
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.rows import Rows, given_dtype
+from gradstore.store.format.rows import columns as row_columns
+from gradstore.store.format.spec import LayoutSpec, ProjectorSpec
+from gradstore.store.objects.local import LocalObjects
+from gradstore.store.objects.location import objects_at
+from gradstore.store.writer import create, write_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from gradstore.collect.pipeline.executors import Task
+    from gradstore.collect.pipeline.job import Job
+    from gradstore.collect.pipeline.targets import Target
+    from gradstore.collect.projectors import Projector
+    from gradstore.store.objects.protocol import Objects
+
+_log = logging.getLogger("gradstore")
+
+# An alternative is worth a line if it saves a quarter of the time or of the bytes.
+_WORTH = 0.75
+# A trial that took so many seconds is long enough; a product takes the same time every time.
+_ENOUGH = 0.3
+_ENOUGH_OF_PRODUCT = 0.1
+# Of a dense matrix so many rows are drawn to time it, and so many are multiplied at first.
+_DRAWN_PARAMETERS = 1 << 18
+_FIRST_PARAMETERS = 1 << 12
+# Numbers that are given to a projection to time what it does with gradients.
+_TIMED_NUMBERS = 1 << 23
+# Holding an engine to one backward pass per row takes about so many events.
+_CHECKED = 8
+
+
+@dataclass(frozen=True)
+class Alternative:
+    """Other settings, and what they would take.
+
+    Attributes:
+        flags: the settings.
+        seconds: in all.
+        nbytes: of the store.
+    """
+
+    flags: str
+    seconds: float
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The bill of collecting, before it.
+
+    Attributes:
+        samples: number of samples.
+        checkpoints: number of checkpoints.
+        rows: rows to collect.
+        nbytes: bytes of the stores' rows.
+        dim: length of a direction; of the longest, where there are several stores.
+        engine: name of the gradient engine.
+        stages: seconds of each stage; None if so little is to be done that nothing was timed.
+        memory: bytes of each part that collecting holds at once.
+        budget: bytes that it may hold, the model not counted.
+        alternatives: other settings that would change the bill a lot.
+    """
+
+    samples: int
+    checkpoints: int
+    rows: int
+    nbytes: int
+    dim: int
+    engine: str
+    stages: dict[str, float] | None
+    memory: dict[str, int]
+    budget: int
+    alternatives: list[Alternative]
+
+    @property
+    def seconds(self) -> float:
+        """Time in all; 0 if nothing was timed."""
+        return sum((self.stages or {}).values())
+
+    def line(self) -> str:
+        """The bill on one line."""
+        time = f", about {_time(self.seconds)}" if self.stages else ""
+        held = sum(value for name, value in self.memory.items() if name != "model")
+        return (
+            f"{self.rows:,} rows, {_bytes(self.nbytes)}{time}, {_bytes(held)} of memory, "
+            f"engine {self.engine}"
+        )
+
+    def __str__(self) -> str:
+        lines = [
+            (
+                f"{self.samples:,} samples × {self.checkpoints} checkpoints: {self.rows:,} rows, "
+                f"{_bytes(self.nbytes)}"
+            ),
+            f"engine: {self.engine}",
+            "",
+            *[f"  {name:<38} {_time(value):>10}" for name, value in (self.stages or {}).items()],
+            f"  {'in all':<38} {_time(self.seconds):>10}",
+            "",
+            *[f"  memory: {name:<30} {_bytes(value):>10}" for name, value in self.memory.items()],
+            f"  {'--memory, the model not counted':<38} {_bytes(self.budget):>10}",
+            *[
+                f"\nWith {one.flags}: {_time(one.seconds)}, {_bytes(one.nbytes)}"
+                for one in self.alternatives
+            ],
+        ]
+        return "\n".join(lines)
+
+
+@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.enable_grad()
+def estimate(
+    job: Job, *, tasks: Sequence[Task] | None = None, alternatives: bool = False
+) -> Estimate:
+    """Time one batch, a projection and a write, and multiply.
+
+    Args:
+        job: what is to be collected.
+        tasks: which part of it; by default all. Little work is not timed.
+        alternatives: whether to look at other projectors and dimensions; then all is timed.
+    """
+    chosen = job.tasks() if tasks is None else tasks
+    layout = job.targets[0].layout
+    spans = [layout.span(task.shard) for task in chosen]
+    rows = sum(stop - start for start, stop in spans) * layout.slots
+    checkpoints = len({task.checkpoint for task in chosen})
+    work = _Work(job, rows, checkpoints)
+    projectors = [target.projector for target in job.targets]
+    stages, gradients = None, 0.0
+    if alternatives or job.timed:
+        gradients = work.gradient_seconds()
+        stages = work.stages(projectors, gradients)
+    if alternatives and stages is not None:  # collect itself leaves no trial files, if it is killed
+        dims = [target.layout.dim for target in job.targets]
+        stages["writing"] = work.nbytes(dims) * _write_seconds(job.targets[0])
+    found = []
+    if alternatives and stages is not None:
+        for flags, projector in _others(job.targets[0], job.device):
+            seconds = sum(work.stages([projector], gradients).values()) + stages["writing"]
+            nbytes = work.nbytes([projector.dim(job.num_parameters)])
+            saved = seconds < _WORTH * sum(stages.values())
+            if saved or nbytes < _WORTH * work.nbytes([job.targets[0].layout.dim]):
+                found.append(Alternative(flags, seconds, nbytes))
+    dims = [target.layout.dim for target in job.targets]
+    return Estimate(
+        samples=layout.samples,
+        checkpoints=checkpoints,
+        rows=rows,
+        nbytes=work.nbytes(dims),
+        dim=max(dims),
+        engine=job.choice.name,
+        stages=stages,
+        memory=work.memory(),
+        budget=job.budget.total,
+        alternatives=found,
+    )
+
+
+class _Work:
+    """So many rows of a job."""
+
+    def __init__(self, job: Job, rows: int, checkpoints: int) -> None:
+        self._job = job
+        self._rows = rows
+        self._checkpoints = checkpoints
+        self._excerpts: dict[tuple[ProjectorSpec, int], tuple[float, float]] = {}
+
+    def nbytes(self, dims: Sequence[int]) -> int:
+        """Bytes of the rows of stores of these dimensions."""
+        itemsize = np.dtype(self._job.targets[0].layout.dtype).itemsize
+        columns = 4 * len(row_columns(self._job.targets[0].layout.dtype))
+        return sum(self._rows * (dim * itemsize + columns) for dim in dims)
+
+    def memory(self) -> dict[str, int]:
+        """Bytes held at once, by what for."""
+        job = self._job
+        projections = [self._at(target.projector) for target in job.targets]
+        held = self._held(projections)
+        return {
+            "model": sum(p.nbytes for p in job.survey.model.parameters()),
+            f"{job.budget.events} events at once": job.budget.engine,
+            "projection": sum(one.nbytes for one in projections),
+            f"{held} rows waiting": held
+            * sum(one.width * one.dtype.itemsize for one in projections),
+            "a shard's rows": job.budget.shard,
+        }
+
+    def _at(self, projector: Projector) -> Any:
+        job = self._job
+        memory = job.budget.projection // len(job.targets)
+        return projector.at(0, job.num_parameters, job.device, memory)
+
+    def _held(self, projections: Sequence[Any]) -> int:
+        layout = self._job.targets[0].layout
+        return min(
+            self._job.budget.rows(projections),
+            layout.shard_samples * layout.slots,
+            layout.samples * layout.slots,
+        )
+
+    def stages(self, projectors: Sequence[Projector], gradients: float) -> dict[str, float]:
+        """Seconds of each stage with these projectors, where an event's gradient takes so many."""
+        job = self._job
+        full = [self._at(projector) for projector in projectors]
+        held = self._held(full)
+        draws = job.plan.at(0, job.samples.ids[:1]).key.shape[2]
+        once = each = 0.0
+        for projector, projection in zip(projectors, full, strict=True):
+            taking = self._taking_seconds(projection)
+            drawn, product = self._product_seconds(projector, projection, held)
+            if getattr(projection, "kept", True):
+                once += drawn
+            else:
+                product += drawn / held
+            each += taking + product
+        checked = _CHECKED * gradients + job.load_seconds
+        found = {
+            "reading the dataset, twice": job.read_seconds * (1 + self._checkpoints),
+            "loading and checking checkpoints": self._checkpoints * checked,
+            "gradients": self._rows * gradients * draws,
+            "drawing the projection": self._checkpoints * once,
+            "projecting": self._rows * each,
+        }
+        return {name: seconds for name, seconds in found.items() if seconds > 0}
+
+    def gradient_seconds(self) -> float:
+        """Per event, of the gradients alone."""
+        job = self._job
+        rows = min(job.budget.events, len(job.samples) * job.plan.slots)
+        _log.info("estimate: timing gradients, %s events at once at most", rows)
+        number, model = job.numbers[0], job.survey.model
+        batch = trial(job.samples, job.plan, number, model, job.device, rows=rows)
+        loaded = job.load(0)
+
+        def differentiate(count: int) -> None:
+            _, norms = loaded.differentiate(batch_of(batch, 0, count), count, forget)
+            norms.cpu()  # waits for a GPU
+
+        # A trial begins at full size only where the engine was timed at that size before.
+        first = 2 if job.choice.seconds is None else len(batch)
+        return seconds_each(differentiate, len(batch), first=first, enough=_ENOUGH)
+
+    def _taking_seconds(self, projection: Any) -> float:
+        """Per row, of what a projection does with gradients as they come."""
+        length = self._job.num_parameters
+        rows = max(1, min(8, _TIMED_NUMBERS // length))
+        size = min(length, _TIMED_NUMBERS // rows)
+        piece = torch.ones(rows, size, device=self._job.device)
+        buffer = torch.zeros(
+            rows, projection.width, dtype=projection.dtype, device=self._job.device
+        )
+
+        def take(count: int) -> None:
+            projection.add(buffer, 0, piece[:, :count])
+            buffer[:, :1].cpu()  # waits for a GPU
+
+        return seconds_each(take, size, first=1 << 12) * length / rows
+
+    def _product_seconds(
+        self, projector: Projector, projection: Any, held: int
+    ) -> tuple[float, float]:
+        """Of what is done once per checkpoint, and per row of turning a buffer into sketches."""
+        if hasattr(projector, "excerpt"):
+            return self._dense_seconds(projector.excerpt(), held)
+        buffer = self._buffer(projection, min(held, _TIMED_NUMBERS // projection.width))
+
+        def finish(count: int) -> None:
+            projection.finish(buffer[:count]).cpu()
+
+        return 0.0, seconds_each(finish, len(buffer), enough=_ENOUGH)
+
+    def _dense_seconds(self, excerpt: tuple[Any, float], held: int) -> tuple[float, float]:
+        """The same of a dense matrix, whose cost is in proportion to its rows and columns."""
+        few, factor = excerpt
+        key = few.spec, held  # a matrix of fewer columns may have the same excerpt
+        if key not in self._excerpts:
+            self._excerpts[key] = self._excerpt_seconds(few, held)
+        drawn, product = self._excerpts[key]
+        return drawn * factor, product * factor / held
+
+    def _excerpt_seconds(self, few: Any, held: int) -> tuple[float, float]:
+        """Of drawing a few blocks of a matrix, and of a product of so many rows with them."""
+        job = self._job
+        _log.info("estimate: timing the product with the matrix, %s rows at once", held)
+
+        def seconds(length: int, rows: int) -> tuple[float, float]:
+            """Of the first product, which draws the matrix, and of another."""
+            made = few.at(0, length, job.device, job.budget.total)
+            buffer = self._buffer(made, rows)
+            taken = []
+            for _ in range(2):
+                start = perf_counter()
+                made.finish(buffer).cpu()
+                taken.append(perf_counter() - start)
+            return taken[0], taken[1]
+
+        length = min(job.num_parameters, _DRAWN_PARAMETERS)
+        first, second = seconds(length, 1)
+        drawn = max(0.0, first - second) * job.num_parameters / length
+        length = min(job.num_parameters, _FIRST_PARAMETERS)
+        while True:
+            product = min(seconds(length, held))
+            if product >= _ENOUGH_OF_PRODUCT or length == job.num_parameters:
+                break
+            length = min(job.num_parameters, 4 * length)
+        return drawn, product * job.num_parameters / length
+
+    def _buffer(self, projection: Any, rows: int) -> Tensor:
+        shape = (max(1, rows), projection.width)
+        return torch.zeros(shape, dtype=projection.dtype, device=self._job.device)
+
+
+def _others(target: Target, device: torch.device) -> list[tuple[str, Projector]]:
+    """Other settings of a store's projector that may be much cheaper, by the flags that ask so."""
+    projector = target.projector
+    found = list(getattr(projector, "alternatives", list)())
+    spec = getattr(projector, "spec", None)
+    if isinstance(spec, ProjectorSpec) and spec.projector == "trak":
+        fast = precision_of("auto", device.type)
+        if spec.precision not in {"auto", fast}:
+            other = spec.model_copy(update={"precision": fast})
+            found.append((f"--precision {fast}", from_spec(other)))
+    return found
+
+
+def _write_seconds(target: Target) -> float:
+    """Per byte, from writing one shard beside where the store will be, and removing it."""
+    layout = target.layout
+    samples = min(layout.samples, layout.shard_samples)
+    one = Layout(
+        samples, layout.slots, layout.dim, layout.dtype, layout.chunk_samples, layout.shard_samples
+    )
+    part = target.part.model_copy(update={"path": "", "layout": LayoutSpec.of(one)})
+    spec = target.spec.model_copy(update={"parts": [part], "deleted": None, "retired": []})
+    names = [str(number) for number in range(samples)]
+    shape = (samples, layout.slots)
+    rows = Rows(
+        direction=np.zeros((*shape, layout.dim), given_dtype(layout.dtype)),
+        norm=np.zeros(shape, np.float32),
+        loss=np.zeros(shape, np.float32),
+        timestep=np.zeros(shape, np.int32),
+    )
+    with _trial_place(target) as place:
+        store = create(place, spec, Manifest(names, names, {}))
+        start = perf_counter()
+        write_shard(store.parts[0], store.numbers[0], 0, rows)
+        return (perf_counter() - start) / (rows.direction.size * np.dtype(layout.dtype).itemsize)
+
+
+@contextmanager
+def _trial_place(target: Target) -> Iterator[Objects]:
+    """Where a store can be tried and is gone afterwards: beside where the target is or will be."""
+    name = f".gradstore-plan-{uuid4().hex}"
+    if isinstance(target.objects, LocalObjects):
+        parents = target.objects.root.resolve().parents
+        beside = str(next(folder for folder in parents if folder.is_dir()) / name)
+    else:
+        beside = f"{target.location.rsplit('/', 1)[0]}/{name}"
+    place = objects_at(beside)
+    try:
+        yield place
+    finally:
+        place.remove_all("")
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:,.1f} h"

@@ -1,0 +1,150 @@
+"""A job: everything that collecting needs, checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from gradstore.collect.capabilities import can
+from gradstore.collect.models import loading
+from gradstore.collect.models.parameters import num_parameters
+from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
+from gradstore.collect.pipeline.executors import Task
+from gradstore.collect.pipeline.worker import Worker
+from gradstore.collect.projectors.held import HeldProjector
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+    from pathlib import Path
+
+    import torch
+
+    from gradstore.collect.data.samples import Samples
+    from gradstore.collect.engines.choice import Choice
+    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.models.cache import Checkpoints
+    from gradstore.collect.pipeline.budget import Budget
+    from gradstore.collect.pipeline.survey import Survey
+    from gradstore.collect.pipeline.targets import Target
+    from gradstore.collect.projectors import Projector
+    from gradstore.store.part import Part
+
+
+# Up to so many rows of each checkpoint they are differentiated side by side.
+_FEW_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything that collecting needs, checked.
+
+    Attributes:
+        samples: the samples, scanned.
+        plan: their events.
+        survey: the checkpoints.
+        folders: where those are.
+        numbers: the numbers that they have in the stores.
+        places: places of those that are collected now, rising.
+        targets: the stores to fill, all with the same shards.
+        choice: the engine.
+        budget: how much memory goes where.
+        device: where gradients are computed.
+        params: which parameters are differentiated.
+        read_seconds: how long reading the dataset took.
+        load_seconds: how long loading a checkpoint took.
+        timed: whether there is so much to do that timing pays.
+        kept: the checkpoints, if they stay in memory.
+        kept_as: what is loaded depends on this.
+    """
+
+    samples: Samples
+    plan: EventPlan
+    survey: Survey
+    folders: Sequence[Path]
+    numbers: Sequence[int]
+    places: Sequence[int]
+    targets: Sequence[Target]
+    choice: Choice
+    budget: Budget
+    device: torch.device
+    params: str | None
+    read_seconds: float
+    load_seconds: float
+    timed: bool
+    kept: Checkpoints | None = None
+    kept_as: Hashable = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of each store."""
+        return len(self.samples) * self.plan.slots * len(self.places)
+
+    @property
+    def num_parameters(self) -> int:
+        """Length of a gradient."""
+        return num_parameters(self.survey.model)
+
+    def tasks(self) -> list[Task]:
+        """Every shard of every checkpoint that is collected now."""
+        shards = self.targets[0].layout.shards
+        return [Task(k, shard) for k in self.places for shard in range(shards)]
+
+    def load(self, number: int) -> LoadedCheckpoint:
+        """A checkpoint, ready to give gradients. The first is in memory already."""
+
+        def loaded() -> LoadedCheckpoint:
+            model = self.survey.model
+            if number > 0:
+                model = loading.load(self.folders[number], params=self.params).model
+            return LoadedCheckpoint(
+                self.folders[number], model, self.survey.objective, self.choice.make, self.device
+            )
+
+        if self.kept is None:
+            return loaded()
+        return self.kept.held((self.kept_as, number, self.choice.make), loaded)
+
+    def open(self) -> list[Part]:
+        """The parts to fill, made where they are not there yet, with their stores."""
+        return [target.open(self.samples.manifest) for target in self.targets]
+
+    def side_by_side(self) -> Job | None:
+        """The job, ready for its checkpoints to be differentiated in several threads.
+
+        None where they had better follow one another: of many rows each keeps all cores busy, a
+        GPU has one queue, and an objective, plan, engine or projector may not be thread-safe.
+        """
+        rows = len(self.samples) * self.plan.slots
+        shared = [self.survey.objective, self.plan, self.choice.make]
+        shared += [target.projector for target in self.targets]
+        if self.device.type != "cpu" or len(self.places) < 2 or rows > _FEW_ROWS:
+            return None
+        if not all(can(one, "thread_safe") for one in shared):
+            return None
+        buckets = len(self.targets) * 8 * self.num_parameters
+        budget = self.budget
+        one = budget.shard + budget.engine + buckets + rows * budget.per_row
+        if one * len(self.places) > budget.total:
+            return None
+        for place in self.places:  # loading sets what all threads share
+            self.load(place)
+        return replace(self, samples=self.samples.in_memory())
+
+    def worker(self, parts: Sequence[Part], bar: Any) -> Worker:
+        """Who does the tasks, and tells the bar of every row."""
+        projectors: list[Projector] = [target.projector for target in self.targets]
+        if self.kept is not None:
+            projectors = [
+                HeldProjector(one, self.kept) if can(one, "stays_in_memory") else one
+                for one in projectors
+            ]
+        return Worker(
+            list(zip(parts, projectors, strict=True)),
+            self.samples,
+            self.plan,
+            self.load,
+            numbers=self.numbers,
+            budget=self.budget,
+            device=self.device,
+            bar=bar,
+        )

@@ -1,0 +1,331 @@
+"""From a dataset, checkpoints and options to a job. Nothing is made."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Literal, Unpack
+
+import torch
+
+from gradstore.arithmetic import precision_of, product_rates
+from gradstore.collect import devices, projectors
+from gradstore.collect.data.samples import Samples
+from gradstore.collect.engines.choice import ENGINES, Choice, choose, choose_arithmetic
+from gradstore.collect.events.planned import PlannedEvents
+from gradstore.collect.events.replayed import ReplayedEvents
+from gradstore.collect.models.cache import Checkpoints, find_checkpoints
+from gradstore.collect.models.parameters import num_parameters
+from gradstore.collect.objectives.wrappers import Autocast, Compiled, precision
+from gradstore.collect.pipeline.batches import check_sample, trial
+from gradstore.collect.pipeline.budget import Budget
+from gradstore.collect.pipeline.job import Job
+from gradstore.collect.pipeline.options import DEFAULTS, CollectOptions, Into
+from gradstore.collect.pipeline.survey import Survey, survey
+from gradstore.collect.pipeline.targets import Target, noting, targets_of
+from gradstore.collect.recorded import Provenance, Recorded
+from gradstore.errors import ConfigError, EngineError
+from gradstore.store.format.spec import (
+    EventSpec,
+    GradientSpec,
+    PartSpec,
+    ProjectorSpec,
+)
+from gradstore.store.objects.location import objects_at
+from gradstore.store.opening import looks_like_store, open_store
+from gradstore.store.writer import refuse_existing
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Mapping, Sequence
+    from pathlib import Path
+
+    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.objectives.protocol import Batch, Objective
+    from gradstore.collect.pipeline.options import Projected
+    from gradstore.collect.projectors import Projector
+    from gradstore.store.reader import Store
+
+
+_log = logging.getLogger("gradstore")
+
+# Arithmetic that a store was begun with is changed where it is slower by this factor.
+_SLOW = 4
+
+# From so many events on, timing the engines pays.
+_TIMED_EVENTS = 1000
+
+
+@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.enable_grad()
+def prepare(
+    dataset: Any,
+    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    stores: Mapping[str, Projected] | Mapping[Path, Projected],
+    *,
+    into: Into | None = None,
+    **options: Unpack[CollectOptions],
+) -> Job:
+    """Read and check everything; make nothing.
+
+    Args:
+        dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
+        checkpoints: diffusers folders in training order, or one folder that holds them; or
+            `Checkpoints`, whose models stay in memory.
+        stores: where each store is or will be, and the projector of its directions.
+        into: what of the stores is to be filled, if not the part that a new store begins with.
+        options: `CollectOptions`.
+
+    Raises:
+        GradstoreError: if anything does not fit.
+    """
+    given: CollectOptions = {**DEFAULTS, **options}
+    into = into or Into()
+    places = [objects_at(location) for location in stores]
+    standing = [open_store(place) if looks_like_store(place) else None for place in places]
+    for place, there in zip(places, standing, strict=True):
+        if there is None:
+            refuse_existing(place)
+    samples = Samples.of(dataset)
+    device = devices.choose(given["device"])
+    kept = checkpoints if isinstance(checkpoints, Checkpoints) else None
+    folders = find_checkpoints(checkpoints)
+    numbers = _numbers(len(folders), into, [*standing, given["like"]])
+    now = _places(len(folders), given["only"])
+    gradients = given["gradients"] or GradientSpec()
+    start = perf_counter()
+    key, found = _surveyed(folders, kept, given, device)
+    load_seconds = (perf_counter() - start) / len(folders)
+    role: Literal["train", "query"] = "train" if given["like"] is None else "query"
+    plan = _event_plan(given["events"], folders, numbers, found.objective, role)
+    plan.require(samples.ids)
+    read_seconds = _scanned(samples, found.model)
+    projected = [
+        projectors.from_spec(_as_begun(one or ProjectorSpec(), there, device))
+        if one is None or isinstance(one, ProjectorSpec)
+        else one
+        for one, there in zip(stores.values(), standing, strict=True)
+    ]
+    targets = targets_of(
+        list(zip(places, standing, projected, strict=True)),
+        samples,
+        plan,
+        found,
+        numbers=numbers,
+        given=given,
+        into=into,
+    )
+
+    memory = int(given["memory"] * 2**30)
+    model = found.model.to(device)
+    draws = plan.at(numbers[0], samples.ids[:1]).key.shape[2]
+    events = len(samples) * plan.slots * draws * len(now)
+    timed = events >= _TIMED_EVENTS
+    most, wanted = given["batch_size"], given["engine"] or "auto"
+    begun = _begun(targets[0].part)
+    if begun is not None and wanted == "auto":
+        wanted, most = begun
+    asked = begun is None and timed
+
+    def chosen() -> tuple[Choice, Objective]:
+        rows = trial(samples, plan, numbers[0], model, device, rows=most if asked else 2)
+        choice = choose(wanted, model, found.objective, rows, memory=memory // 2, timed=asked)
+        return _in_arithmetic(
+            choice, model, found.objective, rows, gradients, part=targets[0].part, timed=asked
+        )
+
+    try:
+        known = (key, wanted, most, memory, asked, tuple(samples[0].tensor.shape))
+        choice, objective = kept.held(known, chosen) if kept else chosen()
+    except EngineError as error:
+        raise EngineError(
+            f"checkpoint {folders[0]}, sample {samples.ids[0]!r} and those after it: {error}"
+        ) from error
+    found = replace(found, objective=objective)
+    budget = Budget.spend(
+        memory,
+        choice,
+        choice.events if asked else most,
+        [(target.projector, target.layout) for target in targets],
+        draws=draws,
+        num_parameters=num_parameters(model),
+        device=device,
+    )
+    _warn_of_drawing(targets, budget, num_parameters(model), device)
+    if begun is None:
+        made_by = {"engine": choice.name, "events": budget.events}
+        targets = [
+            noting(
+                target, {**made_by, "arithmetic": _used(objective, target.projector, model, device)}
+            )
+            for target in targets
+        ]
+    return Job(
+        samples=samples,
+        plan=plan,
+        survey=found,
+        folders=folders,
+        numbers=numbers,
+        places=now,
+        targets=targets,
+        choice=choice,
+        budget=budget,
+        device=device,
+        params=gradients.params,
+        read_seconds=read_seconds,
+        load_seconds=load_seconds,
+        timed=timed,
+        kept=kept,
+        kept_as=(key, precision(objective)),
+    )
+
+
+def _scanned(samples: Samples, model: Any) -> float:
+    """Seconds that reading and checking all samples took."""
+    start, first = perf_counter(), samples[0]
+    samples.scan(lambda sample: check_sample(sample, model, first))
+    samples.manifest.content()  # what cannot be stored is refused now, not after the first batch
+    return perf_counter() - start
+
+
+def _as_begun(spec: ProjectorSpec, store: Store | None, device: torch.device) -> ProjectorSpec:
+    """A projector in the arithmetic that a store was begun with, unless that is slow here."""
+    if spec.projector != "trak" or spec.precision != "auto" or store is None:
+        return spec
+    made_by = Provenance.of(store.spec.parts[0])
+    begun = made_by.arithmetic.get("projection") or Recorded.of(store).projector.precision
+    rates = product_rates(device.type)
+    if begun not in rates or rates[begun] < max(rates.values()) / _SLOW:
+        return spec
+    return spec.model_copy(update={"precision": begun})
+
+
+def _in_arithmetic(
+    choice: Choice,
+    model: Any,
+    objective: Objective,
+    rows: Batch,
+    gradients: GradientSpec,
+    *,
+    part: PartSpec,
+    timed: bool,
+) -> tuple[Choice, Objective]:
+    """An engine and an objective in the arithmetic to compute gradients in.
+
+    That of the part, where it was begun; else what is found by timing, where there is so much to
+    do that it pays.
+    """
+    if gradients.autocast != "auto" or gradients.compile:
+        return choice, objective
+    cast = Provenance.of(part).arithmetic.get("gradients") == "bfloat16"
+    # What has neither been begun so nor is worth timing needs no probe.
+    if not (timed or cast) or precision_of("auto", rows.inputs.device.type) == "float32":
+        return choice, objective
+    if timed:
+        error = part.layout.dim**-0.5
+        return choose_arithmetic(choice, model, objective, rows, error=error)
+    return choice, Autocast(objective)
+
+
+def _used(
+    objective: Objective, projector: Projector, model: Any, device: torch.device
+) -> dict[str, str]:
+    """What gradients and products of projections are computed in."""
+    products = projector.at(0, num_parameters(model), device, 0).dtype
+    return {"gradients": precision(objective), "projection": str(products).removeprefix("torch.")}
+
+
+def _warn_of_drawing(
+    targets: Sequence[Target], budget: Budget, length: int, device: torch.device
+) -> None:
+    """Warn if a dense matrix does not fit and will be drawn again and again."""
+    for target in targets:
+        share = budget.projection // len(targets)
+        projection = target.projector.at(0, length, device, share)
+        if getattr(projection, "redrawn", False):
+            _log.warning(
+                "%s: the matrix of the projection does not fit in the %.2g GiB for it, so it is "
+                "drawn anew for every buffer of gradients, which is slow. Give more with --memory, "
+                "or use --projector sjlt or a smaller --proj-dim; `gradstore plan` tells the cost.",
+                target.location,
+                share / 2**30,
+            )
+
+
+def _surveyed(
+    folders: Sequence[Path],
+    kept: Checkpoints | None,
+    given: CollectOptions,
+    device: torch.device,
+) -> tuple[Hashable, Survey]:
+    """The survey of the checkpoints, and what it depends on beside them."""
+    gradients = given["gradients"] or GradientSpec()
+
+    def surveyed() -> Survey:
+        found = survey(
+            folders,
+            objective=given["objective"],
+            scheduler=given["scheduler"],
+            etas=given["etas"],
+            params=gradients.params,
+        )
+        if gradients.autocast == "bfloat16":
+            found = replace(found, objective=Autocast(found.objective))
+        if gradients.compile:
+            found = replace(found, objective=Compiled(found.objective))
+        return found
+
+    objects = [given["objective"], given["scheduler"]]  # which the survey holds: ids stay theirs
+    named = [one if isinstance(one, str) else id(one) for one in objects]
+    etas = None if given["etas"] is None else tuple(given["etas"])
+    key = (*named, etas, gradients.model_dump_json(), device)
+    return key, kept.held(key, surveyed) if kept else surveyed()
+
+
+def _event_plan(
+    events: EventSpec | EventPlan | str,
+    folders: Sequence[Path],
+    numbers: Sequence[int],
+    objective: Objective,
+    role: Literal["train", "query"],
+) -> EventPlan:
+    if isinstance(events, str):
+        if events not in {"replayed", "planned"}:
+            raise ConfigError(f"there are no events {events!r}; use 'replayed' or 'planned'.")
+        events = EventSpec.model_validate({"events": events})
+    if not isinstance(events, EventSpec):
+        return events
+    if events.events == "replayed":
+        return ReplayedEvents(folders, objective.num_train_timesteps, numbers)
+    return PlannedEvents(events, objective.num_train_timesteps, role)
+
+
+def _numbers(count: int, into: Into, stores: Sequence[Store | None]) -> list[int]:
+    """The checkpoints' numbers: as in a store that stands there or is asked, else 0, 1, 2, …."""
+    if into.number is not None:
+        return [into.number]
+    known = next((store.numbers for store in stores if store is not None), None)
+    return known if known is not None and len(known) == count else list(range(count))
+
+
+def _places(count: int, only: Sequence[int] | None) -> list[int]:
+    """Places of the checkpoints that are collected now, rising."""
+    if only is None:
+        return list(range(count))
+    if not only or not set(only) <= set(range(count)):
+        raise ConfigError(
+            f"only={list(only)}: of {count} checkpoints, name one or more by their places, "
+            f"0 … {count - 1}."
+        )
+    return sorted(set(only))
+
+
+def _begun(part: PartSpec) -> tuple[str, int] | None:
+    """Engine and events at once that a part was begun with, if it was.
+
+    It is finished with the same, so that its rows do not depend on when collecting was cut off.
+    """
+    made_by = Provenance.of(part)
+    if made_by.engine is None or made_by.engine not in ENGINES or made_by.events is None:
+        return None
+    return made_by.engine, made_by.events

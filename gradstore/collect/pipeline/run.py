@@ -1,0 +1,232 @@
+"""Collecting: from samples and checkpoints to stores of rows."""
+
+from __future__ import annotations
+
+import logging
+from threading import local
+from typing import TYPE_CHECKING, Any, Unpack
+
+import torch
+
+from gradstore.collect.data.samples import Samples
+from gradstore.collect.pipeline.claims import Claims
+from gradstore.collect.pipeline.estimate import Estimate, estimate
+from gradstore.collect.pipeline.executors import (
+    Executor,
+    InProcess,
+    Shuffled,
+    SideBySide,
+    Task,
+    from_environment,
+)
+from gradstore.collect.pipeline.prepare import prepare
+from gradstore.progress import progress
+from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
+from gradstore.store.objects.local import LocalObjects
+from gradstore.store.opening import open_store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from gradstore.collect.models.cache import Checkpoints
+    from gradstore.collect.pipeline.job import Job
+    from gradstore.collect.pipeline.options import CollectOptions, Into, Projected
+    from gradstore.collect.projectors import Projector
+    from gradstore.config import CollectConfig
+    from gradstore.store.part import Part
+    from gradstore.store.reader import Store
+
+_log = logging.getLogger("gradstore")
+
+
+def collect(
+    dataset: Any,
+    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    store: str | Path,
+    *,
+    projector: ProjectorSpec | Projector | None = None,
+    executor: Executor | None = None,
+    **options: Unpack[CollectOptions],
+) -> Store:
+    """Compute, project and store the gradient of every sample at every checkpoint.
+
+    Run again with the same arguments, it goes on from the shards that are sealed.
+
+    Args:
+        dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
+        checkpoints: diffusers folders in training order, or one folder that holds them; or
+            `Checkpoints`, whose models stay in memory for the next call.
+        store: the store to make, or to go on with: a folder, or a URL such as `s3://…`.
+        projector: how gradients become directions; by default TRAK's, to 4,096 dimensions.
+        executor: who does which task; by default `Claims`, or `Shuffled` under a URL: any number
+            of processes may collect one store at once. Ranks, as `from_environment` tells them,
+            each do their own share first.
+        options: see `CollectOptions`.
+
+    Returns:
+        The store. It is complete unless other ranks still work on it; that is warned of.
+
+    Raises:
+        GradstoreError: if anything does not fit; what was sealed before stays.
+    """
+    return collect_each(
+        dataset, checkpoints, {str(store): projector}, executor=executor, **options
+    )[0]
+
+
+def collect_each(
+    dataset: Any,
+    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    stores: Mapping[str, Projected] | Mapping[Path, Projected],
+    *,
+    executor: Executor | None = None,
+    **options: Unpack[CollectOptions],
+) -> list[Store]:
+    """`collect` into several stores, each with its own projector, by one pass over the gradients.
+
+    Args:
+        dataset: as in `collect`.
+        checkpoints: as in `collect`.
+        stores: where each store is or will be, and the projector of its directions.
+        executor: as in `collect`.
+        options: see `CollectOptions`.
+
+    Returns:
+        The stores, in the order given.
+    """
+    job = prepare(dataset, checkpoints, stores, **options)
+    return [open_store(part.objects) for part in run(job, executor)]
+
+
+def plan(
+    dataset: Any,
+    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    store: str | Path,
+    *,
+    projector: ProjectorSpec | Projector | None = None,
+    **options: Unpack[CollectOptions],
+) -> Estimate:
+    """What `collect` with the same arguments would take, measured on one batch.
+
+    Raises:
+        GradstoreError: what `collect` would raise before it makes anything.
+    """
+    job = prepare(dataset, checkpoints, {str(store): projector}, **options)
+    return estimate(job, alternatives=True)
+
+
+def collect_config(config: CollectConfig, *, executor: Executor | None = None) -> Store:
+    """`collect` as a `CollectConfig` says; the configuration is recorded in the store."""
+    return open_store(run(prepare_config(config), executor)[0].objects)
+
+
+def plan_config(config: CollectConfig) -> Estimate:
+    """`plan` as a `CollectConfig` says."""
+    return estimate(prepare_config(config), alternatives=True)
+
+
+def prepare_config(
+    config: CollectConfig, *, samples: Samples | None = None, into: Into | None = None
+) -> Job:
+    """`prepare` as a `CollectConfig` says.
+
+    Args:
+        config: the configuration.
+        samples: its dataset, if it was loaded already.
+        into: what of the store is to be filled, if not the part that a new store begins with.
+    """
+    unused = {"timesteps", "draws", "event_seed"} & config.model_fields_set
+    if config.events == "replayed" and unused:
+        _log.warning("replayed events are as recorded: %s not used", ", ".join(sorted(unused)))
+
+    def part(spec: Any) -> Any:
+        return spec.model_validate(config.model_dump(include=set(spec.model_fields)))
+
+    return prepare(
+        samples or Samples.from_spec(config),
+        config.checkpoints,
+        {config.store: part(ProjectorSpec)},
+        into=into,
+        objective=config.loss,
+        events=part(EventSpec),
+        gradients=part(GradientSpec),
+        etas=config.etas,
+        dtype=config.dtype,
+        batch_size=config.batch_size,
+        memory=config.memory,
+        shard_samples=config.shard_samples,
+        device=config.device,
+        engine=config.engine,
+        config=config.recorded(),
+    )
+
+
+@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.enable_grad()
+def run(job: Job, executor: Executor | None = None) -> list[Part]:
+    """Do a job, and return the parts of stores that it fills.
+
+    All their shards are sealed, but for those that other ranks hold; that is warned of.
+    """
+    parts = job.open()
+    numbers = job.numbers
+
+    def done(task: Task) -> bool:
+        return all(task.shard in part.sealed(numbers[task.checkpoint]) for part in parts)
+
+    executor = executor or _shared(parts, done)
+    if isinstance(executor, SideBySide):
+        apart = job.side_by_side()
+        job, executor = (apart, executor) if apart is not None else (job, InProcess())
+    missing = {
+        Task(place, shard)
+        for part in parts
+        for place, number in enumerate(numbers)
+        for shard in part.missing(number)
+    }
+    tasks = [task for task in executor.share(job.tasks()) if task in missing]
+    if tasks:
+        bill = estimate(job, tasks=tasks)
+        _log.info("%s", bill.line())
+        if isinstance(executor, Claims):
+            executor.expect(bill.seconds / len(tasks))
+    spans = [parts[0].layout.span(task.shard) for task in tasks]
+    total = sum(stop - start for start, stop in spans) * job.plan.slots
+    own = local()  # a worker holds one checkpoint, and executors may have several threads
+
+    with progress(total, f"collecting {job.targets[0].location}", "rows") as bar:
+
+        def work(task: Task) -> None:
+            # Another process may have sealed it since: to write it again would unseal it for a
+            # while.
+            if not done(task):
+                if not hasattr(own, "worker"):
+                    own.worker = job.worker(parts, bar)
+                own.worker(task)
+
+        executor.run(tasks, work)
+    if not isinstance(executor, InProcess) or len(tasks) < len(missing):  # else all were done here
+        for part in parts:
+            left = sum(len(part.missing(numbers[place])) for place in job.places)
+            if left:
+                _log.warning(
+                    "%s: %d of %d shards are not done. Other processes hold them, or ended before "
+                    "they were done; when all have ended, run the same command again: it does what "
+                    "is left.",
+                    part.location,
+                    left,
+                    len(job.tasks()),
+                )
+    return parts
+
+
+def _shared(parts: Sequence[Part], done: Callable[[Task], bool]) -> Executor:
+    """Any number of processes; only where the stores are folders nothing is done twice."""
+    folders, ranks = [], from_environment()
+    for part in parts:
+        if not isinstance(part.objects, LocalObjects):
+            return Shuffled(ranks)
+        root = part.objects.root
+        folders.append(root.with_name(f".{root.name}{part.spec.path.replace('/', '-')}.claims"))
+    return Claims(folders, done, ranks)

@@ -1,0 +1,137 @@
+"""What the checkpoints are, read once before anything long starts."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gradstore.collect.models import loading
+from gradstore.collect.models.folders import require_etas
+from gradstore.collect.models.record import RECORD_NAME
+from gradstore.collect.objectives.diffusion import DiffusionLoss
+from gradstore.errors import CheckpointError
+from gradstore.store.format.fingerprint import differences
+from gradstore.store.format.spec import CheckpointSpec, Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from gradstore.collect.objectives.protocol import Objective
+
+_log = logging.getLogger("gradstore")
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a store needs to know of its checkpoints.
+
+    Attributes:
+        model: the first checkpoint's model.
+        objective: what is differentiated.
+        architecture: identity of the model's class and parameters, the same for all.
+        weights: digest of each checkpoint's weights.
+        checkpoints: where each is, and its weight η_k.
+    """
+
+    model: Any
+    objective: Objective
+    architecture: Identity
+    weights: list[str]
+    checkpoints: list[CheckpointSpec]
+
+
+def survey(
+    folders: Sequence[Path],
+    *,
+    objective: Objective | str | None,
+    scheduler: Any,
+    etas: Sequence[float] | None,
+    params: str | None = None,
+) -> Survey:
+    """Load each checkpoint once, and check that they belong together.
+
+    Raises:
+        CheckpointError: if one cannot be loaded, or differs from the first in more than weights.
+        ConfigError: if there is not one eta for each.
+    """
+    require_etas(etas, len(folders))
+    found: Survey | None = None
+    rate_sum = 0.0
+    recorded = False
+    for number, folder in enumerate(folders):
+        checkpoint = loading.load(folder, scheduler=scheduler, params=params)
+        record = checkpoint.record
+        own = _objective(objective, checkpoint)
+        if found is None:
+            found = Survey(checkpoint.model, own, checkpoint.architecture(), [], [])
+            recorded = record is not None
+            if etas is None and not recorded:
+                _log.warning(
+                    "%s records no learning rate: every checkpoint weighs 1. Say otherwise with "
+                    "--etas.",
+                    folder,
+                )
+        if etas is None and recorded != (record is not None):
+            raise CheckpointError(
+                f"some checkpoints have a {RECORD_NAME} and some, such as "
+                f"{folders[0] if recorded is False else folder}, have none: their weights cannot "
+                "be told. Give them with --etas."
+            )
+        _require_alike(found, checkpoint, own, first=folders[0])
+        eta = 1.0
+        if etas is not None:
+            eta = float(etas[number])
+        elif record is not None:
+            # The weight of the steps since the checkpoint used before this one.
+            eta, rate_sum = record.learning_rate_sum - rate_sum, record.learning_rate_sum
+            if eta <= 0:
+                raise CheckpointError(
+                    f"checkpoint {folder} was not trained further than what comes before it. Give "
+                    "--checkpoints in training order, each once."
+                )
+        found.weights.append(checkpoint.weights_digest())
+        found.checkpoints.append(
+            CheckpointSpec(
+                path=str(folder.resolve()),
+                eta=eta,
+                epoch=record.epoch if record else None,
+                learning_rate_sum=record.learning_rate_sum if record and etas is None else None,
+                number=number,
+            )
+        )
+    if found is None:
+        raise CheckpointError("no checkpoint was given. Name at least one with --checkpoints.")
+    return found
+
+
+def _objective(objective: Objective | str | None, checkpoint: loading.Checkpoint) -> Objective:
+    if objective is not None and not isinstance(objective, str):
+        return objective
+    if checkpoint.scheduler is None:
+        raise CheckpointError(
+            f"checkpoint {checkpoint.path} has no scheduler/scheduler_config.json, which tells the "
+            "noise levels. Put the pipeline's scheduler/ into it or beside it, or pass scheduler= "
+            "to collect()."
+        )
+    recorded = checkpoint.record.loss if checkpoint.record else None
+    return DiffusionLoss(checkpoint.scheduler, objective or recorded or "l2")
+
+
+def _require_alike(
+    found: Survey, checkpoint: loading.Checkpoint, objective: Objective, *, first: Path
+) -> None:
+    for section, mine, theirs, what in (
+        ("model", found.architecture, checkpoint.architecture(), "architecture"),
+        ("objective", found.objective.identity(), objective.identity(), "scheduler or loss"),
+    ):
+        if mine != theirs:
+            raise CheckpointError(
+                f"checkpoint {checkpoint.path} has another {what} than {first}: "
+                + "; ".join(
+                    f"{where} is {there!r}, not {here!r}"
+                    for where, here, there in differences(mine, theirs)[:5]
+                )
+                + f". A store holds one {section} only: leave it out of --checkpoints."
+            )

@@ -1,0 +1,291 @@
+"""The stores that a job fills: opened or made, and held to its configuration."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from gradstore import __version__
+from gradstore.collect import devices
+from gradstore.collect.events.noise import noise_identity
+from gradstore.collect.models.parameters import num_parameters
+from gradstore.errors import ConfigError, StoreError
+from gradstore.store.changes.append import begun_part, open_part, part_path, require_new
+from gradstore.store.format.fingerprint import (
+    COMPARED,
+    fingerprint,
+    only_checkpoints,
+    require_same,
+    row_fingerprint,
+)
+from gradstore.store.format.layout import Layout
+from gradstore.store.format.spec import (
+    GradientSpec,
+    Identity,
+    LayoutSpec,
+    PartSpec,
+    StoreSpec,
+)
+from gradstore.store.opening import looks_like_store, open_store
+from gradstore.store.part import Part
+from gradstore.store.writer import create
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from gradstore.collect.data.samples import Samples
+    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.pipeline.options import CollectOptions, Into
+    from gradstore.collect.pipeline.survey import Survey
+    from gradstore.collect.projectors import Projector
+    from gradstore.store.format.manifest import Manifest
+    from gradstore.store.objects.protocol import Objects
+    from gradstore.store.reader import Store
+
+
+_log = logging.getLogger("gradstore")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A part of a store to fill.
+
+    Attributes:
+        objects: where the store is or will be.
+        projector: makes its directions.
+        spec: what the store is.
+        part: which part of it.
+        fingerprints: of the rows at each checkpoint, by its number.
+    """
+
+    objects: Objects
+    projector: Projector
+    spec: StoreSpec
+    part: PartSpec
+    fingerprints: Mapping[int, str]
+
+    @property
+    def location(self) -> str:
+        """Path or URL of the store."""
+        return self.objects.location
+
+    @property
+    def layout(self) -> Layout:
+        """Shapes and partition."""
+        return self.part.layout.layout()
+
+    def open(self, manifest: Manifest) -> Part:
+        """The part, made where it is not there yet, with its store."""
+        if not looks_like_store(self.objects):
+            try:
+                create(self.objects, self.spec, manifest)
+            except StoreError:
+                if not looks_like_store(self.objects):  # else another rank was faster
+                    raise
+            require_it(open_store(self.objects), self.spec)
+        part = open_part(open_store(self.objects), self.part, manifest)
+        # Between looking and filling, somebody else may have made another store here.
+        part.manifest.require_same(manifest, store=self.location)
+        known = {
+            number: part.fingerprints.get(number, own) for number, own in self.fingerprints.items()
+        }
+        if part.layout != self.layout or known != self.fingerprints:
+            raise StoreError(
+                f"{self.location} was made by another configuration meanwhile; nothing was "
+                "changed. Choose another --store."
+            )
+        return Part(self.objects, part.spec, self.fingerprints)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what makes the numbers."""
+    packages = ("torch", "diffusers", "traker", "numpy", "zarr")
+    return {
+        "gradstore": __version__,
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+    }
+
+
+_version = cache(version)  # which reads and parses a file each time
+
+
+def targets_of(
+    stores: Sequence[tuple[Objects, Store | None, Projector]],
+    samples: Samples,
+    plan: EventPlan,
+    found: Survey,
+    *,
+    numbers: Sequence[int],
+    given: CollectOptions,
+    into: Into,
+) -> list[Target]:
+    """The targets of a job, one for each store, all with the same shards.
+
+    Args:
+        stores: where each store is or will be, the store that stands there, and its projector.
+        samples: what is collected.
+        plan: their events.
+        found: the checkpoints.
+        numbers: the numbers of the checkpoints in the stores.
+        given: the options.
+        into: which part is filled.
+
+    Raises:
+        GradstoreError: if a store that stands is of another configuration or other samples.
+    """
+    like = given["like"]
+    length = num_parameters(found.model)
+    widest_dim = max(projector.dim(length) for _, _, projector in stores)
+    # One partition for all, that of the longest rows: a task fills the same shard of each store.
+    widest = Layout.choose(
+        len(samples), plan.slots, widest_dim, given["dtype"], given["shard_samples"]
+    )
+    targets = []
+    for objects, standing, projector in stores:
+        identity: Identity = {
+            "model": found.architecture,
+            "checkpoints": [
+                {"weights": digest, "number": number}
+                for digest, number in zip(found.weights, numbers, strict=True)
+            ],
+            "objective": found.objective.identity(),
+            "projector": projector.identity(length),
+            "events": plan.identity(),
+            "noise": noise_identity(),
+            "storage": {"dtype": given["dtype"]},
+        }
+        if like is not None:
+            require_same(
+                like.spec.identity,
+                identity,
+                expected_name=like.location,
+                found_name="this query",
+                sections=COMPARED,
+            )
+        layout = Layout.choose(
+            len(samples), plan.slots, projector.dim(length), given["dtype"], widest.shard_samples
+        )
+        part = PartSpec(
+            path=part_path(standing, samples.manifest) if into.append and standing else "",
+            layout=LayoutSpec.of(layout),
+            made_by={
+                "versions": versions(),
+                "device": devices.choose(given["device"]).type,
+                "gradients": (given["gradients"] or GradientSpec()).model_dump(),
+                "config": given["config"] or {},
+            },
+        )
+        spec = StoreSpec(
+            fingerprint=fingerprint(identity),
+            identity=identity,
+            checkpoints=[
+                one.model_copy(update={"number": number})
+                for one, number in zip(found.checkpoints, numbers, strict=True)
+            ],
+            parts=[part],
+        )
+        if standing is not None:
+            part = _standing_part(standing, spec, samples.manifest, into)
+            identity = _as_recorded(standing.spec.identity, identity, into)
+            if given["shard_samples"] not in {None, part.layout.shard_samples}:
+                _log.warning(
+                    "%s has %s samples per shard, and keeps them; shard_samples %s is not used",
+                    objects.location,
+                    part.layout.shard_samples,
+                    given["shard_samples"],
+                )
+            if into.number is None:
+                spec = standing.spec
+        fingerprints = {
+            number: row_fingerprint(identity, place) for place, number in enumerate(numbers)
+        }
+        targets.append(Target(objects, projector, spec, part, fingerprints))
+    if len({target.layout.shard_samples for target in targets}) > 1:
+        sizes = ", ".join(f"{one.location}: {one.layout.shard_samples}" for one in targets)
+        raise ConfigError(
+            f"these stores have shards of different sizes and cannot be filled together ({sizes} "
+            "samples). Collect them one by one, or anew with the same --shard-samples."
+        )
+    return targets
+
+
+def _as_recorded(standing: Identity, identity: Identity, into: Into) -> Identity:
+    """What identifies rows that go into a store, in the words of that store.
+
+    It may record what is not compared, and lack what was not recorded when it was made.
+    """
+    if into.number is None:
+        return standing
+    own = {**standing, "checkpoints": identity["checkpoints"]}
+    events, found = own.get("events"), identity["events"]
+    if isinstance(events, dict) and isinstance(found, dict) and "recorded" in events:
+        own["events"] = {**events, "recorded": found["recorded"]}
+    return own
+
+
+def _standing_part(store: Store, spec: StoreSpec, manifest: Manifest, into: Into) -> PartSpec:
+    """Which part of a store that stands there is to be filled.
+
+    Raises:
+        GradstoreError: if the store is of another configuration, or of other samples.
+    """
+    require_it(store, spec, checkpoint_more=into.number is not None)
+    if into.part is not None:
+        own = next(part for part in store.parts if part.spec.path == into.part.path)
+        own.manifest.require_same(manifest, store=store.location)
+        return into.part
+    if into.append:
+        path = spec.parts[0].path
+        known = [part.spec for part in store.parts if part.spec.path == path]
+        if known:
+            return known[0]
+        require_new(store, manifest)
+        return begun_part(store, path) or spec.parts[0]
+    for part in store.parts:
+        if (part.manifest.ids, part.manifest.digests) == (manifest.ids, manifest.digests):
+            return part.spec
+    store.parts[0].manifest.require_same(manifest, store=store.location)
+    return store.parts[0].spec
+
+
+def require_it(store: Store, spec: StoreSpec, *, checkpoint_more: bool = False) -> None:
+    """Raise unless a store is the one that a specification describes.
+
+    Args:
+        store: the store that stands there.
+        spec: what would be made.
+        checkpoint_more: whether it is of a checkpoint that the store does not have yet.
+    """
+    mine, theirs = store.spec.identity, spec.identity
+    if checkpoint_more:
+        mine = {**only_checkpoints(mine, [0]), "checkpoints": []}
+        theirs = {**theirs, "checkpoints": []}
+        if isinstance(mine.get("events"), dict) and "recorded" in mine["events"]:  # type: ignore[operator]
+            mine["events"] = theirs["events"]
+    require_same(
+        mine,
+        theirs,
+        expected_name=store.location,
+        found_name="this configuration",
+        sections=tuple(spec.identity),
+        mend="restore the configuration that made the store to go on with it, or collect into "
+        "another --store; nothing was changed",
+    )
+    etas = [checkpoint.eta for checkpoint in spec.checkpoints]
+    if store.etas != etas and not checkpoint_more:
+        raise ConfigError(
+            f"{store.location} has checkpoint weights {store.etas}, not {etas}. Weigh anew when "
+            "searching (indexer.build_index(etas=...)), or collect into another --store."
+        )
+
+
+def noting(target: Target, made_by: dict[str, Any]) -> Target:
+    """The target with more about its making in its part, and in its store if that is new."""
+    part = target.part.model_copy(update={"made_by": {**target.part.made_by, **made_by}})
+    parts = [part if one.path == part.path else one for one in target.spec.parts]
+    return replace(target, part=part, spec=target.spec.model_copy(update={"parts": parts}))

@@ -1,0 +1,196 @@
+"""A worker does tasks: it computes a shard's rows, writes and seals them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from gradstore.collect import devices
+from gradstore.collect.pipeline.batches import EventRows, read, trial
+from gradstore.errors import GradientError
+from gradstore.store.format.rows import Rows, given_dtype
+from gradstore.store.writer import write_shard
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from torch import Tensor
+
+    from gradstore.collect.data.samples import Samples
+    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.pipeline.budget import Budget
+    from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
+    from gradstore.collect.pipeline.executors import Task
+    from gradstore.collect.projectors import Projection, Projector
+    from gradstore.store.part import Part
+
+
+class Worker:
+    """Does tasks: computes a shard's rows, writes and seals them wherever they are missing.
+
+    Args:
+        parts: parts of stores to fill, each with the projector that makes its directions. They
+            have the same samples, checkpoints, events and shards.
+        samples: the samples.
+        plan: their events.
+        load: gives a checkpoint by its place.
+        numbers: the number of each checkpoint in the stores.
+        budget: how much memory goes where.
+        device: where gradients are computed.
+        bar: is advanced with every row.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[tuple[Part, Projector]],
+        samples: Samples,
+        plan: EventPlan,
+        load: Callable[[int], LoadedCheckpoint],
+        *,
+        numbers: Sequence[int],
+        budget: Budget,
+        device: torch.device,
+        bar: Any,
+    ) -> None:
+        self._parts = parts
+        self._numbers = numbers
+        self._samples = samples
+        self._plan = plan
+        self._load = load
+        self._budget = budget
+        self._device = device
+        self._prepared: int | None = None
+        self._bar = bar
+
+    def __call__(self, task: Task) -> None:
+        """Compute the task's rows, write them and seal them."""
+        # As it is now: another process may have done it since.
+        wanted = [
+            place
+            for place, (part, _) in enumerate(self._parts)
+            if task.shard not in part.sealed(self._numbers[task.checkpoint])
+        ]
+        if not wanted:
+            return
+        if task.checkpoint != self._prepared:
+            self._prepare(task.checkpoint)
+        start, stop = self._parts[0][0].layout.span(task.shard)
+        made = self._rows(task, start, stop, wanted)
+        for place, rows in zip(wanted, made, strict=True):
+            number = self._numbers[task.checkpoint]
+            write_shard(self._parts[place][0], number, task.shard, rows)
+
+    def _prepare(self, place: int) -> None:
+        self._prepared = None
+        self._projections: list[
+            Projection
+        ] = []  # the old checkpoint's go first, unless they are kept
+        self._buffers: list[Tensor] = []
+        self._bar.doing("loading a checkpoint")
+        self._loaded = self._load(place)
+        if not self._loaded.checked:
+            batch = trial(
+                self._samples, self._plan, self._numbers[place], self._loaded.model, self._device,
+                rows=2,
+            )  # fmt: skip
+            self._loaded.check(batch)
+        self._projections = [
+            projector.at(
+                self._numbers[place],
+                self._loaded.num_parameters,
+                self._device,
+                self._budget.projection // len(self._parts),
+            )
+            for _, projector in self._parts
+        ]
+        layout = self._parts[0][0].layout
+        most = min(self._budget.rows(self._projections), layout.shard_samples * layout.slots)
+        self._buffers = [
+            torch.empty(most, one.width, dtype=one.dtype, device=self._device)
+            for one in self._projections
+        ]
+        self._prepared = place
+
+    def _rows(self, task: Task, start: int, stop: int, wanted: Sequence[int]) -> list[Rows]:
+        slots, held = self._parts[0][0].layout.slots, len(self._buffers[0])
+        count = (stop - start) * slots
+        directions = [
+            np.empty((count, layout.dim), given_dtype(layout.dtype))
+            for layout in (self._parts[place][0].layout for place in wanted)
+        ]
+        norm, loss = np.empty(count, np.float32), np.empty(count, np.float32)
+        timestep = np.empty(count, np.int32)
+        samples = max(1, held // slots)
+        for first in range(start, stop, samples):
+            last = min(first + samples, stop)
+            part = self._part(task.checkpoint, first, last)
+            offset = (first - start) * slots
+            timestep[offset : offset + len(part)] = part.timesteps
+            for low in range(0, len(part), held):
+                high = min(low + held, len(part))
+                here = slice(offset + low, offset + high)
+                norms, loss[here] = self._differentiate(part, low, high, wanted)
+                norm[here] = norms.cpu().numpy()
+                self._bar.doing("projecting")
+                for direction, place in zip(directions, wanted, strict=True):
+                    projection = self._projections[place]
+                    sketch = projection.finish(self._buffers[place][: high - low])
+                    # A zero gradient has direction zero. In float64, lest 1 / norm overflows.
+                    scale = torch.where(norms > 0, projection.scale / norms, 0.0)
+                    direction[here] = devices.exact(sketch).mul_(scale[:, None]).cpu().numpy()
+        shape = (stop - start, slots)
+        return [
+            Rows(
+                direction=direction.reshape(*shape, -1),
+                norm=norm.reshape(shape),
+                loss=loss.reshape(shape),
+                timestep=timestep.reshape(shape),
+            )
+            for direction in directions
+        ]
+
+    def _part(self, checkpoint: int, first: int, last: int) -> EventRows:
+        ids = self._samples.ids[first:last]
+        inputs = read(self._samples, first, last, self._loaded.model, self._device)
+        return EventRows(ids, *inputs, self._plan.at(self._numbers[checkpoint], ids))
+
+    def _differentiate(
+        self, part: EventRows, low: int, high: int, wanted: Sequence[int]
+    ) -> tuple[Tensor, Any]:
+        """Fill the buffers with rows `low` to `high`; their norms (`devices.exact`) and losses."""
+        loaded, events = self._loaded, self._budget.events
+        self._bar.doing("")
+        norms = devices.exact(torch.zeros(high - low, device=self._device))
+        losses = torch.empty_like(norms)
+        targets = [(self._projections[place], self._buffers[place]) for place in wanted]
+        for _, buffer in targets:
+            buffer[: high - low].zero_()
+        for first, last in _cuts(low, high, max(1, events // part.draws)):
+            here = slice(first - low, last - low)
+
+            def receive(start: int, piece: Tensor, here: slice = here) -> None:
+                for projection, buffer in targets:
+                    projection.add(buffer[here], start, piece)
+
+            losses[here], norms[here] = loaded.differentiate(
+                part.batch(slice(first, last)), events, receive
+            )
+            # As they will be stored.
+            good = torch.isfinite(norms[here].float()) & torch.isfinite(losses[here].float())
+            if not bool(good.all()):
+                row = first + int(torch.argmin(good.to(torch.int8)))
+                raise GradientError(
+                    f"the gradient of {part.name(row)} at checkpoint {loaded.folder} is not "
+                    f"finite: norm {norms[row - low].item()}, loss {losses[row - low].item()}. "
+                    "Look at the sample, and leave it or the checkpoint out if it is broken; the "
+                    "shards that were sealed before are safe."
+                )
+            self._bar.update(last - first)
+        return norms, losses.cpu().numpy()
+
+
+def _cuts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+    for first in range(start, stop, size):
+        yield first, min(first + size, stop)

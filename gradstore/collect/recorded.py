@@ -1,0 +1,336 @@
+"""What a store records of how its rows were made: a typed view, the only reader of it.
+
+`Recorded` reads the identity of a store, `Provenance` the `made_by` of a part. Both take what they
+know and ignore the rest: a store may come from another version, or from objectives and projectors
+of its user's own. Neither imports torch, so mistakes are reported before it is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from gradstore.config import CollectConfig, DatasetSpec
+from gradstore.errors import ConfigError, StoreError
+from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradstore.store.format.spec import PartSpec
+    from gradstore.store.reader import Store
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Model(_Section):
+    """The model.
+
+    Attributes:
+        num_parameters: length of a gradient.
+    """
+
+    num_parameters: int = Field(default=0, ge=0)
+
+
+class Objective(_Section):
+    """The objective.
+
+    Attributes:
+        loss: the loss of `DiffusionLoss`; None of any other objective.
+        num_train_timesteps: timesteps that the model was trained with.
+        autocast: arithmetic, in stores that recorded it here.
+    """
+
+    loss: str | None = None
+    num_train_timesteps: int | None = None
+    autocast: str | None = None
+
+
+class Projector(_Section):
+    """The projector.
+
+    Attributes:
+        name: `trak`, `sjlt`, `identity`, or the name of the user's own.
+        proj_dim: length of a direction.
+        proj_type: distribution of the entries.
+        seed: seed of the matrix.
+        block_size: columns per block of the matrix.
+        precision: arithmetic, in stores that recorded it here.
+    """
+
+    name: str = ""
+    proj_dim: int | None = None
+    proj_type: str | None = None
+    seed: int | None = None
+    block_size: int | None = None
+    precision: str | None = None
+
+
+class Events(_Section):
+    """The event plan.
+
+    Attributes:
+        kind: `planned`, `replayed`, or the name of the user's own.
+        timesteps: the grid of planned events.
+        draws: noises per row of planned events.
+        seed: seed of planned events.
+        role: whose planned events they are.
+    """
+
+    kind: str = ""
+    timesteps: list[int] = Field(default_factory=list)
+    draws: int = 1
+    seed: int = 0
+    role: Literal["train", "query"] = "train"
+
+    def spec(self) -> EventSpec:
+        """The specification that plans the same events.
+
+        Raises:
+            ConfigError: if the events are the user's own.
+        """
+        if self.kind == "planned":
+            return EventSpec(
+                events="planned",
+                timesteps=len(self.timesteps),
+                draws=self.draws,
+                event_seed=self.seed,
+            )
+        if self.kind == "replayed":
+            return EventSpec(events="replayed")
+        raise ConfigError(f"the store's events are {self.kind!r}: pass them as events=")
+
+
+class Checkpoint(_Section):
+    """A checkpoint.
+
+    Attributes:
+        weights: digest of its weights.
+    """
+
+    weights: str = ""
+
+
+class Recorded(_Section):
+    """What identifies the rows of a store.
+
+    Attributes:
+        model: the model.
+        objective: what was differentiated.
+        projector: what made directions of gradients.
+        events: timesteps and noises.
+        checkpoints: the checkpoints, in training order.
+
+    Example:
+        >>> from gradstore.collect.recorded import Recorded
+        >>> Recorded.model_validate({"projector": {"name": "sjlt", "proj_dim": 64}}).projected
+        True
+    """
+
+    model: Model = Model()
+    objective: Objective = Objective()
+    projector: Projector = Projector()
+    events: Events = Events()
+    checkpoints: list[Checkpoint] = Field(default_factory=list)
+
+    @classmethod
+    def of(cls, store: Store) -> Recorded:
+        """The view of a store's identity.
+
+        Raises:
+            StoreError: if the identity is not of this form.
+        """
+        try:
+            return cls.model_validate(store.spec.identity)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise StoreError(
+                f"{store.location}: identity.{where} is wrong: {first['msg']}. Restore zarr.json "
+                "from a copy of the store."
+            ) from error
+
+    @property
+    def projected(self) -> bool:
+        """Whether directions are projections; else they are whole gradients."""
+        return self.projector.name != "identity"
+
+    def projector_spec(self) -> ProjectorSpec:
+        """The specification of the projector. Arithmetic is left to this machine.
+
+        Raises:
+            ConfigError: if the projector is not gradstore's own.
+        """
+        found = self.projector
+        if found.name == "identity":
+            return ProjectorSpec(projector="identity")
+        if found.name not in {"sjlt", "trak"}:
+            raise ConfigError(
+                f"the store was made with projector {found.name!r}, which is not gradstore's "
+                "own. Pass it as projector=."
+            )
+        given: dict[str, Any] = {
+            "projector": found.name,
+            "proj_dim": found.proj_dim,
+            "proj_seed": found.seed,
+        }
+        if found.name == "trak":
+            given |= {"proj_type": found.proj_type, "block_size": found.block_size}
+        return ProjectorSpec.model_validate(given)
+
+
+class Provenance(_Section):
+    """What is known of the making of a part; never compared.
+
+    Attributes:
+        config: the configuration of the command that made the part; empty where Python made it.
+        gradients: the specification of the gradients.
+        arithmetic: what gradients and projections were computed in.
+        engine: the gradient engine.
+        events: events per gradient computation.
+        versions: of the packages that make the numbers.
+        device: type of the torch device.
+    """
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    gradients: dict[str, Any] = Field(default_factory=dict)
+    arithmetic: dict[str, Any] = Field(default_factory=dict)
+    versions: dict[str, Any] = Field(default_factory=dict)
+    engine: str | None = None
+    events: int | None = None
+    device: str | None = None
+
+    @field_validator("config", "gradients", "arithmetic", "versions", mode="before")
+    @classmethod
+    def _mapping(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) else {}
+
+    @field_validator("engine", "device", mode="before")
+    @classmethod
+    def _text(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else None
+
+    @field_validator("events", mode="before")
+    @classmethod
+    def _count(cls, value: Any) -> Any:
+        return value if isinstance(value, int) and value > 0 else None
+
+    @classmethod
+    def of(cls, part: PartSpec) -> Provenance:
+        """The view of a part's `made_by`; whatever is not as expected counts as unknown."""
+        return cls.model_validate(part.made_by)
+
+    def dataset(self) -> DatasetSpec | None:
+        """The dataset that the part was made from; None where Python made it.
+
+        Raises:
+            ConfigError: if what is recorded names no dataset.
+        """
+        if not self.config.get("dataset"):
+            return None
+        names = DatasetSpec.model_fields.keys() & self.config.keys()
+        try:
+            return DatasetSpec.model_validate({name: self.config[name] for name in names})
+        except ValidationError as error:
+            raise ConfigError(
+                f"made_by.config does not name a dataset: {error.errors()[0]['msg']}"
+            ) from error
+
+
+def require_recorded(store: Store, parts: Sequence[PartSpec]) -> None:
+    """Raise `ConfigError` unless `gradstore collect` made these parts: Python leaves no dataset."""
+    for part in parts:
+        if not Provenance.of(part).config:
+            raise ConfigError(
+                f"{store.location} was collected from Python and does not know its dataset. Call "
+                "append, add_checkpoint or repair of gradstore.collect with the dataset."
+            )
+
+
+def recorded_dataset(store: Store, part: PartSpec) -> DatasetSpec:
+    """The dataset of a part of a store, as `gradstore collect` or `gradstore query` recorded it.
+
+    Raises:
+        ConfigError: if Python made the part, which records no dataset.
+    """
+    found = Provenance.of(part).dataset()
+    if found is None:
+        raise ConfigError(
+            f"{store.location} was collected from Python and does not know its dataset, which true "
+            "gradients are computed from. Call query.rerank with it."
+        )
+    return found
+
+
+def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConfig:
+    """The configuration that made a part, with the store's own place and checkpoints.
+
+    Args:
+        store: the store.
+        part: the part.
+        changes: settings to take instead; `dataset` may be a whole `DatasetSpec`.
+
+    Raises:
+        ConfigError: if the store records none, since Python made it.
+    """
+    require_recorded(store, [part])
+    dataset = changes.pop("dataset", None)
+    given = {name: value for name, value in changes.items() if value is not None}
+    if dataset is not None:
+        given |= {name: getattr(dataset, name) for name in type(dataset).model_fields}
+    try:
+        return CollectConfig.model_validate(
+            {
+                **Provenance.of(part).config,
+                "precision": "auto",  # arithmetic is chosen by what is fast here
+                "autocast": "auto",
+                "store": store.location,
+                "checkpoints": [checkpoint.path for checkpoint in store.spec.checkpoints],
+                "etas": store.etas,
+                **given,
+            }
+        )
+    except ValidationError as error:
+        raise ConfigError(
+            f"{store.location}: made_by.config is not what `gradstore collect` takes: "
+            f"{error.errors()[0]['msg']}. Collect anew into another store."
+        ) from error
+
+
+def recorded_gradients(store: Store) -> GradientSpec:
+    """Which parameters a store's gradients are of. The fingerprint tells if it is not so.
+
+    Arithmetic is left to this machine.
+
+    Raises:
+        StoreError: if what is recorded is not what `gradstore collect` writes.
+    """
+    try:
+        found = GradientSpec.model_validate(Provenance.of(store.spec.parts[0]).gradients)
+    except ValidationError as error:
+        raise StoreError(
+            f"{store.location}: made_by.gradients is not what `gradstore collect` writes: "
+            f"{error.errors()[0]['msg']}. Pass gradients="
+        ) from error
+    return found.model_copy(update={"autocast": "auto"})
+
+
+def recorded_options(store: Store) -> dict[str, Any]:
+    """Options of `collect` that make rows as a store's, where gradstore's own classes made it.
+
+    Raises:
+        ConfigError: if the store has a projector or events of its user's own.
+    """
+    found = Recorded.of(store)
+    return {
+        "objective": found.objective.loss,
+        "projector": found.projector_spec(),
+        "events": found.events.spec(),
+        "gradients": recorded_gradients(store),
+        "etas": store.etas,
+        "dtype": store.dtype,
+    }

@@ -1,0 +1,1 @@
+"""A small trainer and sampler, for examples, tests and benchmarks."""

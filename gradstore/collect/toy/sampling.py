@@ -1,0 +1,59 @@
+"""Generating images with a checkpoint's own sampler."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import DDIMPipeline, UNet2DModel
+
+from gradstore.collect import devices
+from gradstore.collect.models.loading import load
+from gradstore.errors import CheckpointError
+from gradstore.progress import progress
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from PIL.Image import Image
+
+_BATCH = 32
+_OWN_CODE = "Generate images with your own code and query with them as a folder."
+
+
+def generate(
+    checkpoint: Path, count: int, *, seed: int = 0, steps: int = 50, device: str | None = None
+) -> list[Image]:
+    """Images of an unconditional checkpoint, by DDIM.
+
+    Args:
+        checkpoint: its folder.
+        count: how many images.
+        seed: seed of the starting noise.
+        steps: denoising steps.
+        device: torch device; by default cuda if there is one.
+
+    Raises:
+        CheckpointError: if the checkpoint cannot be loaded or wants conditions.
+    """
+    loaded = load(checkpoint)
+    model, scheduler = loaded.model, loaded.scheduler
+    if not isinstance(model, UNet2DModel) or model.config.sample_size is None or not scheduler:
+        raise CheckpointError(
+            f"checkpoint {checkpoint} is not a UNet2DModel with a scheduler and a sample_size. "
+            f"{_OWN_CODE}"
+        )
+    if model.config.num_class_embeds is not None:
+        raise CheckpointError(f"checkpoint {checkpoint} is conditioned on classes. {_OWN_CODE}")
+    pipeline = DDIMPipeline(model, scheduler)
+    pipeline.to(devices.choose(device))
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(seed)
+    images: list[Image] = []
+    with progress(count, "generating", "images") as bar:
+        while len(images) < count:
+            batch = min(_BATCH, count - len(images))
+            output = pipeline(batch_size=batch, generator=generator, num_inference_steps=steps)
+            images += output.images
+            bar.update(batch)
+    return images

@@ -1,0 +1,1 @@
+"""Bytes on a disk or in an object store: the format, reading, writing and changing it."""

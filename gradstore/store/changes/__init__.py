@@ -1,0 +1,1 @@
+"""Changes of a store that stands, over one commit protocol."""

@@ -1,0 +1,123 @@
+"""Adding parts: further samples of a store."""
+
+from __future__ import annotations
+
+from itertools import chain, count
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from gradstore.errors import StoreError
+from gradstore.store.changes.commit import attributes, commit, failed, require_whole
+from gradstore.store.format.root import ROOT
+from gradstore.store.format.spec import PartSpec
+from gradstore.store.objects.protocol import digest
+from gradstore.store.part import Part
+from gradstore.store.verify import unseal_unfit
+from gradstore.store.writer import PART, array_objects, part_objects
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradstore.store.format.manifest import Manifest
+    from gradstore.store.format.spec import StoreSpec
+    from gradstore.store.reader import Store
+
+
+def part_path(store: Store, manifest: Manifest) -> str:
+    """Where a part of these samples lies: the same for whoever makes it, and for the next try.
+
+    Never where a part lies that held the same samples and lost some of them, nor where one lies
+    that is to be removed.
+    """
+    taken = set(store.spec.retired)
+    taken |= {part.path for part in store.spec.parts if len(store.deletions.rows(part.path))}
+    samples = (list(manifest.ids), list(manifest.digests))
+    told = chain([samples], ((*samples, number) for number in count(1)))
+    paths = (f"parts/{digest(repr(one).encode())}" for one in told)
+    return next(path for path in paths if path not in taken)
+
+
+def begun_part(store: Store, path: str) -> PartSpec | None:
+    """A part that was begun, and does not belong to the store yet, as its group describes it."""
+    try:
+        spec = PartSpec.model_validate(attributes(store.objects, f"{path}/{ROOT}").get(PART))
+    except (FileNotFoundError, ValidationError):
+        return None
+    except OSError as error:
+        raise failed(store, error) from error
+    return spec if spec.path == path else None
+
+
+def open_part(store: Store, spec: PartSpec, manifest: Manifest) -> Part:
+    """A part that may not belong to the store yet, made where it is not there.
+
+    One that was begun before, or by another process, is gone on with as it was begun: with its
+    layout. Its seals count as far as they can be right.
+
+    Raises:
+        StoreError: if it cannot be written.
+    """
+    known = next((part for part in store.parts if part.spec.path == spec.path), None)
+    if known is not None:
+        return known
+    made, contents = part_objects(spec, store.numbers, manifest)
+    try:
+        try:
+            store.objects.create(spec.path, contents)
+        except FileExistsError:
+            made = begun_part(store, spec.path) or made
+        part = Part(store.objects, made, store.parts[0].fingerprints)
+        describe(part, store.numbers)  # the store may have other checkpoints by now
+        for number in store.numbers:
+            unseal_unfit(part, number)
+    except OSError as error:
+        raise failed(store, error) from error
+    return part
+
+
+def add_parts(store: Store, parts: Sequence[Part]) -> Store:
+    """Make finished parts belong to their store, all or none.
+
+    Raises:
+        UnsealedError: if one is not finished.
+        StoreError: if one of their samples is in the store already.
+    """
+
+    def change(now: Store) -> StoreSpec:
+        mine = {one.spec.path for one in now.parts}
+        new = [part for part in parts if part.spec.path not in mine]
+        if not new:
+            return now.spec
+        if now.spec.identity != store.spec.identity:
+            raise StoreError(
+                f"the checkpoints of {store.location} were changed meanwhile. Run the same command "
+                "again: what is collected is kept."
+            )
+        for part in new:
+            require_new(now, part.manifest)
+            for number in now.numbers:
+                require_whole(now, part, number)
+        return now.spec.model_copy(
+            update={"parts": [*now.spec.parts, *(part.spec for part in new)]}
+        )
+
+    return commit(store, change)
+
+
+def require_new(store: Store, manifest: Manifest) -> None:
+    """Raise `StoreError` if a store holds one of these samples already."""
+    both = set(store.manifest.ids) & set(manifest.ids)
+    if both:
+        raise StoreError(
+            f"{store.location} holds sample {min(both)!r} already (and {len(both) - 1} more of "
+            "those that were to be added). Leave them out, give them other ids, or delete the old "
+            f"ones first: gradstore delete {store.location} --ids {min(both)}"
+        )
+
+
+def describe(part: Part, numbers: Sequence[int]) -> None:
+    """Write what Zarr says of some checkpoints' arrays."""
+    for key, content in array_objects(part.layout, numbers).items():
+        if key.startswith(tuple(f"checkpoints/{number}/" for number in numbers)):
+            part.objects.write(part.key(key), content)

@@ -1,0 +1,175 @@
+"""Adding a checkpoint to a store, and dropping one."""
+
+from __future__ import annotations
+
+import json
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from gradstore.errors import StoreError
+from gradstore.store.changes.commit import attributes, commit, failed, require_whole
+from gradstore.store.format.fingerprint import fingerprint, only_checkpoints
+from gradstore.store.format.root import ROOT
+from gradstore.store.writer import array_objects
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradstore.store.format.spec import CheckpointSpec, Identity, StoreSpec
+    from gradstore.store.part import Part
+    from gradstore.store.reader import Store
+
+
+# Attribute of the group of a checkpoint that is added: the digest of its weights.
+_WEIGHTS: Final = "gradstore_weights"
+
+
+def next_number(store: Store, weights: str) -> int:
+    """The number of a new checkpoint of these weights, the same at the next try.
+
+    It is none that the store has, nor one that is to be removed, nor one that was begun with other
+    weights and cut off, or that another process collects at this moment.
+
+    Raises:
+        StoreError: if it cannot be read.
+    """
+    names = [prefix.split("/")[-1] for prefix in store.spec.retired]
+    retired = [int(name) for name in names if name.isdecimal()]
+    try:
+        return next(
+            number
+            for number in count(1 + max([*store.numbers, *retired]))
+            if _begun_with(store.parts[0], number) in {None, weights}
+        )
+    except OSError as error:
+        raise failed(store, error) from error
+
+
+def _begun_with(part: Part, number: int) -> Any:
+    """The weights of the checkpoint whose arrays were made under a number; None if none were."""
+    try:
+        return attributes(part.objects, part.key(f"checkpoints/{number}/zarr.json")).get(_WEIGHTS)
+    except FileNotFoundError:
+        return None
+
+
+def drop_checkpoint(store: Store, checkpoint: int) -> Store:
+    """Leave a checkpoint out of a store. Its bytes stay until `vacuum`.
+
+    The weights of those that stay become what they would be had it never been used, where the
+    training run recorded its learning rates; else they stay as they are.
+
+    Args:
+        store: the store.
+        checkpoint: its place among the checkpoints, from 0.
+
+    Returns:
+        The store as it is now, with another fingerprint.
+
+    Raises:
+        StoreError: if there is no such checkpoint, or no other.
+    """
+    dropped = store.number(checkpoint)
+
+    def change(now: Store) -> StoreSpec:
+        places = [place for place, number in enumerate(now.numbers) if number != dropped]
+        if not places:
+            raise StoreError(
+                f"{store.location} has this checkpoint only; nothing was changed. Remove the whole "
+                "store instead."
+            )
+        identity = only_checkpoints(now.spec.identity, places)
+        gone = [
+            f"{part.path}/{what}/{dropped}".lstrip("/")
+            for part in now.spec.parts
+            for what in ("checkpoints", "seals")
+        ]
+        return now.spec.model_copy(
+            update={
+                "identity": identity,
+                "fingerprint": fingerprint(identity),
+                "checkpoints": _weighed([now.spec.checkpoints[place] for place in places]),
+                "retired": [*now.spec.retired, *gone],
+            }
+        )
+
+    return commit(store, change)
+
+
+def _weighed(checkpoints: list[CheckpointSpec]) -> list[CheckpointSpec]:
+    """Checkpoints with η as the difference of learning rate sums, where all have one."""
+    sums = [checkpoint.learning_rate_sum for checkpoint in checkpoints]
+    known = [one for one in sums if one is not None]
+    if len(known) < len(sums):
+        return checkpoints
+    return [
+        checkpoint.model_copy(update={"eta": own - before})
+        for checkpoint, before, own in zip(checkpoints, [0.0, *known], known, strict=False)
+    ]
+
+
+def begin_checkpoint(store: Store, number: int, weights: str) -> None:
+    """Make room for a checkpoint in every part; it belongs to the store when it is committed.
+
+    Args:
+        store: the store.
+        number: the new checkpoint's number, from `next_number`.
+        weights: the digest of its weights.
+
+    Raises:
+        StoreError: if another process has just begun another checkpoint under that number.
+    """
+    under = f"checkpoints/{number}"
+    try:
+        for part in store.parts:
+            contents = {
+                key.removeprefix(f"{under}/"): content
+                for key, content in array_objects(part.layout, [number]).items()
+                if key.startswith(f"{under}/")
+            }
+            group = json.loads(contents[ROOT])
+            contents[ROOT] = json.dumps({**group, "attributes": {_WEIGHTS: weights}}).encode()
+            try:
+                part.objects.create(part.key(under), contents)
+            except FileExistsError:
+                if _begun_with(part, number) != weights:
+                    raise StoreError(
+                        f"{part.location}: another process has begun another checkpoint. Run the "
+                        "same command again."
+                    ) from None
+    except OSError as error:
+        raise failed(store, error) from error
+
+
+def commit_checkpoint(
+    store: Store, parts: Sequence[Part], checkpoint: CheckpointSpec, identity: Identity
+) -> Store:
+    """Make a checkpoint that was collected in every part belong to its store.
+
+    Args:
+        store: the store without it.
+        parts: its parts, with the fingerprints of the new rows.
+        checkpoint: the new checkpoint.
+        identity: the new identity, of all checkpoints.
+
+    Raises:
+        StoreError: if the store was changed meanwhile, or not all of it is there.
+    """
+
+    def change(now: Store) -> StoreSpec:
+        if now.spec.parts != store.spec.parts or now.numbers != store.numbers:
+            raise StoreError(
+                f"{store.location} was changed meanwhile. Run the same command again: what is "
+                "collected is kept."
+            )
+        for part in parts:
+            require_whole(now, part, checkpoint.number)
+        return now.spec.model_copy(
+            update={
+                "identity": identity,
+                "fingerprint": fingerprint(identity),
+                "checkpoints": [*now.spec.checkpoints, checkpoint],
+            }
+        )
+
+    return commit(store, change)

@@ -1,0 +1,52 @@
+"""Joining stores of the same checkpoints and other samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradstore.errors import FingerprintError
+from gradstore.store.changes.append import add_parts, require_new
+from gradstore.store.changes.vacuum import copy
+from gradstore.store.format.fingerprint import require_same
+
+if TYPE_CHECKING:
+    from gradstore.store.reader import Store
+
+
+def merge(store: Store, other: Store) -> Store:
+    """Take all samples of another store into this one; the other is not changed.
+
+    Args:
+        store: the store that grows.
+        other: a complete store of the same fingerprint and checkpoint weights, with other samples.
+
+    Returns:
+        The store as it is now.
+
+    Raises:
+        FingerprintError: if the two stores' rows are not of one kind.
+        StoreError: if a sample is in both.
+    """
+    require_same(
+        store.spec.identity,
+        other.spec.identity,
+        expected_name=store.location,
+        found_name=other.location,
+        sections=tuple(store.spec.identity.keys() | other.spec.identity.keys()),
+        mend="collect the other's samples with this store's configuration: gradstore append",
+    )
+    if (store.etas, store.numbers) != (other.etas, other.numbers):
+        raise FingerprintError(
+            f"{other.location} has checkpoint weights {other.etas}, {store.location} has "
+            f"{store.etas}. Collect both with the same --etas."
+        )
+    other.require_complete()
+    require_new(store, other.manifest)
+    made = []
+    for part in other.parts:
+        kept = np.setdiff1d(np.arange(len(part)), other.deletions.rows(part.spec.path))
+        if len(kept):
+            made.append(copy(store, part, kept))
+    return add_parts(store, made)

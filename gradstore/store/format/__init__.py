@@ -1,0 +1,1 @@
+"""What a store consists of: its format, without reading or writing it."""

@@ -1,0 +1,94 @@
+"""Which samples of a store were deleted: at once not shown to anyone, until vacuum removes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradstore.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from gradstore.store.format.spec import PartSpec
+
+
+@dataclass(frozen=True)
+class Deletions:
+    """Deleted samples.
+
+    Attributes:
+        by_part: numbers of samples within each part, rising, by the part's path.
+    """
+
+    by_part: Mapping[str, NDArray[np.int64]]
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self.by_part.values())
+
+    def rows(self, part: str) -> NDArray[np.int64]:
+        """Numbers of the deleted samples of a part."""
+        return self.by_part.get(part, np.empty(0, np.int64))
+
+    def with_more(self, more: Mapping[str, NDArray[np.int64]]) -> Deletions:
+        """These and others."""
+        paths = self.by_part.keys() | more.keys()
+        return Deletions(
+            {path: np.union1d(self.rows(path), Deletions(more).rows(path)) for path in paths}
+        )
+
+    def content(self, revision: int) -> bytes:
+        """A Parquet table of columns `part` and `row`. It names no sample.
+
+        Args:
+            revision: of the store that is changed. No two changes write the same table, so that
+                vacuum can remove what one left behind while another is under way.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pairs = sorted(self.by_part.items())
+        names = [path for path, rows in pairs for _ in range(len(rows))]
+        numbers = np.concatenate([rows for _, rows in pairs])
+        out = BytesIO()
+        table = pa.table(
+            {"part": pa.array(names, pa.string()), "row": pa.array(numbers, pa.int64())}
+        )
+        pq.write_table(table.replace_schema_metadata({"revision": str(revision)}), out)
+        return out.getvalue()
+
+    @classmethod
+    def parse(cls, content: bytes, *, where: str, parts: Sequence[PartSpec]) -> Deletions:
+        """Read a table again.
+
+        Raises:
+            StoreError: if it is not such a table, or names rows that no part has.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        samples = {part.path: part.layout.samples for part in parts}
+        try:
+            file = pq.ParquetFile(BytesIO(content))
+            if file.metadata.num_rows > sum(samples.values()):
+                raise ValueError("it has more rows than there are samples")
+            table = file.read(columns=["part", "row"])
+            names = table["part"].to_numpy(zero_copy_only=False).astype(str)
+            rows = table["row"].to_numpy().astype(np.int64)
+            found = {}
+            for path in np.unique(names).tolist():
+                own = np.unique(rows[names == path])
+                if own[0] < 0 or own[-1] >= samples[path]:
+                    raise ValueError(f"part {path!r} has no row {own[-1]}")
+                found[path] = own
+        except (pa.ArrowException, OSError, LookupError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"{where} cannot be read as a table of deleted rows: {error}. Restore it from a "
+                "copy of the store."
+            ) from error
+        return cls(found)

@@ -1,0 +1,1 @@
+"""Places where bytes lie: a local folder, or a URL."""

@@ -1,0 +1,240 @@
+"""Objects in a local folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from contextlib import suppress
+from io import FileIO
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Final
+from uuid import uuid4
+
+import numpy as np
+
+from gradstore.store import locks
+from gradstore.store.objects.protocol import ChangedError
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+
+_FLUSHING = Lock()
+
+
+class LocalObjects:
+    """Files in a folder.
+
+    A rename is atomic to whoever looks, but the system writes to the disk in any order it likes:
+    after a power failure a seal could be there, and the data that it vouches for not. So content is
+    flushed before the rename, and `flush` does the same for the folders that hold the names.
+
+    Args:
+        root: the folder.
+    """
+
+    remote = False
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.location = str(root)
+        self._unflushed: set[Path] = set()
+
+    def _path(self, key: str) -> str:
+        """The path of an object, as text: a `Path` takes ten times as long to make."""
+        return f"{self.location}/{key}"
+
+    def read(self, key: str) -> bytes:
+        """See `Objects`."""
+        with _open(self.root / key) as file:
+            return file.readall()
+
+    def read_ranges(
+        self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """See `Objects`."""
+        # Not a memory map: where a file is cut short or its disk goes away, a map kills the
+        # process by a signal and a read raises.
+        with _open(self.root / key) as file:
+            size = os.fstat(file.fileno()).st_size
+            if any(start + length > size for start, length in ranges):
+                raise OSError(errno.EIO, f"it has only {size} bytes")
+            if out is None:
+                out = np.empty(sum(length for _, length in ranges), np.uint8)
+            view, place = memoryview(out.data), 0
+            for start, length in ranges:
+                _fill(file, view[place : place + length], start)
+                place += length
+            return out
+
+    def read_pieces(
+        self, key: str, start: int, length: int, out: NDArray[np.uint8]
+    ) -> Iterator[NDArray[np.uint8]]:
+        """See `Objects`."""
+        with _open(self._path(key)) as file:
+            for place in range(start, start + length, len(out)):
+                piece = out[: start + length - place]
+                _fill(file, memoryview(piece.data), place)
+                yield piece
+
+    def write(self, key: str, content: bytes | bytearray) -> None:
+        """See `Objects`."""
+        file = self.root / key
+        self._make(file.parent)
+        writing = file.with_name(f".{file.name}.{uuid4().hex}")
+        try:
+            _write(writing, content)
+            writing.replace(file)
+            self._changed(file.parent)
+        except BaseException:
+            writing.unlink(missing_ok=True)
+            raise
+
+    def _make(self, folder: Path) -> None:
+        if not folder.is_dir():
+            if folder == self.root or not (self.root / "zarr.json").exists():
+                # Else what is written after a mount is lost would go to the disk below it.
+                raise FileNotFoundError(errno.ENOENT, "the store's folder is gone", str(self.root))
+            self._make(folder.parent)
+            folder.mkdir(exist_ok=True)
+            self._changed(folder.parent)
+
+    def _changed(self, folder: Path) -> None:
+        with _FLUSHING:
+            self._unflushed.add(folder)
+
+    def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
+        """See `Objects`. Built beside and renamed, so that half of it is never seen."""
+        folder = self.root / prefix
+        building = folder.with_name(f".{folder.name}.building-{uuid4().hex}")
+        try:
+            for key, content in contents.items():
+                (building / key).parent.mkdir(parents=True, exist_ok=True)
+                _write(building / key, content)
+            for inner, _, _ in os.walk(building):
+                _sync(Path(inner))
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            building.rename(folder)
+            _sync(folder.parent)
+        except OSError as error:
+            if folder.exists():
+                raise FileExistsError(f"{folder} exists") from error
+            raise
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+
+    def replace(self, key: str, content: bytes, *, seen: bytes) -> None:
+        """See `Objects`."""
+        file = self.root / key
+        lock = file.with_name(locks.name_of(file.name))
+        file.stat()  # a lock makes the folders that it needs, also where a mount is lost
+        with locks.locked(lock, wait=True):
+            if self.read(key) != seen:
+                raise ChangedError(f"{self.location}/{key} was changed by another process")
+            self.write(key, content)
+            self.flush([key])
+            # Whoever waits for it finds that the object is not what they have seen.
+            locks.discard(lock)
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """See `Objects`."""
+        wanted = {folder for key in keys for folder in (self.root / key).parents}
+        with _FLUSHING:  # what another thread is about to flush is not flushed yet
+            folders = wanted & self._unflushed
+            self._unflushed -= folders  # before: what is written from now on is not covered
+            try:
+                for folder in folders:
+                    _sync(folder)
+            except BaseException:
+                self._unflushed |= folders
+                raise
+
+    def remove(self, key: str) -> None:
+        """See `Objects`."""
+        (self.root / key).unlink(missing_ok=True)
+
+    def remove_all(self, prefix: str) -> None:
+        """See `Objects`."""
+        if (self.root / prefix).is_dir():
+            shutil.rmtree(self.root / prefix)
+
+    def names(self, prefix: str) -> set[str]:
+        """See `Objects`."""
+        try:
+            with os.scandir(self.root / prefix) as entries:
+                return {
+                    entry.name
+                    for entry in entries
+                    if not entry.is_dir() and not locks.is_lock(entry.name)
+                }
+        except FileNotFoundError:
+            if not self.root.is_dir():  # not an empty store, but none: a lost mount, say
+                raise
+            return set()
+
+    def size(self, key: str) -> int:
+        """See `Objects`."""
+        return os.stat(self._path(key)).st_size  # noqa: PTH116, of every block that is read
+
+    def version(self, key: str) -> Hashable:
+        """See `Objects`."""
+        now = os.stat(self._path(key))  # noqa: PTH116
+        return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
+
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """See `Objects`."""
+        for folder, _, files in os.walk(self.root / prefix):
+            for name in files:
+                if locks.is_lock(name):
+                    continue
+                file = Path(folder, name)
+                with suppress(FileNotFoundError):  # renamed or removed meanwhile
+                    yield file.relative_to(self.root).as_posix(), file.lstat().st_size
+
+
+def _write(file: Path, content: bytes | bytearray) -> None:
+    with file.open("xb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+# Windows has no such pipes, and no folder that can be opened; and it opens files as text.
+_READING: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+_FOLDER: Final[int | None] = getattr(os, "O_DIRECTORY", None)
+
+
+def _open(file: str | Path) -> FileIO:
+    """Open a regular file to read. Anything else, such as a pipe, might keep a reader waiting."""
+    opened = os.open(file, _READING)
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(file))
+    return FileIO(opened)
+
+
+def _fill(file: FileIO, view: memoryview, start: int) -> None:
+    """Read bytes of a file from `start` on until a view is full."""
+    file.seek(start)
+    while len(view):
+        count = file.readinto(view)
+        if not count:
+            raise OSError(errno.EIO, "it ends before what was to be read")
+        view = view[count:]
+
+
+def _sync(folder: Path) -> None:
+    """Wait until the names in a folder outlast a loss of power, where a system can be asked to."""
+    if _FOLDER is None:
+        return
+    opened = os.open(folder, os.O_RDONLY | _FOLDER)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

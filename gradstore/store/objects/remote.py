@@ -1,0 +1,203 @@
+"""Objects under a URL, through obstore: S3, Google Cloud Storage, Azure, HTTP.
+
+Credentials, region and endpoint come from the environment, as of the provider's own tools
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …). An object store writes an object whole or not at all
+and keeps it once it has answered, so nothing has to be flushed.
+"""
+
+from __future__ import annotations
+
+import errno
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradstore.errors import DependencyError, StoreError
+from gradstore.store.objects.protocol import ChangedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+
+class RemoteObjects:
+    """Objects below a URL.
+
+    Args:
+        url: `s3://bucket/prefix` and the like.
+
+    Raises:
+        StoreError: if obstore does not know such URLs.
+        DependencyError: if obstore is not installed.
+    """
+
+    remote = True
+
+    def __init__(self, url: str) -> None:
+        try:
+            import obstore
+            import obstore.store
+        except ImportError as error:
+            raise DependencyError(
+                f"{url} is a URL, and obstore, which reads it, is not installed. "
+                "Run: pip install 'gradstore[remote]'"
+            ) from error
+        self._obstore: Any = obstore
+        self.location = url.rstrip("/")
+        options = {"allow_http": True} if "http://" in _endpoint(url) else {}
+        try:
+            self._store = self._obstore.store.from_url(self.location, client_options=options)
+        except (obstore.exceptions.BaseError, ValueError) as error:
+            raise StoreError(
+                f"{url} cannot be used: {_first_line(error)}. Give a path, or a URL as "
+                "s3://BUCKET/NAME.gradstore, gs://… or az://…"
+            ) from error
+
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        exceptions = self._obstore.exceptions
+        try:
+            yield
+        except (FileNotFoundError, exceptions.NotFoundError) as error:
+            raise FileNotFoundError(2, "there is no such object", key) from error
+        except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
+            raise FileExistsError(17, "it exists, or was changed", key) from error
+        except exceptions.BaseError as error:
+            raise OSError(5, _first_line(error), key) from error
+
+    def read(self, key: str) -> bytes:
+        """See `Objects`."""
+        with self._errors(key):
+            return bytes(self._obstore.get(self._store, key).bytes())
+
+    def read_ranges(
+        self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
+    ) -> NDArray[np.uint8]:
+        """See `Objects`."""
+        starts, lengths = [start for start, _ in ranges], [length for _, length in ranges]
+        with self._errors(key):
+            # Neighbours come in one request, and several requests at once.
+            parts = self._obstore.get_ranges(self._store, key, starts=starts, lengths=lengths)
+        whole = np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
+        if len(whole) != sum(lengths):
+            raise OSError(errno.EIO, "it ends early", key)
+        if out is None:
+            return whole
+        out[:] = whole
+        return out
+
+    def read_pieces(
+        self,
+        key: str,
+        start: int,
+        length: int,
+        out: NDArray[np.uint8],  # noqa: ARG002
+    ) -> Iterator[NDArray[np.uint8]]:
+        """See `Objects`."""
+        yield self.read_ranges(key, [(start, length)])
+
+    def write(self, key: str, content: bytes | bytearray) -> None:
+        """See `Objects`."""
+        with self._errors(key):
+            self._obstore.put(self._store, key, content)
+
+    def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
+        """See `Objects`. What stands there without `zarr.json` was begun, and perhaps cut off.
+
+        It is gone on with if it is the same; nothing is ever written over.
+        """
+        under = f"{prefix}/" if prefix else ""
+        last = f"{under}zarr.json"
+        with self._errors(last):
+            if self._exists(last):
+                raise FileExistsError(17, "it exists", last)
+            for key, content in contents.items():
+                if key != "zarr.json":
+                    self._put_new(under + key, content)
+            self._obstore.put(self._store, last, contents["zarr.json"], mode="create")
+
+    def _put_new(self, key: str, content: bytes) -> None:
+        try:
+            self._obstore.put(self._store, key, content, mode="create")
+        except self._obstore.exceptions.AlreadyExistsError as error:
+            if self.read(key) != content:
+                raise OSError(
+                    errno.EIO,
+                    f"{key} is there already and says something else: another process makes it, or "
+                    "one that was cut off began it. If so, remove what is there",
+                ) from error
+
+    def size(self, key: str) -> int:
+        """See `Objects`."""
+        with self._errors(key):
+            return int(self._obstore.head(self._store, key)["size"])
+
+    def version(self, key: str) -> None:
+        """See `Objects`. Asking would take as long as reading."""
+
+    def _exists(self, key: str) -> bool:
+        try:
+            self.size(key)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def replace(self, key: str, content: bytes, *, seen: bytes) -> None:
+        """See `Objects`."""
+        with self._errors(key):
+            found = self._obstore.get(self._store, key)
+            version = found.meta["e_tag"]
+            if bytes(found.bytes()) != seen:
+                raise ChangedError(f"{self.location}/{key} was changed by another process")
+        try:
+            with self._errors(key):
+                self._obstore.put(self._store, key, content, mode={"e_tag": version})
+        except FileExistsError as error:
+            if self.read(key) == content:  # it was written, and the reply to that was lost
+                return
+            raise ChangedError(f"{self.location}/{key} was changed by another process") from error
+
+    def flush(self, keys: Iterable[str]) -> None:
+        """Nothing to do: what has been answered is kept."""
+
+    def remove(self, key: str) -> None:
+        """See `Objects`."""
+        try:
+            with self._errors(key):
+                self._obstore.delete(self._store, key)
+        except FileNotFoundError:
+            pass
+
+    def remove_all(self, prefix: str) -> None:
+        """See `Objects`."""
+        keys = [key for key, _ in self.sizes(prefix)]
+        if keys:
+            with self._errors(prefix):
+                self._obstore.delete(self._store, keys)
+
+    def names(self, prefix: str) -> set[str]:
+        """See `Objects`."""
+        with self._errors(prefix):
+            listed = self._obstore.list_with_delimiter(self._store, prefix)
+        return {item["path"].rsplit("/", 1)[-1] for item in listed["objects"]}
+
+    def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """See `Objects`."""
+        with self._errors(prefix):
+            for batch in self._obstore.list(self._store, prefix or None):
+                for item in batch:
+                    yield item["path"], item["size"]
+
+
+def _endpoint(url: str) -> str:
+    """Where requests go, if the environment says so."""
+    import os
+
+    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
+    return next((os.environ[name] for name in names if name in os.environ), url)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,112 @@
+"""Opening a store: its root object, read and checked before anything else is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from gradstore.errors import NotAStoreError, StoreError
+from gradstore.store.format.root import ROOT
+from gradstore.store.format.spec import FORMAT_VERSION, StoreSpec
+from gradstore.store.objects.location import objects_at
+from gradstore.store.part import MANIFEST
+from gradstore.store.reader import Store
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Sequence
+
+    from gradstore.store.format.spec import PartSpec
+    from gradstore.store.objects.protocol import Objects
+
+
+_MOST_ROOT_BYTES = 64 * 2**20
+
+
+_BELIEVED_SAMPLES = 1 << 20
+
+
+def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: bool = False) -> Store:
+    """Open a store.
+
+    Args:
+        location: its folder or URL.
+        skip_unsealed: leave out samples whose shards are not all sealed yet, and log how many,
+            where reading them would raise.
+
+    Raises:
+        NotAStoreError: if there is no store.
+        StoreError: if it is of a format that this version cannot read, or its attributes are wrong.
+    """
+    objects = objects_at(location)
+    where = objects.location
+    try:
+        root = objects.read(ROOT)
+        if len(root) > _MOST_ROOT_BYTES:
+            raise ValueError("too large")
+        attributes: Any = json.loads(root)["attributes"]["gradstore"]
+        version = attributes["format_version"]
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, OSError) and not isinstance(
+            error, FileNotFoundError | NotADirectoryError
+        ):
+            raise StoreError(
+                f"{where} cannot be read: {error.strerror or error}. Check that the disk or the "
+                "network is there, and the right to read it."
+            ) from error
+        raise NotAStoreError(
+            f"{where} is not a gradient store: it has no zarr.json with a 'gradstore' "
+            "attribute. Give the folder that `gradstore collect` wrote (NAME.gradstore)."
+        ) from error
+    if version != FORMAT_VERSION:
+        raise StoreError(
+            f"{where} has store format {repr(version)[:20]}; this gradstore reads format "
+            f"{FORMAT_VERSION}. Install a gradstore that reads it (pip install -U gradstore)."
+        )
+    try:
+        spec = StoreSpec.model_validate(attributes)
+        _require_plausible(objects, spec.parts)
+        return Store(objects, spec, root, skip_unsealed=skip_unsealed)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what, found = ".".join(map(str, first["loc"])) or "gradstore", first["msg"]
+    except (StoreError, RecursionError, ValueError) as error:
+        what, found = "gradstore", str(error)
+    raise StoreError(
+        f"{where}/zarr.json: attribute {what} is wrong: {found}. Restore zarr.json from a copy of "
+        "the store."
+    )
+
+
+def _require_plausible(objects: Objects, parts: Sequence[PartSpec]) -> None:
+    """Raise `StoreError` if parts claim more samples than their manifests can list.
+
+    What a file claims is believed up to a million in all; beyond, memory depends on it.
+    """
+    believed = 0
+    for part in sorted(parts, key=lambda part: part.layout.samples):
+        believed += part.layout.samples
+        if believed <= _BELIEVED_SAMPLES:
+            continue
+        key = f"{part.path}/{MANIFEST}".lstrip("/")
+        try:
+            size = objects.size(key)
+        except OSError as error:
+            raise StoreError(f"{key} cannot be read: {error.strerror}") from error
+        if size < part.layout.samples:
+            raise StoreError(
+                f"{part.layout.samples} samples are not listed in {size} bytes of {key}"
+            )
+
+
+def looks_like_store(location: str | os.PathLike[str] | Objects) -> bool:
+    """Whether a store stands somewhere, whatever its format or state."""
+    try:
+        open_store(location)
+    except NotAStoreError:
+        return False
+    except StoreError:
+        return True
+    return True

@@ -1,0 +1,408 @@
+"""Reading a store: its samples, checkpoints and rows.
+
+Nothing is read that the store's root does not name, and no row is returned that is not sealed.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradstore.errors import StoreError, UnsealedError
+from gradstore.store.format.deletions import Deletions
+from gradstore.store.format.fingerprint import row_fingerprint
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.root import ROOT
+from gradstore.store.format.rows import Rows, restored_direction
+from gradstore.store.objects.local import LocalObjects
+from gradstore.store.objects.protocol import ChangedError, Objects, digest
+from gradstore.store.part import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore.store.format.spec import StoreSpec
+    from gradstore.store.part import Arrays
+
+
+_log = logging.getLogger("gradstore")
+
+
+class Store:
+    """A gradient store: rows `[checkpoint, sample, slot]` of one sample set.
+
+    Open one with `gradstore.open_store`. Samples are numbered 0 … `samples` − 1, in the order in
+    which they were collected and appended, without those that were deleted. The object shows the
+    store as it was when it was opened; `is_current` tells whether it still is so. A store may be
+    read while it is being collected: what is sealed can be read, the rest raises.
+
+    Attributes:
+        objects: where its bytes lie.
+        location: path or URL, as people write it.
+        spec: its attributes.
+        parts: its parts, in order.
+        samples: number of samples.
+        slots: rows per sample and checkpoint.
+        dim: length of a direction.
+        dtype: dtype of the directions as stored: float16, float32 or int8.
+    """
+
+    def __init__(
+        self, objects: Objects, spec: StoreSpec, root: bytes, *, skip_unsealed: bool = False
+    ) -> None:
+        self.objects = objects
+        self.location = objects.location
+        self.spec = spec
+        self.root = root
+        layout = spec.parts[0].layout
+        self.slots, self.dim, self.dtype = layout.slots, layout.dim, layout.dtype
+        fingerprints = {
+            checkpoint.number: row_fingerprint(spec.identity, place)
+            for place, checkpoint in enumerate(spec.checkpoints)
+        }
+        self.parts = [Part(objects, part, fingerprints) for part in spec.parts]
+        self._starts = np.cumsum([0, *(len(part) for part in self.parts)])
+        self.skip_unsealed = skip_unsealed
+
+    def __repr__(self) -> str:
+        return (
+            f"Store({self.location!r}, checkpoints={self.checkpoints}, "
+            f"samples={self.samples}, slots={self.slots}, dim={self.dim})"
+        )
+
+    @property
+    def name(self) -> str:
+        """The last part of its location, without `.gradstore`."""
+        return self.location.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gradstore")
+
+    @property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises:
+            StoreError: if it has none, because it lies under a URL.
+        """
+        if not isinstance(self.objects, LocalObjects):
+            raise StoreError(f"{self.location} is not a local folder. Name one to write to.")
+        return self.objects.root
+
+    @property
+    def checkpoints(self) -> int:
+        """Number of checkpoints."""
+        return len(self.spec.checkpoints)
+
+    @property
+    def numbers(self) -> list[int]:
+        """The checkpoints' numbers, which name their arrays."""
+        return [checkpoint.number for checkpoint in self.spec.checkpoints]
+
+    @property
+    def etas(self) -> list[float]:
+        """Checkpoint weights η_k."""
+        return [checkpoint.eta for checkpoint in self.spec.checkpoints]
+
+    @cached_property
+    def deletions(self) -> Deletions:
+        """Which samples were deleted and are not vacuumed yet."""
+        if self.spec.deleted is None:
+            return Deletions({})
+        where = f"{self.location}/{self.spec.deleted}"
+        try:
+            content = self.objects.read(self.spec.deleted)
+        except OSError as error:
+            if not self.is_current():
+                raise ChangedError(
+                    f"{self.location} was changed since it was opened. Open it again."
+                ) from error
+            raise StoreError(
+                f"{where}, which tells what was deleted, cannot be read: {error.strerror}. "
+                "Restore it from a copy of the store."
+            ) from error
+        if self.spec.deleted != f"deleted/{digest(content)}.parquet":
+            raise StoreError(
+                f"{where}, which tells what was deleted, is not what was written. Restore it from "
+                "a copy of the store."
+            )
+        return Deletions.parse(content, where=where, parts=self.spec.parts)
+
+    @cached_property
+    def _kept(self) -> NDArray[np.int64] | None:
+        """Where the samples stand among all of all parts; None if none is left out."""
+        kept = np.ones(self._starts[-1], bool)
+        for part, start in zip(self.parts, self._starts, strict=False):
+            kept[start + self.deletions.rows(part.spec.path)] = False
+        if self.skip_unsealed:
+            left = int(kept.sum())
+            for part, start in zip(self.parts, self._starts, strict=False):
+                for shard in {s for number in self.numbers for s in part.missing(number)}:
+                    low, high = part.layout.span(shard)
+                    kept[start + low : start + high] = False
+            if kept.sum() < left:
+                _log.warning(
+                    "%s: %s of %s samples are skipped, for their shards are not sealed yet",
+                    self.location,
+                    f"{left - kept.sum():,}",
+                    f"{left:,}",
+                )
+        if not kept.any():
+            raise UnsealedError(
+                f"{self.location} has no sample to read. Run the `gradstore collect` that makes it."
+            )
+        return None if kept.all() else np.flatnonzero(kept)
+
+    @property
+    def samples(self) -> int:
+        """Number of samples."""
+        return int(self._starts[-1]) if self._kept is None else len(self._kept)
+
+    def _pieces(self, start: int, stop: int) -> list[tuple[Part, NDArray[np.int64]]]:
+        """The parts that hold samples `start` to `stop`, and the samples' numbers in each."""
+        if not 0 <= start < stop <= self.samples:
+            raise StoreError(
+                f"{self.location} holds samples 0:{self.samples}; {start}:{stop} were asked for"
+            )
+        kept = self._kept
+        return self._by_part(np.arange(start, stop) if kept is None else kept[start:stop])
+
+    def _by_part(self, places: NDArray[np.int64]) -> list[tuple[Part, NDArray[np.int64]]]:
+        """Rising places among all samples of all parts, as numbers within each part."""
+        cuts = np.searchsorted(places, self._starts)
+        return [
+            (part, places[low:high] - first)
+            for part, first, (low, high) in zip(
+                self.parts, self._starts, pairwise(cuts), strict=False
+            )
+            if low < high
+        ]
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The samples, in order."""
+        pieces = self._pieces(0, self.samples)
+        if len(pieces) == 1 and len(pieces[0][1]) == len(pieces[0][0]):
+            return pieces[0][0].manifest
+        return Manifest.joined([part.manifest.chosen(rows) for part, rows in pieces])
+
+    def number(self, checkpoint: int) -> int:
+        """The number of the checkpoint at a place, which names its arrays."""
+        if not 0 <= checkpoint < self.checkpoints:
+            raise StoreError(
+                f"{self.location} has checkpoints 0 … {self.checkpoints - 1}, no {checkpoint}"
+            )
+        return self.spec.checkpoints[checkpoint].number
+
+    def missing(self) -> list[tuple[int, int, int]]:
+        """Every (place of the checkpoint, place of the part, shard) that is not sealed yet."""
+        return [
+            (checkpoint, place, shard)
+            for checkpoint, number in enumerate(self.numbers)
+            for place, part in enumerate(self.parts)
+            for shard in part.missing(number)
+        ]
+
+    def require_complete(self) -> None:
+        """Raise `UnsealedError` unless every shard of every checkpoint is sealed.
+
+        A store that was opened with `skip_unsealed` is complete by what it leaves out.
+        """
+        if self.skip_unsealed:
+            return
+        for number in self.numbers:
+            for part in self.parts:
+                lacking = part.missing(number)
+                if lacking:
+                    raise part.unsealed(number, lacking)
+
+    def rows(self, checkpoint: int, start: int = 0, stop: int | None = None) -> Rows:
+        """Rows of samples `start` to `stop` (one past the last) at a checkpoint.
+
+        Raises:
+            UnsealedError: if a shard that holds one of them is not sealed.
+            StoreError: if data is damaged or missing.
+        """
+        number = self.number(checkpoint)
+        found = []
+        for part, rows in self._pieces(start, self.samples if stop is None else stop):
+            first, last = int(rows[0]), int(rows[-1]) + 1
+            whole = last - first == len(rows)
+            found.append(part.read(number, first, last) if whole else part.take(number, rows))
+        return Rows.restored(_joined(found))
+
+    def take(self, checkpoint: int, samples: Sequence[int] | NDArray[np.int64]) -> Rows:
+        """Rows of some samples at a checkpoint, in the order asked for.
+
+        Reads no more than the chunks that hold them, of each shard at once. Rising numbers are
+        fastest: any other order costs one more copy of all directions.
+
+        Args:
+            checkpoint: place of the checkpoint.
+            samples: numbers of samples, in any order, also twice.
+
+        Raises:
+            UnsealedError: if a shard that holds one of them is not sealed.
+            StoreError: if data is damaged or missing.
+        """
+        return Rows.restored(self._taken(checkpoint, samples, None))
+
+    def directions(
+        self,
+        checkpoint: int,
+        samples: Sequence[int] | NDArray[np.int64],
+    ) -> NDArray[Any]:
+        """Directions alone of some samples at a checkpoint, `[samples, slots, dim]`.
+
+        Of a few samples of many shards that is a quarter of the objects that `take` reads. See
+        there for what is raised.
+
+        Args:
+            checkpoint: place of the checkpoint.
+            samples: numbers of samples, in any order, also twice.
+        """
+        columns = ("scale",) if self.dtype == "int8" else ()
+        arrays = self._taken(checkpoint, samples, columns)
+        return restored_direction(arrays["direction"], arrays.get("scale"))
+
+    def tiles(
+        self, checkpoint: int, samples: NDArray[np.int64], scratch: NDArray[np.uint8]
+    ) -> Iterator[NDArray[Any]]:
+        """`directions` of some samples, some at a time, in order.
+
+        As many come at once as `scratch` holds: what was just read is still in the processor's
+        cache when it is worked on. Of an object store, neighbours in one shard come at once.
+
+        Args:
+            checkpoint: place of the checkpoint.
+            samples: numbers of samples, rising.
+            scratch: memory from `scratch` to read into.
+
+        Yields:
+            `[samples, slots, dim]`, until the next is asked for.
+        """
+        number, places = self.number(checkpoint), self._places(samples)
+        owners = np.searchsorted(self._starts, places, side="right") - 1
+        sizes = np.array([part.layout.shard_samples for part in self.parts])
+        local = places - self._starts[owners]
+        shards = local // sizes[owners]
+        ends = np.flatnonzero((np.diff(owners) != 0) | (np.diff(shards) != 0)) + 1
+        for low, high in pairwise([0, *ends.tolist(), len(places)]):
+            part, first, last = self.parts[owners[low]], int(local[low]), int(local[high - 1])
+            # int8 has scales of its own, in another object.
+            if self.dtype != "int8" and last - first == high - low - 1:
+                whole = len(scratch) // part.codec.stride * part.codec.stride
+                yield from part.tiles(number, first, last + 1, scratch[:whole])
+                continue
+            step = max(1, len(scratch) // part.codec.sample_bytes)
+            for start in range(low, high, step):
+                yield self.directions(checkpoint, samples[start : min(start + step, high)])
+
+    def scratch(self, nbytes: int) -> NDArray[np.uint8]:
+        """Memory of about so many bytes for `tiles`; of one chunk at least."""
+        return np.empty(max(nbytes, *(part.codec.stride for part in self.parts)), np.uint8)
+
+    def _taken(
+        self,
+        checkpoint: int,
+        samples: Sequence[int] | NDArray[np.int64],
+        columns: Sequence[str] | None,
+    ) -> Arrays:
+        number, places = self.number(checkpoint), self._places(np.asarray(samples))
+        if len(self.parts) == 1:
+            return self.parts[0].take(number, places, columns)
+        owner = np.searchsorted(self._starts, places, side="right") - 1
+        if owner.min() == owner.max():
+            only = int(owner[0])
+            return self.parts[only].take(number, places - self._starts[only], columns)
+        order = np.argsort(owner, kind="stable")
+        found = [
+            self.parts[place].take(number, (places - self._starts[place])[owner == place], columns)
+            for place in np.unique(owner).tolist()
+        ]
+        back = np.argsort(order)
+        return {name: array[back] for name, array in _joined(found).items()}
+
+    def _places(self, samples: NDArray[np.int64]) -> NDArray[np.int64]:
+        if samples.size and samples.dtype.kind not in "iu":
+            raise StoreError(f"samples are given by number, not as {samples.dtype}")
+        if samples.size == 0 or samples.min() < 0 or samples.max() >= self.samples:
+            raise StoreError(
+                f"{self.location} holds samples 0 … {self.samples - 1}; others were asked for"
+            )
+        samples = samples.astype(np.int64, copy=False)
+        return samples if self._kept is None else self._kept[samples]
+
+    def column(
+        self, name: str, checkpoint: int, samples: NDArray[np.int64] | None = None
+    ) -> NDArray[Any]:
+        """`norm`, `loss` or `timestep` at a checkpoint, `[samples, slots]`.
+
+        Reads no direction, so it is cheap for any store. See `columns` for the arguments and what
+        is raised.
+        """
+        return self.columns((name,), checkpoint, samples)[name]
+
+    def columns(
+        self, names: Sequence[str], checkpoint: int, samples: NDArray[np.int64] | None = None
+    ) -> Arrays:
+        """Several of `norm`, `loss` and `timestep` at a checkpoint, `[samples, slots]`, by name.
+
+        The seals are listed once for all of them.
+
+        Args:
+            names: which.
+            checkpoint: place of the checkpoint.
+            samples: numbers of samples, rising; by default all.
+
+        Raises:
+            UnsealedError: if a shard is not sealed.
+            StoreError: if data is damaged or missing.
+        """
+        number = self.number(checkpoint)
+        pieces = (
+            self._pieces(0, self.samples)
+            if samples is None
+            else self._by_part(self._places(samples))
+        )
+        return _joined([part.read_columns(number, names, rows) for part, rows in pieces])
+
+    def blocks(self) -> Iterator[tuple[int, int]]:
+        """Ranges of samples that cover all of them, each within one shard."""
+        kept = np.arange(self._starts[-1]) if self._kept is None else self._kept
+        edges = [
+            start + edge
+            for part, start in zip(self.parts, self._starts, strict=False)
+            for edge in range(0, len(part), part.layout.shard_samples)
+        ]
+        cuts = np.searchsorted(kept, [*edges, self._starts[-1]])
+        for low, high in pairwise(cuts.tolist()):
+            if low < high:
+                yield low, high
+
+    def iter_rows(self, checkpoint: int) -> Iterator[tuple[int, Rows]]:
+        """All rows of a checkpoint, a shard at a time, as (first sample, rows)."""
+        for start, stop in self.blocks():
+            yield start, self.rows(checkpoint, start, stop)
+
+    def is_current(self) -> bool:
+        """Whether nothing was appended, deleted or dropped since the store was opened."""
+        try:
+            return self.objects.read(ROOT) == self.root
+        except OSError:
+            return False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, all overhead included."""
+        return sum(size for _, size in self.objects.sizes())
+
+
+def _joined(found: list[Arrays]) -> Arrays:
+    if len(found) == 1:
+        return found[0]
+    return {name: np.concatenate([arrays[name] for arrays in found]) for name in found[0]}

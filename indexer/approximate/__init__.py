@@ -1,0 +1,1 @@
+"""Search indexes: candidates from codes in memory, scores from the store."""

@@ -1,0 +1,228 @@
+"""Building an index, and bringing one up to date.
+
+An index is a folder `NAME.MEASURE.index` with `vectors.faiss`, `index.json`, which says what it
+was built from and what it was measured to find, and `samples.parquet`, whose vectors they are. It
+is refused for any other store, and for the same store after samples were added or deleted; then it
+can be brought up to date.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gradstore.errors import (
+    StoreError,
+)
+from gradstore.progress import progress
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.objects.location import objects_at
+from indexer.approximate.crossover import exact_from
+from indexer.approximate.factory import DEFAULT, estimated_bytes, recorded
+from indexer.approximate.first_stage import FirstStage
+from indexer.approximate.index import SearchIndex
+from indexer.approximate.opening import _read, open_index
+from indexer.approximate.recall import Recall
+from indexer.approximate.spec import (
+    SAMPLES_NAME,
+    SPEC_NAME,
+    VECTORS_NAME,
+    BuiltFrom,
+    IndexSpec,
+    built_from,
+    index_path,
+    indexed,
+)
+from indexer.artifact import differing, exchanged, file_hash
+from indexer.exact.engine import ExactEngine
+from indexer.feature import Features, RowWeights
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from gradstore.store.reader import Store
+    from indexer.feature import Tile
+    from indexer.measure import Measure
+
+
+# An index that grew no further than this is taken to find what it found before.
+_MEASURED_UP_TO: Final = 1.25
+
+
+def estimated_nbytes(
+    store: Store,
+    measure: Measure | str,
+    path: str | Path | None = None,
+    *,
+    etas: Sequence[float] | None = None,
+    matched: bool = False,
+    factory: str | None = None,
+) -> int:
+    """About how many bytes `build_index` with the same arguments takes, in memory and on the disk.
+
+    Raises:
+        ConfigError: if FAISS knows no such index.
+    """
+    if path is None:
+        path = index_path(store, measure, etas=etas, matched=matched)
+    width = store.dim * (store.slots if matched else 1)
+    return estimated_bytes(_factory(factory, Path(path)), width, store.samples)
+
+
+def build_index(
+    store: Store,
+    measure: Measure | str,
+    path: str | Path | None = None,
+    *,
+    etas: Sequence[float] | None = None,
+    matched: bool = False,
+    factory: str | None = None,
+    queries: Store | None = None,
+) -> SearchIndex:
+    """Build the index of a store under a measure, or open the one that stands there already.
+
+    One that was built before samples were added to the store or deleted from it is brought up to
+    date: vectors of what is gone are removed, and only what is new is read.
+
+    Args:
+        store: a complete store.
+        measure: a measure, or its name.
+        path: the index's folder; by default `index_path`.
+        etas: checkpoint weights η_k; by default the store's.
+        matched: match slots timestep by timestep.
+        factory: what FAISS keeps of each vector: one of `factory.NAMES`, or a string of FAISS's
+            `index_factory`; by default what the index that stands there has, else one bit
+            per dimension.
+        queries: a query store to measure the recall with; by default training samples.
+
+    Raises:
+        UnsealedError: if the store is not complete.
+        SearchIndexError: if another index stands at `path`; it is not changed.
+    """
+    measure = indexed(measure)
+    if path is None:
+        path = index_path(store, measure, etas=etas, matched=matched)
+    path = Path(path)
+    store.require_complete()
+    features = Features.of(store, measure, etas=etas, matched=matched)
+    factory = _factory(factory, path)
+    wanted = built_from(store, features, factory)
+    if path.exists():
+        stage, start, was = _outdated(path, wanted, store, features)
+        if stage is None:
+            return open_index(path, store, measure, etas=etas, matched=matched, factory=factory)
+    else:
+        stage, start, was = FirstStage.empty(factory, store, features), 0, None
+    measured = None if was is None else was.measured
+    recall = Recall(store, features, queries) if measured is None else None
+    # Read once for the pass, for what is measured after it, and for the questions to come.
+    weights = RowWeights(store, features) if recall is not None else None
+    _fill(stage, start, store, features, recall=recall, weights=weights)
+    known = None if was is None else was.exact_from
+    if recall is not None:
+        measured = recall.of(stage)
+        engine = ExactEngine(store, features, weights)
+        known = exact_from(engine, measured.candidates, recall.vector_seconds)
+    with exchanged("index", path) as building:
+        stage.write(building / VECTORS_NAME)
+        spec = IndexSpec(
+            **wanted.model_dump(),
+            count=store.samples,
+            measured=measured,
+            exact_from=known,
+            sha256=file_hash(building / VECTORS_NAME),
+        )
+        samples = Manifest(store.manifest.ids, store.manifest.digests)
+        (building / SAMPLES_NAME).write_bytes(samples.content())
+        (building / SPEC_NAME).write_text(spec.model_dump_json(indent=2) + "\n")
+    return SearchIndex(path, spec, store, features, stage, weights=weights)
+
+
+def _fill(
+    stage: FirstStage,
+    start: int,
+    store: Store,
+    features: Features,
+    *,
+    recall: Recall | None,
+    weights: RowWeights | None,
+) -> None:
+    """Add the samples from `start` on to a first stage, in one pass."""
+
+    def work(samples: NDArray[np.int64], tiles: Iterator[Tile]) -> list[NDArray[Any]]:
+        encoded = []
+
+        def passing() -> Iterator[Tile]:
+            for here, parts in tiles:
+                new = max(0, start - int(samples[here.start]))
+                if new < here.stop - here.start:
+                    left = {p: (one[new:], scale[new:]) for p, (one, scale) in parts.items()}
+                    encoded.append(stage.encoded(left))
+                yield here, parts
+
+        if recall is not None:
+            recall.add(samples, passing())
+        else:
+            deque(passing(), maxlen=0)
+        return encoded
+
+    measure = features.measure.name
+    with progress(store.samples - start, f"indexing {measure}", "samples") as bar:
+        first = 0 if recall is not None else start
+        for _, made in features.each(store, work, start=first, weights=weights):
+            for encoded in made:
+                stage.add(encoded)
+                bar.update(len(encoded))
+
+
+def _factory(given: str | None, path: Path) -> str:
+    """What is to be kept of each vector: what is given, what the index there has, or one bit."""
+    if given is not None:
+        return recorded(given)
+    try:
+        return IndexSpec.model_validate_json(objects_at(path).read(SPEC_NAME)).factory
+    except (OSError, ValueError, StoreError):
+        return DEFAULT
+
+
+def _outdated(
+    path: Path, wanted: BuiltFrom, store: Store, features: Features
+) -> tuple[FirstStage | None, int, IndexSpec | None]:
+    """An index of the store as it was, without the vectors of what is gone, and how many are left.
+
+    Samples keep their order whatever is done to a store, and new ones come last: so the vectors
+    that are left are those of the store's first samples.
+
+    Returns:
+        The first stage, how many vectors it holds, and its specification, whose measurements stay
+        true; None if so much was added since that it must be measured anew. No first stage if the
+        index is up to date or of something else, which `open_index` tells.
+    """
+    try:
+        files = objects_at(path)
+        found = IndexSpec.model_validate_json(files.read(SPEC_NAME))
+        if differing(found, wanted) != "samples":
+            return None, 0, None
+        was = Manifest.parse(
+            files.read(SAMPLES_NAME), where=str(path / SAMPLES_NAME), samples=found.count
+        )
+    except (OSError, ValueError, StoreError):
+        return None, 0, None
+    now = list(zip(store.manifest.ids, store.manifest.digests, strict=True))
+    kept, gone = 0, []
+    for row, sample in enumerate(zip(was.ids, was.digests, strict=True)):
+        if kept < len(now) and now[kept] == sample:
+            kept += 1
+        else:
+            gone.append(row)
+    stage = _read(path, found, store, features)
+    if gone and not stage.remove(np.array(gone, np.int64)):
+        return FirstStage.empty(wanted.factory, store, features), 0, None
+    if len(now) > _MEASURED_UP_TO * found.measured.samples:
+        return stage, kept, None
+    return stage, kept, found

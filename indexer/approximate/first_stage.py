@@ -1,0 +1,169 @@
+"""The first stage of a search: candidates, from what FAISS keeps of features in memory."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gradstore.errors import SearchIndexError
+from indexer.approximate.codes import code_bytes, encode
+from indexer.approximate.factory import TRAINED_ON, empty_vectors, faiss_module
+from indexer.product import as_float32
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore.store.reader import Store
+    from indexer.feature import Features, Part
+
+# Bits that each entry of a query is rounded to. With 4, FAISS takes half as long again, and as many
+# candidates hold what is to be found; with 1, twice as many are needed; at 0, FAISS's default, it
+# takes a thousand times as long (`benchmarks/notes/search.md`).
+QUERY_BITS: Final = 2
+
+
+class FirstStage:
+    """A FAISS index of features, summed over checkpoints.
+
+    Checkpoints are projected independently, so what their parts have to do with each other is
+    noise, and a vector as long as one checkpoint's finds as good candidates as one that holds all.
+
+    Args:
+        vectors: the FAISS index.
+        checkpoints: how many parts a feature has.
+        query_bits: bits that each entry of a query is rounded to, where vectors have one.
+
+    Attributes:
+        query_bits: as given.
+    """
+
+    def __init__(self, vectors: Any, checkpoints: int, query_bits: int = QUERY_BITS) -> None:
+        self._vectors = vectors
+        self._checkpoints = checkpoints
+        self.query_bits = query_bits
+        # RaBitQ of more than one bit per dimension makes its own codes.
+        signs = isinstance(vectors, faiss_module().IndexRaBitQ)
+        self._by_signs = signs and vectors.code_size == code_bytes(vectors.d)
+
+    @classmethod
+    def empty(cls, factory: str, store: Store, features: Features) -> FirstStage:
+        """One of no vectors, trained, if it must be, on samples drawn at random.
+
+        Raises:
+            ConfigError: if FAISS knows no such factory string.
+        """
+        dim = features.width(store)
+        vectors = empty_vectors(factory, dim, store.samples)
+        stage = cls(vectors, len(features.etas))
+        if stage._by_signs:
+            vectors.train(np.zeros((1, dim), np.float32))  # a centroid of zero: see `codes`
+        elif not vectors.is_trained:
+            chosen = np.random.default_rng(0).permutation(store.samples)[:TRAINED_ON]
+            vectors.train(stage._folded(features.take(store, np.sort(chosen))))
+        return stage
+
+    @classmethod
+    def read(cls, file: Path, features: Features, query_bits: int) -> FirstStage:
+        """One that was written."""
+        return cls(faiss_module().read_index(str(file)), len(features.etas), query_bits)
+
+    def write(self, file: Path) -> None:
+        """Write it to a file."""
+        faiss_module().write_index(self._vectors, str(file))
+
+    def __len__(self) -> int:
+        return int(self._vectors.ntotal)
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
+        return int(self._vectors.d)
+
+    def encoded(self, parts: Mapping[int, Part]) -> NDArray[Any]:
+        """What `add` takes of samples, of the parts of their features that are each checkpoint's.
+
+        Returns:
+            Codes where they are made here, uint8 `[samples, bytes]`; else vectors, float32
+            `[samples, dim]`.
+        """
+        (vectors, scale), *others = parts.values()
+        if others or (scale < 0).any() or not self._by_signs:
+            vectors = as_float32(vectors) * scale[:, None]
+            for more, factor in others:
+                vectors += as_float32(more) * factor[:, None]
+            scale = np.ones(len(vectors), np.float32)
+        return encode(vectors, scale) if self._by_signs else vectors
+
+    def add(self, encoded: NDArray[Any]) -> None:
+        """Add samples, as `encoded` gives them."""
+        if self._by_signs:
+            self._vectors.add_sa_codes(encoded)
+        else:
+            self._vectors.add(encoded)
+
+    def remove(self, rows: NDArray[np.int64]) -> bool:
+        """Remove samples; False if this kind of index cannot."""
+        try:
+            self._vectors.remove_ids(rows)
+        except RuntimeError:
+            return False
+        return True
+
+    def search(
+        self, queries: NDArray[np.float32], count: int, keep: NDArray[np.int64] | None = None
+    ) -> NDArray[np.int64]:
+        """Candidates of each query, `[queries, count]`, all of them among `keep`, if it is given.
+
+        Where an index finds fewer, as those do that look at a part of themselves, the rest is -1.
+
+        Raises:
+            SearchIndexError: if this kind of index cannot search among some samples only.
+        """
+        asked = np.ascontiguousarray(self._folded(queries))
+        parameters = self._parameters(count, keep)
+        try:
+            found: NDArray[np.int64] = self._vectors.search(asked, count, params=parameters)[1]
+        except RuntimeError as error:
+            if keep is None:
+                raise
+            raise SearchIndexError(
+                f"{type(self._vectors).__name__} of FAISS cannot search among some samples only: "
+                f"{str(error).splitlines()[-1]}. Search without the index, or build another."
+            ) from error
+        return found
+
+    def _parameters(self, count: int, keep: NDArray[np.int64] | None) -> Any:
+        """What a search is told beside its queries; each kind of index takes another kind of it."""
+        faiss, vectors = faiss_module(), self._vectors
+        given = {} if keep is None else {"sel": faiss.IDSelectorBatch(keep)}
+        if self._by_signs:
+            return faiss.RaBitQSearchParameters(qb=self.query_bits, centered=False, **given)
+        if isinstance(vectors, faiss.IndexIVFRaBitQ):
+            return faiss.IVFRaBitQSearchParameters(
+                qb=self.query_bits, centered=False, nprobe=vectors.nprobe, **given
+            )
+        if keep is None:
+            return None
+        if isinstance(vectors, faiss.IndexIVF):
+            return faiss.SearchParametersIVF(nprobe=vectors.nprobe, **given)
+        if isinstance(vectors, faiss.IndexHNSW):
+            reach = max(vectors.hnsw.efSearch, count)
+            return faiss.SearchParametersHNSW(efSearch=reach, **given)
+        return faiss.SearchParameters(**given)
+
+    def _folded(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        if self._checkpoints == 1:
+            return features
+        parts = features.reshape(len(features), self._checkpoints, -1)
+        return np.asarray(parts.sum(axis=1))
+
+
+def faiss_description() -> str:
+    """Version, CPU instructions and number of GPUs of the FAISS build at hand."""
+    faiss = faiss_module()
+    gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
+    return f"{faiss.get_compile_options().strip()}, {gpus} GPUs"

@@ -1,0 +1,160 @@
+"""A search index: the first stage of a search, in memory, whose candidates the store decides.
+
+What is indexed is the sum of a sample's features over checkpoints. Checkpoints are projected
+independently, so products between parts of different checkpoints are noise, and a vector as long
+as one checkpoint's finds as good candidates as one that holds all of them, in a fraction of the
+bytes. Candidates are scored again, exactly, from the store.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradstore.errors import (
+    QueryError,
+    SearchIndexError,
+)
+from indexer.approximate.spec import VECTORS_NAME, IndexSpec, update
+from indexer.exact.engine import ExactEngine
+from indexer.exact.ranking import Ranking, best, require_k
+from indexer.exact.rescoring import rescored
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from gradstore.store.reader import Store
+    from indexer.approximate.first_stage import FirstStage
+    from indexer.feature import Features, RowWeights
+    from indexer.measure import Measure
+
+
+class SearchIndex:
+    """An index in memory, ready to search.
+
+    Attributes:
+        path: its folder.
+        spec: what it was built from.
+        store: the store that it was built from.
+        features: how rows become the features that are searched.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        spec: IndexSpec,
+        store: Store,
+        features: Features,
+        stage: FirstStage,
+        *,
+        weights: RowWeights | None = None,
+    ) -> None:
+        self.path = path
+        self.spec = spec
+        self.store = store
+        self.features = features
+        self._stage = stage
+        self._exact = ExactEngine(store, features, weights)
+
+    def __repr__(self) -> str:
+        return (
+            f"SearchIndex({str(self.path)!r}, measure={self.measure.name!r}, "
+            f"samples={self.spec.count}, dim={self.spec.dim})"
+        )
+
+    @property
+    def measure(self) -> Measure:
+        """The measure that it was built for, as it was fitted to the store."""
+        return self.features.measure
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes on disk, which are about those in memory."""
+        return (self.path / VECTORS_NAME).stat().st_size
+
+    def search(
+        self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
+    ) -> tuple[Ranking, Ranking]:
+        """The `k` training samples of highest and of lowest influence on each query.
+
+        By `approximate`, or, for so many queries at once that it is faster, by the exact engine.
+
+        Args:
+            queries: features, float32 `[queries, dim]`.
+            k: how many.
+            keep: numbers of the samples to search, rising; by default all.
+
+        Returns:
+            Proponents and opponents.
+
+        Raises:
+            QueryError: if `k` is larger than the store, or the features have another length.
+            SearchIndexError: if the store changed since it was opened.
+        """
+        share = 1.0 if keep is None else len(keep) / self.spec.count
+        if self.spec.exact_from is not None and len(queries) >= share * self.spec.exact_from:
+            self._require_searchable(queries, k, keep)
+            return self._exact.search(queries, k, keep=keep)
+        return self.approximate(queries, k, keep=keep)
+
+    def approximate(
+        self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
+    ) -> tuple[Ranking, Ranking]:
+        """`search` by the index, however many queries there are.
+
+        Candidates come from the index, scores from the store: they are exact, in float32. Which
+        samples are found is not quite: `spec.measured` tells the recall.
+
+        Args:
+            queries: features, float32 `[queries, dim]`.
+            k: how many.
+            keep: numbers of the samples to search, rising; by default all.
+
+        Returns:
+            Proponents and opponents.
+
+        Raises:
+            QueryError: if `k` is larger than the store, or the features have another length.
+            SearchIndexError: if the store changed since it was opened.
+        """
+        self._require_searchable(queries, k, keep)
+        left = self.spec.count if keep is None else len(keep)
+        count = min(left, max(self.spec.measured.candidates, 2 * k))
+        # Both ends at once: FAISS gives each query a thread, and threads share what they read.
+        found_twice = self._stage.search(np.concatenate([queries, -queries]), count, keep)
+        high, low = np.split(found_twice, 2)
+        both = np.concatenate([high, low], axis=1)
+        scores = rescored(self.store, self.features, queries, both, self._exact.weights)
+        sides = []
+        for sign, rows, exact in zip(
+            (1, -1), (high, low), np.split(scores, 2, axis=1), strict=True
+        ):
+            found = best(np.where(rows < 0, -np.inf, sign * exact).astype(np.float32), rows, k)
+            if (found.rows < 0).any():
+                raise SearchIndexError(
+                    f"index {self.path} ({self.spec.factory}) looks at a part of itself and found "
+                    f"fewer than {k} samples. Ask for fewer, or build another: "
+                    f"{update(self.store, self.features)}"
+                )
+            sides.append(Ranking(found.rows, sign * found.scores))
+        return sides[0], sides[1]
+
+    def _require_searchable(
+        self, queries: NDArray[np.float32], k: int, keep: NDArray[np.int64] | None
+    ) -> None:
+        require_k(k, self.store, keep)
+        if not self.store.is_current():
+            raise SearchIndexError(
+                f"{self.store.location} changed since index {self.path} was opened: samples may "
+                f"have been deleted. Bring it up to date: {update(self.store, self.features)}"
+            )
+        if queries.ndim != 2 or queries.shape[1] != self.features.dim(self.store):
+            raise QueryError(
+                f"the queries have shape {queries.shape}, but features of {self.store.location} "
+                f"have length {self.features.dim(self.store)}. Make them with indexer.features."
+            )
+        if not np.isfinite(queries).all():
+            raise QueryError("a query's features are not finite: its gradients are damaged")

@@ -1,0 +1,90 @@
+"""Opening an index that was built, and refusing any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradstore.errors import (
+    SearchIndexError,
+)
+from indexer.approximate.factory import recorded
+from indexer.approximate.first_stage import FirstStage
+from indexer.approximate.index import SearchIndex
+from indexer.approximate.spec import (
+    SPEC_NAME,
+    VECTORS_NAME,
+    IndexSpec,
+    built_from,
+    indexed,
+    update,
+)
+from indexer.artifact import differing, read_spec, require_file
+from indexer.feature import Features
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradstore.store.reader import Store
+    from indexer.measure import Measure
+
+
+def open_index(
+    path: str | Path,
+    store: Store,
+    measure: Measure | str,
+    *,
+    etas: Sequence[float] | None = None,
+    matched: bool = False,
+    factory: str | None = None,
+) -> SearchIndex:
+    """Open an index that was built from this store, measure and checkpoint weights.
+
+    Args:
+        path: the index's folder.
+        store: the store that it was built from.
+        measure: a measure, or its name.
+        etas: checkpoint weights η_k; by default the store's.
+        matched: whether slots are matched timestep by timestep.
+        factory: what FAISS must keep of each vector; by default, whatever the index has.
+
+    Raises:
+        SearchIndexError: if there is none, it is damaged, or it was built from something else.
+    """
+    path = Path(path)
+    measure = indexed(measure)
+    features = Features.of(store, measure, etas=etas, matched=matched)
+    mend = f"Remove {path} and build it again: {update(store, features)}"
+    spec = read_spec("index", path, SPEC_NAME, IndexSpec, update(store, features))
+    expected = built_from(store, features, recorded(factory) if factory else spec.factory)
+    name = differing(spec, expected)
+    if name == "samples":
+        raise SearchIndexError(
+            f"index {path} was built from {spec.count:,} samples; {store.location} has "
+            f"{store.samples:,} now, and not the same. Bring it up to date: "
+            f"{update(store, features)}"
+        )
+    if name is not None:
+        raise SearchIndexError(
+            f"index {path} was built from something else: {name} is {getattr(spec, name)!r}, but "
+            f"{store.location} needs {getattr(expected, name)!r}. {mend}"
+        )
+    return SearchIndex(path, spec, store, features, _read(path, spec, store, features))
+
+
+def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> FirstStage:
+    mend = f"Remove {path} and build it again: {update(store, features)}"
+    file = path / VECTORS_NAME
+    try:
+        require_file(file, spec.sha256)
+        stage = FirstStage.read(file, features, spec.measured.query_bits)
+    except (OSError, RuntimeError) as error:
+        raise SearchIndexError(
+            f"index {path} is damaged: {VECTORS_NAME} cannot be read: {error}. {mend}"
+        ) from error
+    if len(stage) != spec.count or stage.dim != spec.dim:
+        raise SearchIndexError(
+            f"index {path} is damaged: it holds {len(stage)} vectors of length {stage.dim}, "
+            f"not {spec.count} of {spec.dim}. {mend}"
+        )
+    return stage

@@ -1,0 +1,115 @@
+"""Artifacts: folders that are built from a store, and refused for any other.
+
+Indexes and kernels alike are built beside their place and exchanged whole, say in a JSON file what
+they were built from, and hold the SHA-256 of each file that is read back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+from uuid import uuid4
+
+from pydantic import ValidationError
+
+from gradstore.errors import SearchIndexError
+from gradstore.store.format.spec import Spec
+from gradstore.store.objects.location import objects_at
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from gradstore.store.reader import Store
+
+S = TypeVar("S", bound=Spec)
+
+
+def samples_hash(store: Store) -> str:
+    """Hash of a store's ids and digests, in row order, 32 hexadecimal digits."""
+    content = json.dumps([list(store.manifest.ids), list(store.manifest.digests)])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def file_hash(file: Path) -> str:
+    """The SHA-256 digest of a file, 64 hexadecimal digits."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def require_file(file: Path, sha256: str) -> None:
+    """Raise `OSError` unless a file is regular and has this digest.
+
+    FAISS trusts what it reads, and a pipe would keep it waiting for ever.
+    """
+    if not file.is_file():
+        raise OSError("it is not a regular file")
+    if file_hash(file) != sha256:
+        raise OSError("it is not what was written")
+
+
+def differing(found: Spec, wanted: Spec) -> str | None:
+    """The first attribute of `wanted` that `found` has differently; None if there is none."""
+    names = type(wanted).model_fields
+    return next((name for name in names if getattr(found, name) != getattr(wanted, name)), None)
+
+
+def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
+    """What an artifact says of itself.
+
+    Args:
+        kind: what it is called, `index` or `kernel`.
+        path: its folder.
+        name: name of its JSON file.
+        spec: the class of the content.
+        build: the command that builds it.
+
+    Raises:
+        SearchIndexError: if there is none, or it is damaged or of another version.
+    """
+    if not path.exists():
+        raise SearchIndexError(f"there is no {kind} {path}. Build it: {build}")
+    try:
+        return spec.model_validate_json(objects_at(path).read(name))
+    except (OSError, ValidationError) as error:
+        raise SearchIndexError(
+            f"{path} exists and is not a whole {kind} ({name} is missing or damaged, or of "
+            f"another version). Remove {path} and build it again: {build}"
+        ) from error
+
+
+@contextmanager
+def exchanged(kind: str, path: Path) -> Iterator[Path]:
+    """A folder to build an artifact in, which takes the artifact's place when it is finished.
+
+    A half-written artifact never has an artifact's name.
+
+    Args:
+        kind: what it is called.
+        path: its place.
+
+    Yields:
+        An empty folder beside it.
+
+    Raises:
+        SearchIndexError: if it cannot be written.
+    """
+    building = path.with_name(f".{path.name}.building-{uuid4().hex}")
+    old = path.with_name(f".{path.name}.old-{uuid4().hex}")
+    try:
+        building.mkdir(parents=True)
+        yield building
+        if path.exists():
+            path.rename(old)
+        building.rename(path)
+    except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError where a disk is full
+        raise SearchIndexError(
+            f"{kind} {path} cannot be written: {error}. Make room or choose another place, and run "
+            "the same command again."
+        ) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Exact search: every training sample is scored."""

@@ -1,0 +1,1 @@
+"""Measures: how rows become influence."""

@@ -1,0 +1,150 @@
+"""TRAK's kernel on stored rows: a measure whose queries are preconditioned, searched as TracIn is.
+
+Everything linear on the query's side is served by an index that stands already. TRAK's scores
+(arXiv 2303.14186) are `φ(z')ᵀ (ΦᵀΦ + λI)⁻¹ φ(z)` per checkpoint, where Φ are the features of all
+training samples at that checkpoint: the inverse is put to the query.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, ClassVar, Final, Self
+
+import numpy as np
+
+from gradstore.errors import ConfigError
+from gradstore.progress import progress
+from indexer.feature import Features
+from indexer.measures.cholesky import Cholesky
+from indexer.measures.simple import TracIn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from gradstore.store.format.rows import Rows
+    from gradstore.store.format.spec import Identity
+    from gradstore.store.reader import Store
+    from indexer.measure import Measure
+
+
+# Of all checkpoints' factors so much is held in memory, and the rest in temporary files.
+_HELD: Final = 2**31
+# So many samples are summed up at once, so many columns at a time: going through a matrix of many
+# dimensions takes longer than multiplying a few samples.
+_SAMPLES: Final = 1024
+_COLUMNS: Final = 1024
+
+
+@dataclass(frozen=True)
+class Trak:
+    """`φ(z')ᵀ (ΦᵀΦ + λI)⁻¹ φ(z)` per checkpoint k, times η_k, summed over checkpoints.
+
+    φ is the mean over slots of norm · direction, as in TracIn. Over rows of the loss this is TRAK
+    without its weighting by the loss's derivative; over rows of ‖ε_θ‖² (`loss: square`) it is
+    D-TRAK (arXiv 2311.00500).
+
+    λ is chosen by a rule that looks at no test score: `share` times the mean eigenvalue of ΦᵀΦ,
+    which is its trace divided by dim. So it follows the number of samples and the scale of
+    gradients, and the matrix's condition number is at most dim / share + 1.
+
+    Attributes:
+        share: λ as a share of the mean eigenvalue.
+        lambdas: λ at each checkpoint, once it is known.
+    """
+
+    share: float = 1.0
+    lambdas: tuple[float, ...] | None = None
+    _factors: tuple[Cholesky | None, ...] = field(default=(), repr=False, compare=False)
+
+    indexed: ClassVar[Measure] = TracIn()
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.share) and self.share > 0):
+            raise ConfigError(f"trak: λ is {self.share:g} mean eigenvalues; it must be above 0")
+
+    @property
+    def name(self) -> str:
+        """`trak`, or `trak:SHARE`."""
+        return "trak" if self.share == 1 else f"trak:{self.share:g}"
+
+    def identity(self) -> Identity:
+        """Name, share and λ."""
+        return {"name": "trak", "share": self.share, "lambdas": list(self.lambdas or ())}
+
+    def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
+        """The norms."""
+        return self.indexed.weights(rows, checkpoint)
+
+    def fitted(self, store: Store) -> Self:
+        """With ΦᵀΦ of a store, from one pass over it; itself, if it was fitted already.
+
+        Makes a factor of float64 `[dim, dim]` per checkpoint, with little beside it: at 16,384
+        dimensions 2 GiB, of which one is held in memory and the others in temporary files. A
+        checkpoint where every gradient is zero has none, and scores nothing.
+        """
+        if self.lambdas is not None:
+            return self
+        return self.of(grams(store))
+
+    def of(self, grams: Iterable[NDArray[np.float64]]) -> Self:
+        """The measure, fitted to what ΦᵀΦ is at each checkpoint; those are changed."""
+        lambdas, factors = [], list[Cholesky | None]()
+        held = 0
+        for gram in grams:
+            lambdas.append(self.share * float(np.trace(gram)) / len(gram))
+            gram[np.diag_indices(len(gram))] += lambdas[-1]
+            factor = Cholesky(gram) if lambdas[-1] > 0 else None
+            del gram  # the next is made when this one is put aside
+            if factor is not None:
+                held += factor.nbytes
+                if held > _HELD:
+                    held -= factor.nbytes
+                    factor.put_aside()
+            factors.append(factor)
+        return replace(self, lambdas=tuple(lambdas), _factors=tuple(factors))
+
+    def prepared(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Queries, multiplied with (ΦᵀΦ + λI)⁻¹ of each checkpoint, in float64."""
+        if self.lambdas is None:
+            raise ConfigError("trak does not know the store's rows: use trak.fitted(store)")
+        parts = np.split(queries, len(self._factors), axis=1)
+        return np.concatenate(
+            [
+                np.zeros_like(part) if factor is None else factor.solve(part).astype(np.float32)
+                for factor, part in zip(self._factors, parts, strict=True)
+            ],
+            axis=1,
+        )
+
+
+def grams(store: Store) -> Iterator[NDArray[np.float64]]:
+    """ΦᵀΦ at each checkpoint of a store, float64 `[dim, dim]`, by one pass over it.
+
+    Φ are TracIn's features, whatever the checkpoints weigh; sums are kept in float64.
+    """
+    features = Features(Trak.indexed, (1.0,) * store.checkpoints)
+    with progress(store.checkpoints * store.samples, "preconditioning", "samples") as bar:
+        for checkpoint in range(store.checkpoints):
+            gram = np.zeros((store.dim, store.dim))
+            waiting: list[NDArray[np.float32]] = []
+            for start, stop in features.spans(store):
+                rows = store.rows(checkpoint, start, stop)
+                waiting.append(features.part(store, checkpoint, rows))
+                if sum(map(len, waiting)) >= _SAMPLES or stop == store.samples:
+                    _add_products(gram, np.concatenate(waiting).astype(np.float64))
+                    waiting.clear()
+                bar.update(stop - start)
+            for low in range(0, store.dim, _COLUMNS):
+                high = low + _COLUMNS
+                gram[:low, low:high] = gram[low:high, :low].T
+            yield gram
+            del gram
+
+
+def _add_products(gram: NDArray[np.float64], part: NDArray[np.float64]) -> None:
+    """Add Φᵀ Φ of some samples `[samples, dim]`, on and below the diagonal, and a little above."""
+    for low in range(0, len(gram), _COLUMNS):
+        high = low + _COLUMNS
+        gram[low:high, :high] += part[:, low:high].T @ part[:, :high]

@@ -1,0 +1,86 @@
+"""Measures by name."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, cast
+
+from gradstore.errors import ConfigError
+from indexer.measures.simple import Clip, Power, ReTrac, TracIn
+from indexer.measures.within import Calibrated, Within
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from indexer.measure import Measure
+
+
+def _trak(share: float = 1.0) -> Measure:
+    from indexer.measures.kernel import Trak
+
+    return Trak(share)
+
+
+MEASURES: dict[str, Callable[[], Measure]] = {
+    "tracin": TracIn,
+    "retrac": ReTrac,
+    "calibrated": Calibrated,
+    "trak": _trak,
+}
+
+PARAMETRIC: dict[str, Callable[[float], Measure]] = {"power": Power, "clip": Clip, "trak": _trak}
+
+
+def measure_of(measure: Measure | str) -> Measure:
+    """`measure` itself, or the one of that name: `tracin`, `power:0.5`, `clip:0.9`, `trak`, ….
+
+    `package.module.NAME` is a measure of one's own: an object, or what makes one; of a number, if
+    `:NUMBER` follows.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if not isinstance(measure, str):
+        return measure
+    if "@" in measure:
+        name, _, given = measure.partition("@")
+        low, dash, high = given.partition("-")
+        if not (dash and low.isdecimal() and high.isdecimal() and len(given) < 20):
+            raise ConfigError(f"{measure!r}: {given!r} is no range of timesteps; use FIRST-LAST")
+        return Within(measure_of(name), int(low), int(high))
+    name, colon, parameter = measure.partition(":")
+    if "." in name:
+        return _imported(measure)
+    if name in MEASURES and not colon:
+        return MEASURES[name]()
+    try:
+        return PARAMETRIC[name](float(parameter))
+    except (KeyError, ValueError):
+        known = [*MEASURES, *(f"{one}:NUMBER" for one in PARAMETRIC)]
+        raise ConfigError(
+            f"there is no measure {measure!r}; use {', '.join(known)}, or one of your own, "
+            "package.module.NAME: an object with `name`, `identity`, `fitted` and `weights`."
+        ) from None
+
+
+def _imported(name: str) -> Measure:
+    """A measure from anybody's module."""
+    path, colon, parameter = name.partition(":")
+    module, _, attribute = path.rpartition(".")
+    try:
+        made = getattr(import_module(module), attribute)
+        if colon or isinstance(made, type):
+            made = made(float(parameter)) if colon else made()
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ConfigError(
+            f"measure {name!r} cannot be made: {error}. Its module must be installed or on "
+            "PYTHONPATH, and NAME be a measure, or make one, of a number if one is given."
+        ) from error
+    lacking = [one for one in ("identity", "fitted", "weights") if not hasattr(made, one)]
+    if lacking or getattr(made, "name", None) != name:
+        raise ConfigError(
+            f"{name!r} is no measure: "
+            + (f"it has no {lacking[0]!r}" if lacking else f"its name is not {name!r}")
+            + ". See indexer.Measure for what one has."
+        )
+    return cast("Measure", made)

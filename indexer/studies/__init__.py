@@ -1,0 +1,1 @@
+"""What a store's influences say beside rankings."""

@@ -1,0 +1,115 @@
+"""Scores by checkpoint, and the error that projection gives them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from gradstore.collect.recorded import Recorded
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gradstore.store.reader import Store
+    from indexer.feature import Features
+
+
+_BLOCK_BYTES: Final = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Scores of some samples on each query, taken apart.
+
+    Attributes:
+        parts: what each checkpoint adds to the score, float32 `[queries, samples, checkpoints]`.
+        standard_error: of the score, from the projection, float32 `[queries, samples]`.
+        z: the score over the standard error of two gradients of these lengths that have nothing to
+            do with each other, float32 `[queries, samples]`. Among N samples the largest of noise
+            alone is about √(2 ln N): 4.1 of 5,000, 5.3 of a million. 0 where a length is 0.
+    """
+
+    parts: NDArray[np.float32]
+    standard_error: NDArray[np.float32]
+    z: NDArray[np.float32]
+
+
+def explain(
+    store: Store,
+    features: Features,
+    queries: NDArray[np.float32],
+    samples: NDArray[np.int64],
+) -> Explanation:
+    """Take scores apart by checkpoint, and tell their error.
+
+    For random projections P with E⟨Pg, Ph⟩ = ⟨g, h⟩, as `trak` and `sjlt` are, the variance of
+    ⟨Pg, Ph⟩ is (|g|²|h|² + ⟨g, h⟩²) / dim for normal entries, and for Rademacher and sparse ones
+    less by 2 Σ g²h² / dim, which is next to nothing unless a few parameters hold most of a gradient
+    (Achlioptas 2003; Li, Hastie and Church 2006). Checkpoints are projected independently, so their
+    variances add. Slots that are matched share a projection: the variance of Σ_t ⟨Pg_t, Ph_t⟩ is
+    Σ_tu (⟨g_t, g_u⟩⟨h_t, h_u⟩ + ⟨g_t, h_u⟩⟨g_u, h_t⟩) / dim. Lengths and products are those of the
+    projected features, which estimate the true ones within 1/√(2 dim) of the lengths; what float16
+    or int8 rounds away is far less.
+
+    Args:
+        store: the training store.
+        features: how its rows become features.
+        queries: features of the queries, float32 `[queries, dim]`; not preconditioned.
+        samples: numbers of samples, `[queries, samples]`.
+
+    Returns:
+        The explanation. Standard errors are 0, and z infinite, where nothing was projected.
+    """
+    width, slots = features.width(store), features.slots or 1
+    wanted, place = np.unique(samples, return_inverse=True)
+    parts = np.zeros((*samples.shape, len(features.etas)), np.float32)
+    null, own = np.zeros(samples.shape), np.zeros(samples.shape)
+    # Pairs of a query and a sample, by the sample's place in the store, whose rows are read once
+    # and no more than a few at a time.
+    order = np.argsort(place.ravel(), kind="stable")
+    asker, ranked = order // samples.shape[1], place.ravel()[order]
+    step = max(1, _BLOCK_BYTES // (4 * width * store.slots))
+    for checkpoint in features.checkpoints:
+        asked = queries[:, checkpoint * width : (checkpoint + 1) * width]
+        asked = asked.reshape(len(queries), slots, -1)
+        asked_products = slot_products(asked, asked)
+        here, squares, crossed = (np.zeros(samples.size) for _ in range(3))
+        for start in range(0, len(wanted), step):
+            rows = store.take(checkpoint, wanted[start : start + step])
+            train = features.part(store, checkpoint, rows).reshape(len(rows), slots, -1)
+            train_products = slot_products(train, train)
+            low, high = np.searchsorted(ranked, (start, start + len(train)))
+            for first in range(low, high, step):
+                some = slice(first, min(first + step, high))
+                theirs, own_rows = asker[some], ranked[some] - start
+                pairs = slot_products(asked[theirs], train[own_rows])
+                here[order[some]] = np.trace(pairs, axis1=1, axis2=2)
+                crossed[order[some]] = np.einsum("ntu,nut->n", pairs, pairs)
+                squares[order[some]] = np.einsum(
+                    "ntu,ntu->n", asked_products[theirs], train_products[own_rows]
+                )
+        parts[:, :, checkpoint] = here.reshape(samples.shape)
+        null += squares.reshape(samples.shape)
+        own += crossed.reshape(samples.shape)
+    if not is_projected(store):
+        null, own = np.zeros_like(null), np.zeros_like(own)
+    scores, noise = parts.sum(axis=2), np.sqrt(null / store.dim)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        z = np.where(scores == 0, 0, scores / noise)
+    error = np.sqrt((null + own) / store.dim)
+    return Explanation(parts, error.astype(np.float32), z.astype(np.float32))
+
+
+def slot_products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Slots by slots, `[n, slots, dim]` twice to float64 `[n, slots, slots]`."""
+    if left.shape[1] == 1:
+        one = np.einsum("nd,nd->n", left[:, 0], right[:, 0], dtype=np.float64)
+        return np.asarray(one[:, None, None])
+    return np.asarray(np.matmul(left, right.transpose(0, 2, 1)), np.float64)
+
+
+def is_projected(store: Store) -> bool:
+    """Whether directions were projected at random, and not kept whole."""
+    return Recorded.of(store).projected

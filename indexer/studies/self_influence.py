@@ -1,0 +1,24 @@
+"""The influence of a sample on itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from gradstore.store.reader import Store
+    from indexer.feature import Features
+
+
+def self_influence(store: Store, features: Features) -> NDArray[np.float32]:
+    """Influence of every sample on itself, ⟨feature, feature⟩, float32 `[samples]`; one pass.
+
+    Samples that the model finds hard, and mislabelled or strange ones, score high
+    (TracIn, arXiv 2002.08484, section 4.1).
+    """
+    return np.concatenate(
+        [np.einsum("nd,nd->n", block, block) for _, block in features.blocks(store)]
+    )

@@ -1,0 +1,51 @@
+"""Whether queries can be asked of a store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gradstore.errors import QueryError
+from gradstore.store.format.fingerprint import COMPARED, require_same
+
+if TYPE_CHECKING:
+    from gradstore.store.reader import Store
+    from indexer import Features
+    from indexer.measure import QuerySide
+
+
+def require_comparable(store: Store, queries: Store) -> None:
+    """Raise `FingerprintError` unless the rows of two stores can be compared."""
+    require_same(
+        store.spec.identity,
+        queries.spec.identity,
+        expected_name=store.location,
+        found_name=queries.location,
+        sections=COMPARED,
+        mend=f"collect the queries anew: gradstore query --store {store.location}",
+    )
+
+
+def require_averaged(measure: QuerySide, *, matched: bool) -> None:
+    """Raise `QueryError` if a measure that changes averages of slots is to match them."""
+    if matched:
+        raise QueryError(
+            f"{measure.name} preconditions the average of a query's slots, and there is none where "
+            "slots are matched. Average them, or use a measure of rows."
+        )
+
+
+def require_collected(queries: Store, features: Features) -> None:
+    """Raise `QueryError` unless a query store has rows of every checkpoint that weighs something.
+
+    Queries that were asked with other weights may have been collected at some checkpoints alone.
+    """
+    whole = [not any(part.missing(number) for part in queries.parts) for number in queries.numbers]
+    lacking = [queries.numbers[place] for place in features.checkpoints if not whole[place]]
+    if lacking:
+        left = [eta if there else 0 for eta, there in zip(features.etas, whole, strict=True)]
+        names = ", ".join(map(str, lacking))
+        raise QueryError(
+            f"{queries.location} lacks rows of checkpoint {names}. Leave it out with --etas "
+            f"{','.join(f'{eta:g}' for eta in left)}, or collect the queries again with the "
+            "weights that are asked with."
+        )

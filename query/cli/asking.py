@@ -1,0 +1,167 @@
+"""Commands that ask: query, scores, rollup, self-influence, hubness, breakdown."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradstore.errors import ConfigError
+from query.cli.flags import flags, parse
+from query.cli.group import cli, tell
+from query.config import (
+    BreakdownConfig,
+    HubnessConfig,
+    QueryConfig,
+    RollupConfig,
+    ScoresConfig,
+    SelfInfluenceConfig,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@cli.command()
+@flags(QueryConfig)
+def query(config: Path | None, **given: Any) -> None:
+    """Ask which training samples pushed towards some images, and which against."""
+    settings = parse(QueryConfig, config, given)
+    from query.ask import ask
+
+    tell(ask(settings))
+
+
+@cli.command()
+@flags(ScoresConfig)
+def scores(config: Path | None, **given: Any) -> None:
+    """Write every score of a query store. Run again, it goes on where it stopped."""
+    settings = parse(ScoresConfig, config, given)
+    from pathlib import Path
+
+    from gradstore import open_store
+    from indexer import measure_of
+    from query.ask import questions
+    from query.checks import require_comparable
+    from query.engines import exact_engine, fitted
+    from query.scores import require_table, write_scores
+
+    require_table(Path(settings.out))
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
+    queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
+    require_comparable(store, queries.store)
+    measure = fitted(measure_of(settings.measure), store)
+    write_scores(engine, queries, Path(settings.out), measure=measure)
+    click.echo(f"{settings.out}: {len(queries):,} queries × {store.samples:,} samples")
+
+
+@cli.command()
+@flags(RollupConfig)
+def rollup(config: Path | None, **given: Any) -> None:
+    """Tell the influence of whole groups of training samples: exact totals, means and maxima."""
+    settings = parse(RollupConfig, config, given)
+    from gradstore import open_store
+    from indexer import measure_of
+    from query.ask import questions
+    from query.checks import require_comparable
+    from query.engines import exact_engine, fitted
+    from query.studies.tables import rollup_table
+
+    out = _new_table(settings.out)
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
+    queries = questions(open_store(settings.queries), settings.mean_by, settings.minus)
+    require_comparable(store, queries.store)
+    measure = fitted(measure_of(settings.measure), store)
+    _write(rollup_table(engine, queries, settings.by, measure=measure, top=settings.top), out)
+
+
+@cli.command()
+@flags(SelfInfluenceConfig)
+def self_influence(config: Path | None, **given: Any) -> None:
+    """List training samples by their influence on themselves: what is hard, strange or mislabelled.
+
+    The first rows are the outliers.
+    """
+    settings = parse(SelfInfluenceConfig, config, given)
+    from gradstore import open_store
+    from query.engines import exact_engine
+    from query.studies.tables import self_influence_table
+
+    out = _new_table(settings.out)
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
+    _write(self_influence_table(engine), out)
+
+
+@cli.command()
+@flags(HubnessConfig)
+def hubness(config: Path | None, **given: Any) -> None:
+    """Tell which training samples are influential for everyone, from what `query` wrote."""
+    settings = parse(HubnessConfig, config, given)
+    from pathlib import Path
+
+    from gradstore import open_store
+    from query.results.table import shown, write_table
+    from query.studies.hubness import hubness_of_results
+
+    out = Path(settings.out)
+    if out.exists():
+        raise ConfigError(f"{out} exists; nothing was changed. Choose another --out.")
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    found = hubness_of_results(store, Path(settings.results))
+    out.mkdir(parents=True)
+    for one in found:
+        name, table = one.measure.replace(":", "-"), one.to_table()
+        write_table(table, out / f"{name}.parquet", table.schema)
+        one.plot(out / f"{name}.png")
+        click.echo(
+            f"{one.measure}: distinctness {one.distinctness:.2f}, Spearman of influence with norm "
+            f"{one.influence_with_norm:.2f}, with timestep {one.influence_with_timestep:.2f}\n"
+            f"{shown(table)}\n"
+        )
+    click.echo(f"wrote {out}")
+
+
+@cli.command()
+@flags(BreakdownConfig)
+def breakdown(config: Path | None, **given: Any) -> None:
+    """Take one score apart, by checkpoint and pair of timesteps."""
+    settings = parse(BreakdownConfig, config, given)
+    from gradstore import open_store
+    from indexer import measure_of
+    from indexer.measure import QuerySide
+    from query.engines import exact_engine
+    from query.studies.tables import breakdown_table
+
+    out = _new_table(settings.out)
+    if isinstance(measure_of(settings.measure), QuerySide):
+        raise ConfigError(
+            f"{settings.measure} is no sum over pairs of rows. Use a measure of rows: tracin, …."
+        )
+    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
+    engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
+    queries = open_store(settings.queries)
+    _write(breakdown_table(engine, queries, settings.query, settings.sample), out)
+
+
+def _new_table(name: str) -> Path:
+    from pathlib import Path
+
+    out = Path(name)
+    if out.suffix not in {".parquet", ".jsonl"}:
+        raise ConfigError(f"--out is {name!r}: a table is written as NAME.parquet or NAME.jsonl.")
+    if out.exists():
+        raise ConfigError(f"{out} exists; nothing was changed. Choose another --out.")
+    if not out.parent.is_dir():
+        raise ConfigError(f"--out is {name!r}, but there is no folder {out.parent}. Make it first.")
+    return out
+
+
+def _write(table: Any, out: Path) -> None:
+    from query.results.table import shown, write_table
+
+    write_table(table, out, table.schema)
+    click.echo(shown(table))
+    click.echo(f"wrote {out}")

@@ -1,0 +1,159 @@
+"""Commands that change a store: append, delete, vacuum, merge, add- and drop-checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradstore.config import AppendConfig, known_device
+from gradstore.errors import ConfigError, StoreError
+from query.cli.building import _UNDONE
+from query.cli.flags import flags, parse
+from query.cli.group import cli, next_step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@cli.command()
+@flags(AppendConfig)
+def append(config: Path | None, **given: Any) -> None:
+    """Collect further samples into a store, by the configuration that made it.
+
+    Exit status 3: this rank has done what it could, and other processes hold shards that are not
+    done.
+    """
+    settings = parse(AppendConfig, config, given)
+    from gradstore import open_store
+    from gradstore.collect.models.folders import checkpoint_folders
+    from gradstore.collect.recorded import require_recorded
+
+    before = open_store(settings.store)
+    before.require_complete()
+    settings.require_there()
+    checkpoint_folders(settings.checkpoints or [one.path for one in before.spec.checkpoints])
+    require_recorded(before, before.spec.parts[:1])  # whose configuration is taken
+    from gradstore.collect.grow import append_config
+
+    after, whole = append_config(
+        before,
+        settings.dataset_spec(),
+        batch_size=settings.batch_size,
+        memory=settings.memory,
+        device=settings.device,
+        checkpoints=settings.checkpoints,
+    )
+    if not whole:  # which was warned of
+        sys.exit(_UNDONE)
+    click.echo(f"{after.location}: {before.samples:,} samples, now {after.samples:,}")
+    next_step(f"gradstore index --store {after.location}")
+
+
+@cli.command()
+@click.argument("store")
+@click.option("--ids", metavar="A,B,…", help="ids of the samples")
+@click.option(
+    "--ids-file", type=click.Path(exists=True, dir_okay=False), help="a text file of an id a line"
+)
+def delete(store: str, ids: str | None, ids_file: str | None) -> None:
+    """Delete samples: hidden from every query at once, removed by vacuum."""
+    from pathlib import Path
+
+    from gradstore import delete as remove
+    from gradstore import open_store
+
+    wanted = ids.split(",") if ids else []
+    if ids_file:
+        try:
+            lines = Path(ids_file).read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{ids_file} is not a text file of ids: {error}.") from error
+        wanted += [line for line in lines if line]
+    if not wanted:
+        raise ConfigError("which samples? Give --ids or --ids-file.")
+    after = remove(open_store(store), wanted)
+    click.echo(f"{store}: {len(set(wanted)):,} deleted, {after.samples:,} samples left")
+    next_step(f"gradstore vacuum {store}")
+
+
+@cli.command()
+@click.argument("store")
+def vacuum(store: str) -> None:
+    """Remove for good what was deleted, dropped or cut off. Nothing else may write meanwhile."""
+    from gradstore import open_store
+    from gradstore import vacuum as clean
+
+    before = open_store(store)
+    freed = before.nbytes - clean(before).nbytes
+    click.echo(f"{store}: {freed / 1e6:,.1f} MB freed")
+    next_step(f"gradstore index --store {store}")
+
+
+@cli.command()
+@click.argument("store")
+@click.argument("other")
+def merge(store: str, other: str) -> None:
+    """Take all samples of a store OTHER of the same fingerprint into STORE."""
+    from gradstore import merge as take
+    from gradstore import open_store
+
+    before = open_store(store)
+    after = take(before, open_store(other))
+    click.echo(f"{store}: {before.samples:,} samples, now {after.samples:,}")
+    next_step(f"gradstore index --store {store}")
+
+
+@cli.command()
+@click.argument("store")
+@click.argument("checkpoint")
+@click.option("--eta", type=float, help="its weight η [default: as recorded, else 1]")
+@click.option("--memory", type=float, default=4.0, help="GiB to take beside the model")
+@click.option("--device", help="torch device [default: cuda if there is one]")
+def add_checkpoint(
+    store: str, checkpoint: str, eta: float | None, memory: float, device: str | None
+) -> None:
+    """Collect every sample of a store at one checkpoint more, the latest."""
+    from gradstore import open_store
+    from gradstore.collect.models.folders import checkpoint_folders, require_etas
+    from gradstore.collect.recorded import require_recorded
+
+    opened = open_store(store)
+    if len(checkpoint_folders([checkpoint])) > 1:
+        raise ConfigError(
+            f"{checkpoint} holds several checkpoints. Add one after the other, by its own folder."
+        )
+    require_etas(None if eta is None else [eta], 1)
+    try:
+        known_device(device)
+    except ValueError as error:
+        raise ConfigError(f"--device is {device!r}: {error}") from error
+    require_recorded(opened, opened.spec.parts)
+    from gradstore.collect import add_checkpoint as add
+
+    after = add(opened, checkpoint, eta=eta, memory=memory, device=device)
+    click.echo(f"{store}: {after.checkpoints} checkpoints, weights {listed(after.etas)}")
+    next_step(f"gradstore index --store {store}")
+
+
+@cli.command()
+@click.argument("store")
+@click.argument("checkpoint", type=int)
+def drop_checkpoint(store: str, checkpoint: int) -> None:
+    """Leave a checkpoint, by its number in `info`, out of a store. Vacuum removes its bytes."""
+    from gradstore import drop_checkpoint as drop
+    from gradstore import open_store
+
+    before = open_store(store)
+    if checkpoint not in before.numbers:
+        raise StoreError(f"{store} has checkpoints {listed(before.numbers)}, no {checkpoint}")
+    after = drop(before, before.numbers.index(checkpoint))
+    click.echo(f"{store}: {after.checkpoints} checkpoints, weights {listed(after.etas)}")
+    next_step(f"gradstore index --store {store}")
+
+
+def listed(values: Sequence[float]) -> str:
+    """Numbers, one after the other."""
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,101 @@
+"""`gradstore demo`: the whole road on scikit-learn's handwritten digits, without a network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gradstore.config import CollectConfig, DatasetSpec, TrainConfig
+from gradstore.errors import ConfigError
+from gradstore.store.format.spec import EventSpec, ProjectorSpec
+from indexer import build_index
+from query.ask import Result, write_answers
+from query.collection import collect_queries
+from query.results.folder import claim
+from query.results.report import Section
+from query.searching import search
+
+if TYPE_CHECKING:
+    from gradstore.store.reader import Store
+    from query.config import DemoConfig
+
+CHECKPOINTS = 4
+MEASURES = ("tracin", "retrac")
+
+
+def run(config: DemoConfig) -> Result:
+    """Train, collect, index, generate, query, report; all of it under `config.out`.
+
+    Run again, it goes on where it stopped.
+
+    Raises:
+        ConfigError: if `config.out` was made with other settings.
+    """
+    out = Path(config.out)
+    claim(out, config, "demo.yaml")
+
+    from gradstore.collect import (
+        Samples,
+        TrakProjector,
+        collect,
+        find_checkpoints,
+        generate,
+        train,
+    )
+
+    run_folder = out / "run"
+    if not run_folder.exists():
+        train(
+            TrainConfig(
+                dataset="digits",
+                limit=config.digits,
+                out=str(run_folder),
+                epochs=config.epochs,
+                checkpoint_every=config.epochs // CHECKPOINTS,
+                seed=config.seed,
+            )
+        )
+    checkpoints = find_checkpoints(run_folder)[:CHECKPOINTS]
+    if len(checkpoints) < CHECKPOINTS:
+        raise ConfigError(
+            f"the training run in {run_folder} was cut off after {len(checkpoints)} checkpoints. "
+            f"Remove {run_folder} and run the demo again."
+        )
+    settings = CollectConfig(
+        dataset="digits",
+        limit=config.digits,
+        checkpoints=[str(folder) for folder in checkpoints],
+        store=str(out / "train.gradstore"),
+        proj_dim=config.proj_dim,
+        proj_seed=config.seed,
+    )
+    # One object for all three stores: it draws each checkpoint's matrix once.
+    projector = TrakProjector(
+        ProjectorSpec.model_validate(settings.model_dump(include=set(ProjectorSpec.model_fields)))
+    )
+    digits = Samples.from_spec(settings)
+    store = collect(
+        digits,
+        checkpoints,
+        settings.store,
+        projector=projector,
+        memory=settings.memory,
+        config=settings.recorded(),
+    )
+    indexes = [build_index(store, measure) for measure in MEASURES]
+
+    heldout = Samples.from_spec(DatasetSpec(dataset="digits", split="test", limit=config.heldout))
+    images = generate(checkpoints[-1], config.generated, seed=config.seed)
+    generated = Samples(images, ids=[f"generated-{number:02d}" for number in range(len(images))])
+    sections = []
+    for title, queries in (("Held-out digits", heldout), ("Generated digits", generated)):
+        asked: Store = collect_queries(
+            store,
+            queries,
+            out / f"{title.split()[0].lower()}.gradstore",
+            events=EventSpec(events="planned", timesteps=10, draws=2, event_seed=config.seed),
+            projector=projector,
+        )
+        answers = [search(index, asked, config.k) for index in indexes]
+        sections.append(Section(title, answers, queries))
+    return write_answers(out, "Who taught the model these digits?", sections, digits)

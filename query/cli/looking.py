@@ -1,0 +1,93 @@
+"""Commands that look: info, verify, demo, doctor."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from gradstore.errors import StoreError
+from query.cli.flags import flags, parse
+from query.cli.group import cli, tell
+from query.config import (
+    DemoConfig,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@cli.command()
+@click.argument("store")
+@click.option("--json", "as_json", is_flag=True, help="as JSON, for programs")
+def info(store: str, *, as_json: bool) -> None:
+    """Show what a store holds and what made it."""
+    import json
+
+    from gradstore import open_store
+    from query.info import describe, examine
+
+    click.echo(json.dumps(examine(open_store(store)), indent=2) if as_json else describe(store))
+
+
+@cli.command()
+@click.argument("store")
+@click.option(
+    "--repair", is_flag=True, help="collect damaged shards again, and describe arrays anew to Zarr"
+)
+def verify(store: str, *, repair: bool) -> None:
+    """Check every byte of a store against its seals."""
+    from gradstore import open_store
+    from gradstore.store.verify import describe_anew
+    from gradstore.store.verify import verify as check
+
+    opened = open_store(store)
+    for key in describe_anew(opened) if repair else ():
+        click.echo(f"{key}: written anew")
+    problems = [report for report in check(opened) if report.problem]
+    for report in problems:
+        click.echo(str(report))
+    damaged = [report for report in problems if report.sealed]
+    unsealed = len(problems) - len(damaged)
+    if damaged and repair:
+        from gradstore.collect import repair as collect_again
+
+        collect_again(opened, damaged)
+        problems = [report for report in check(opened) if report.problem]
+        damaged = [report for report in problems if report.sealed]
+    if damaged:
+        raise StoreError(
+            f"{store}: {len(damaged)} sealed shards are damaged. Collect them again with "
+            f"`gradstore verify {store} --repair`, or restore them from a copy."
+        )
+    if unsealed:
+        raise StoreError(
+            f"{store}: {unsealed} shards are not collected yet; what is sealed is as it was. "
+            "Run the same `gradstore collect` again to go on."
+        )
+    click.echo(f"{store}: every shard is as it was sealed")
+
+
+@cli.command()
+@flags(DemoConfig)
+def demo(config: Path | None, **given: Any) -> None:
+    """Run the whole road on scikit-learn's handwritten digits."""
+    settings = parse(DemoConfig, config, given)
+    from query.cli.demo import run
+
+    tell(run(settings))
+
+
+@cli.command()
+def doctor() -> None:
+    """Check versions, devices, the FAISS build, fast_jl, and shadowed packages."""
+    from query.cli.doctor import examine
+
+    findings = examine()
+    for finding in findings:
+        click.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what}: {finding.found}")
+        if finding.mend:
+            click.echo(f"     {finding.mend}")
+    if not all(finding.good for finding in findings):
+        sys.exit(1)

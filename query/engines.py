@@ -1,0 +1,61 @@
+"""The engine that answers: an index if one stands, else the exact engine."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from gradstore.errors import SearchIndexError
+from indexer import ExactEngine, Features, index_path, measure_of, open_index
+from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
+from indexer.measure import QuerySide
+from indexer.measures.kernel import Trak
+from query.checks import require_averaged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradstore.store.reader import Store
+    from indexer import Measure, SearchIndex
+
+
+_log = logging.getLogger("gradstore")
+
+
+def engine_of(
+    store: Store, measure: str, etas: Sequence[float] | None = None, *, matched: bool = False
+) -> SearchIndex | ExactEngine:
+    """The index of a store under a measure and these weights; without one, the exact engine."""
+    path = index_path(store, measure, etas=etas, matched=matched)
+    if path.exists():
+        return open_index(path, store, measure, etas=etas, matched=matched)
+    return exact_engine(store, measure, etas, matched=matched)
+
+
+def exact_engine(
+    store: Store, measure: str, etas: Sequence[float] | None = None, *, matched: bool = False
+) -> ExactEngine:
+    """The exact engine of a store under a measure."""
+    store.require_complete()
+    served = measure_of(measure)
+    if isinstance(served, QuerySide):
+        require_averaged(served, matched=matched)
+        served = served.indexed
+    return ExactEngine(store, Features.of(store, served, etas=etas, matched=matched))
+
+
+def fitted(measure: Measure, store: Store) -> Measure:
+    """A measure with what it must know of a store; TRAK's kernel is kept for the next question.
+
+    Raises:
+        SearchIndexError: if the kernel that stands there was built from something else.
+    """
+    if not isinstance(measure, Trak) or measure.lambdas is not None:
+        return measure.fitted(store)
+    if not kernel_path(store).exists():
+        try:
+            build_kernel(store)
+        except SearchIndexError as error:
+            _log.warning("%s It is computed for this question alone.", error)
+            return measure.fitted(store)
+    return fitted_by_kernel(measure, store)

@@ -1,0 +1,220 @@
+"""The page a person can look at: one self-contained HTML file."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from gradstore import __version__
+from gradstore.collect.recorded import Recorded
+from gradstore.errors import DatasetError
+from query.results.answer import labels, timesteps
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from gradstore.store.reader import Store
+    from query.results.answer import Answer
+    from query.results.pictures import Pictures
+
+Line: TypeAlias = dict[str, str]
+NAMES = {"tracin": "TracIn", "retrac": "ReTrac"}
+_THUMBNAIL = 128
+
+
+@dataclass(frozen=True)
+class Section:
+    """Queries of one kind, asked under one or more measures.
+
+    Attributes:
+        title: heading.
+        answers: one per measure, all of the same queries.
+        images: the samples of the query store, in its order; None to show none.
+        note: what there is to be said of it.
+    """
+
+    title: str
+    answers: Sequence[Answer]
+    images: Pictures | None
+    note: str = ""
+
+
+def write_report(
+    path: Path,
+    title: str,
+    sections: Sequence[Section],
+    train: Pictures | None,
+    *,
+    lines: Sequence[Line] | None = None,
+) -> None:
+    """Write the report of some answers.
+
+    Args:
+        path: the file to write.
+        title: title of the page.
+        sections: what to show.
+        train: the training samples, in the order of their store; None to show none.
+        lines: the summary, where it is of more than what is shown.
+
+    Raises:
+        DatasetError: if a sample to be shown is not what it was when its store was made.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    template = environment.from_string(files("query").joinpath("report.html.j2").read_text("utf-8"))
+    store = sections[0].answers[0].store
+    images: dict[str, str] = {}
+    page = template.render(
+        title=title,
+        subtitle=f"{store.samples:,} training images, {store.checkpoints} checkpoints, "
+        f"{Recorded.of(store).model.num_parameters:,} parameters projected to "
+        f"{store.dim:,} dimensions",
+        summary=summary(sections) if lines is None else lines,
+        sections=[
+            {
+                "title": section.title,
+                "note": section.note,
+                "queries": _queries(section, number, train, images),
+            }
+            for number, section in enumerate(sections)
+        ],
+        images=images,
+        replayed=_replayed(store),
+        version=__version__,
+        fingerprint=store.spec.fingerprint[:16],
+    )
+    path.write_text(page, encoding="utf-8")
+
+
+def summary(sections: Sequence[Section]) -> list[Line]:
+    """One line per section and measure: label share, chance and distinctness."""
+    return [
+        line(
+            section.title,
+            answer.measure,
+            answer.label_share() if answer.labels_comparable else None,
+            answer.distinctness(),
+        )
+        for section in sections
+        for answer in section.answers
+    ]
+
+
+def line(section: str, measure: str, share: tuple[float, float] | None, distinct: float) -> Line:
+    """A line of the summary, as text.
+
+    Args:
+        section: title of the section.
+        measure: name of the measure.
+        share: share of proponents with the query's label, and what chance gives; None if there are
+            no labels to compare.
+        distinct: share of distinct proponents.
+    """
+    same, chance = ("–", "–") if share is None else (f"{value:.2f}" for value in share)
+    return {
+        "section": section,
+        "measure": NAMES.get(measure, measure),
+        "share": same,
+        "chance": chance,
+        "distinctness": f"{distinct:.2f}",
+    }
+
+
+def _queries(
+    section: Section, number: int, train: Pictures | None, images: dict[str, str]
+) -> list[dict[str, Any]]:
+    first = section.answers[0]
+    query_labels, train_labels = first.queries.labels, labels(first.store)
+    steps = timesteps(section.answers)
+    comparable = first.labels_comparable
+    replayed = _replayed(first.store)
+
+    def found(answer: Answer, side: str, query: int) -> list[dict[str, Any]]:
+        ranking = answer.sides[side]
+        shown = []
+        for row, score in zip(
+            ranking.rows[query].tolist(), ranking.scores[query].tolist(), strict=True
+        ):
+            kind = ""
+            if comparable and query_labels and train_labels:
+                kind = "same" if query_labels[query] == train_labels[row] else "other"
+            shown.append(
+                {
+                    "id": answer.store.manifest.ids[row],
+                    "image": _image(train, answer.store, row, f"t{row}", images),
+                    "label": train_labels[row] if train_labels else None,
+                    "score": f"{score:.3g}",
+                    "timesteps": " ".join(map(str, steps[row])) if replayed else "",
+                    "kind": kind,
+                }
+            )
+        return shown
+
+    def asked(query: int) -> str:
+        row = first.queries.sample(query)  # there is no picture of a sum
+        if row is None:
+            return ""
+        return _image(section.images, first.queries.store, row, f"q{number}-{row}", images)
+
+    return [
+        {
+            "id": name,
+            "label": query_labels[query] if query_labels else None,
+            "image": asked(query),
+            "measures": [
+                {
+                    "name": NAMES.get(answer.measure, answer.measure),
+                    "sides": [
+                        {
+                            "name": _heading(side, ranking.scores[query]),
+                            "found": found(answer, side, query),
+                        }
+                        for side, ranking in answer.sides.items()
+                    ],
+                }
+                for answer in section.answers
+            ],
+        }
+        for query, name in enumerate(first.queries.ids)
+    ]
+
+
+def _replayed(store: Store) -> bool:
+    return Recorded.of(store).events.kind == "replayed"
+
+
+def _heading(side: str, scores: NDArray[np.float32]) -> str:
+    """What a list is called: opponents only where some of them did push against the query."""
+    if side == "opponent" and scores[0] >= 0:
+        return "least influential (no opponents)"
+    return f"{side}s"
+
+
+def _image(
+    samples: Pictures | None, store: Store, row: int, name: str, images: dict[str, str]
+) -> str:
+    """The CSS class that shows a sample; each image stands once in the page."""
+    if samples is None:
+        return ""
+    if name not in images:
+        if samples[row].digest() != store.manifest.digests[row]:
+            raise DatasetError(
+                f"sample {store.manifest.ids[row]!r} is not what it was when {store.location} was "
+                "made. Restore the dataset, or collect it into a new store."
+            )
+        image = samples.image(row)
+        if image is None:
+            return ""
+        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        images[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return name

@@ -1,0 +1,129 @@
+"""Answers as a table, and tables as files."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from query.results.answer import labels, timesteps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from query.results.answer import Answer
+
+
+def to_table(answers: Sequence[Answer]) -> pa.Table:
+    """Answers as a table: one row per query, measure, side and rank.
+
+    An opponent with a positive score did not push against the query: it pushed least.
+
+    Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
+    `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
+    checkpoint, then at the second, …), `standard_error` and `z` (float32; see
+    `Explanation`), `parts` (float32, what each checkpoint adds to the score).
+    """
+    import pyarrow as pa
+
+    # One of no labels at all and one of texts are of different types.
+    return pa.concat_tables([_table(one) for one in answers], promote_options="permissive")
+
+
+def _table(answer: Answer) -> pa.Table:
+    import pyarrow as pa
+
+    store, queries, explained = answer.store, answer.queries, answer.explained
+    sides = list(answer.sides)
+    rows = np.stack([side.rows for side in answer.sides.values()], axis=1)
+    count, _, k = rows.shape
+    steps = timesteps([answer])
+    # What occurs is looked up once, and then taken as often as it occurs.
+    found = np.array(list(steps))
+    here = pa.array(np.searchsorted(found, rows.ravel()))
+    asked = pa.array(np.repeat(np.arange(count), len(sides) * k))
+    train_labels = labels(store)
+
+    def of_samples(values: list[Any], kind: pa.DataType | None = None) -> pa.Array:
+        return pa.array(values, kind).take(here)
+
+    def of_queries(values: Sequence[Any], kind: pa.DataType | None = None) -> pa.Array:
+        return pa.array(list(values), kind).take(asked)
+
+    numbers = list(steps)
+    ids = store.manifest.ids
+    parts = explained.parts.reshape(rows.size, -1)
+    edges = np.arange(rows.size + 1, dtype=np.int32) * parts.shape[1]
+    scores = np.stack([side.scores for side in answer.sides.values()], axis=1)
+    return pa.table(
+        {
+            "query_id": of_queries(queries.ids, pa.string()),
+            "query_label": of_queries(queries.labels or [None] * count),
+            "measure": pa.array([answer.measure] * rows.size, pa.string()),
+            "side": np.tile(np.repeat(sides, k), count),
+            "rank": np.tile(np.arange(1, k + 1), count * len(sides)),
+            "sample_id": of_samples([ids[row] for row in numbers], pa.string()),
+            "label": of_samples([train_labels[row] if train_labels else None for row in numbers]),
+            "score": scores.ravel(),
+            "timesteps": of_samples(list(steps.values()), pa.list_(pa.int64())),
+            "standard_error": explained.standard_error.ravel(),
+            "z": explained.z.ravel(),
+            "parts": pa.ListArray.from_arrays(edges, pa.array(parts.ravel())),
+        }
+    )
+
+
+def write_table(table: pa.Table | Iterable[pa.Table], path: Path, schema: pa.Schema) -> None:
+    """Write tables, one after the other, as one `.parquet` or `.jsonl` file.
+
+    In JSON a row is a line, and what is no finite number is `null`. Written beside and renamed.
+
+    Args:
+        table: the tables.
+        path: the file, whose name tells the format.
+        schema: what all of them are to become.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    tables = [table] if isinstance(table, pa.Table) else table
+    writing = path.with_name(f".{path.name}.writing")
+    if path.suffix == ".jsonl":
+        with writing.open("w", encoding="utf-8") as file:
+            for one in tables:
+                for row in one.to_pylist():
+                    file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+    else:
+        with pq.ParquetWriter(writing, schema) as writer:
+            for one in tables:
+                writer.write_table(one.select(schema.names).cast(schema))
+    writing.replace(path)
+
+
+def shown(table: pa.Table, rows: int = 10) -> str:
+    """The first rows of a table as text, and how many more there are."""
+    first = [table.column_names, *(list(row.values()) for row in table.slice(0, rows).to_pylist())]
+    texts = [
+        [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
+        for row in first
+    ]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    lines = [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
+        for row in texts
+    ]
+    more = len(table) - rows
+    return "\n".join([*lines, f"… and {more:,} more"] if more > 0 else lines)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

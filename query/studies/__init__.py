@@ -1,0 +1,1 @@
+"""Questions about all samples of a store."""

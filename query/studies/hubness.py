@@ -1,0 +1,204 @@
+"""Hubness: which training samples are influential for everyone, from the answer to many queries.
+
+The paper finds that under TracIn the same few samples head the lists of unrelated queries, because
+their timestep happened to give them a long gradient (arXiv 2401.09031, section 4.2).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from gradstore.errors import DependencyError, QueryError
+from query.results.answer import labels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    from gradstore.store.reader import Store
+    from query.results.answer import Answer
+
+
+_COLUMNS = ["query_id", "measure", "side", "sample_id", "score"]
+
+
+@dataclass(frozen=True)
+class Hubness:
+    """How often each training sample is among the proponents of some query.
+
+    Attributes:
+        measure: name of the measure.
+        store: the training store.
+        queries: how many there were.
+        k: how many proponents each has.
+        counts: of how many queries each sample is a proponent, int64 `[samples]`.
+        influence: sum of its scores as their proponent, over all queries' number, float64
+            `[samples]`: its mean influence, as far as the lists tell.
+        distinctness: distinct proponents over all of them, |∪ top-k| / (queries · k).
+        norm: mean norm of each sample's rows, float64 `[samples]`.
+        timestep: mean timestep of each sample's rows, float64 `[samples]`.
+    """
+
+    measure: str
+    store: Store
+    queries: int
+    k: int
+    counts: NDArray[np.int64]
+    influence: NDArray[np.float64]
+    distinctness: float
+    norm: NDArray[np.float64]
+    timestep: NDArray[np.float64]
+
+    @property
+    def with_norm(self) -> float:
+        """Spearman's correlation of the counts with the norms."""
+        return spearman(self.counts, self.norm)
+
+    @property
+    def with_timestep(self) -> float:
+        """Spearman's correlation of the counts with the timesteps."""
+        return spearman(self.counts, self.timestep)
+
+    @property
+    def influence_with_norm(self) -> float:
+        """Spearman's correlation of the influence with the norms."""
+        return spearman(self.influence, self.norm)
+
+    @property
+    def influence_with_timestep(self) -> float:
+        """Spearman's correlation of the influence with the timesteps."""
+        return spearman(self.influence, self.timestep)
+
+    def to_table(self) -> pa.Table:
+        """Samples that are some query's proponent, the most frequent first."""
+        import pyarrow as pa
+
+        order = np.argsort(-self.counts, kind="stable")
+        order = order[self.counts[order] > 0]
+        manifest = self.store.manifest
+        own = labels(self.store)
+        columns: dict[str, Any] = {
+            "sample_id": [manifest.ids[row] for row in order.tolist()],
+            "label": [own[row] if own else None for row in order.tolist()],
+            "queries": self.counts[order],
+            "share": self.counts[order] / self.queries,
+            "influence": self.influence[order],
+            "norm": self.norm[order],
+            "timestep": self.timestep[order],
+        }
+        return pa.table(columns)
+
+    def plot(self, path: Path) -> None:
+        """Draw counts, and influence against norms and timesteps, and write them as an image.
+
+        Raises:
+            DependencyError: if matplotlib is not installed.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise DependencyError("a plot needs matplotlib: pip install matplotlib") from error
+
+        figure = Figure(figsize=(9, 3.2), layout="constrained")
+        left, middle, right = figure.subplots(1, 3)
+        seen = np.sort(self.counts)[::-1]
+        left.plot(np.arange(1, len(seen) + 1), seen)
+        left.set(xscale="log", xlabel="samples, the most frequent first", ylabel="queries")
+        for axes, values, name, found in (
+            (middle, self.norm, "norm", self.influence_with_norm),
+            (right, self.timestep, "timestep", self.influence_with_timestep),
+        ):
+            axes.plot(values, self.influence, ".", markersize=3)
+            axes.set(xlabel=f"mean {name}", ylabel="mean influence", title=f"Spearman {found:.2f}")
+        figure.suptitle(f"{self.measure}: distinctness {self.distinctness:.2f}")
+        figure.savefig(path, dpi=120)
+
+
+def hubness(answer: Answer) -> Hubness:
+    """How often training samples recur among the proponents of an answer's queries."""
+    rows = answer.proponents.rows
+    count = answer.store.samples
+    counts = np.bincount(rows.ravel(), minlength=count)
+    sums = np.zeros(count)
+    np.add.at(sums, rows.ravel(), answer.proponents.scores.ravel())
+    return _hubness(answer.measure, answer.store, counts, sums, len(rows))
+
+
+def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
+    """The same of each measure in what `gradstore query` wrote, however many queries there were.
+
+    Args:
+        store: the training store.
+        results: `results.parquet`.
+
+    Raises:
+        QueryError: if it is no such table, or of samples that the store does not have.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    place = store.manifest.position
+    counts: dict[str, NDArray[np.int64]] = {}
+    sums: dict[str, NDArray[np.float64]] = {}
+    asked: dict[str, set[str]] = {}
+    try:
+        file = pq.ParquetFile(results)
+        for batch in file.iter_batches(columns=_COLUMNS):
+            for row in batch.to_pylist():
+                if row["side"] == "proponent":
+                    measure = row["measure"]
+                    own = counts.setdefault(measure, np.zeros(store.samples, np.int64))
+                    own[place[row["sample_id"]]] += 1
+                    total = sums.setdefault(measure, np.zeros(store.samples))
+                    total[place[row["sample_id"]]] += row["score"]
+                    asked.setdefault(measure, set()).add(row["query_id"])
+    except (OSError, pa.ArrowException) as error:
+        raise QueryError(
+            f"{results} cannot be read as results: {error}. Give the results.parquet of gradstore "
+            "query."
+        ) from error
+    except KeyError as error:
+        raise QueryError(
+            f"{results} is of a sample {error}, which {store.location} does not have: it was "
+            "deleted, or these are another store's results. Ask again: gradstore query"
+        ) from error
+    return [
+        _hubness(name, store, own, sums[name], len(asked[name])) for name, own in counts.items()
+    ]
+
+
+def _hubness(
+    measure: str,
+    store: Store,
+    counts: NDArray[np.int64],
+    sums: NDArray[np.float64],
+    queries: int,
+) -> Hubness:
+    places = range(store.checkpoints)
+    return Hubness(
+        measure=measure,
+        store=store,
+        queries=queries,
+        k=int(counts.sum()) // queries,
+        counts=counts,
+        influence=sums / queries,
+        distinctness=int((counts > 0).sum()) / int(counts.sum()),
+        norm=np.mean([store.column("norm", k).mean(axis=1, dtype=np.float64) for k in places], 0),
+        timestep=np.mean([store.column("timestep", k).mean(axis=1) for k in places], 0),
+    )
+
+
+def spearman(left: NDArray[Any], right: NDArray[Any]) -> float:
+    """Spearman's rank correlation, ties sharing their mean rank; NaN where nothing varies."""
+    ranks = []
+    for values in (left, right):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
+    if any(np.ptp(rank) == 0 for rank in ranks):
+        return float("nan")
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -1,0 +1,669 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from torch import Tensor
+
+from gradstore.collect import (
+    ByRank,
+    DiffusionLoss,
+    EventSpec,
+    GradientSpec,
+    InProcess,
+    LoopEngine,
+    PlannedEvents,
+    ProjectorSpec,
+    Samples,
+    Task,
+    VmapEngine,
+    collect,
+    collect_each,
+    load,
+)
+from gradstore.collect.pipeline import batches, differentiating
+from gradstore.errors import (
+    CheckpointError,
+    ConfigError,
+    DatasetError,
+    EngineError,
+    FingerprintError,
+    GradientError,
+    StoreError,
+)
+from gradstore.store.format.rows import ARRAYS
+from gradstore.store.opening import open_store
+from gradstore.store.reader import Store
+from gradstore.store.verify import verify
+from tests.conftest import NAMES, World, images, save_checkpoint, unet
+
+# Not `auto`: bfloat16 rounds each entry of a gradient, and two runs may round one either way.
+SMALL: dict[str, Any] = {
+    "projector": ProjectorSpec(proj_dim=64, precision="float32"),
+    "shard_samples": 2,
+}
+PLAN = EventSpec(events="planned", timesteps=3, draws=2)
+
+
+def contents(store: Store) -> dict[str, np.ndarray[Any, Any]]:
+    return {
+        f"{k}/{name}": getattr(store.rows(k), name)
+        for k in range(store.checkpoints)
+        for name in ARRAYS
+    }
+
+
+def files(path: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in sorted(path.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def reference(world: World, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    path = tmp_path_factory.mktemp("reference") / "train.gradstore"
+    return collect(world.train, world.checkpoints, path, **SMALL)
+
+
+def test_a_store_says_what_it_is(world: World, reference: Store) -> None:
+    assert list(verify(reference))
+    assert [report.problem for report in verify(reference)] == [None] * 8
+    assert reference.parts[0].layout.shards == 4
+    assert reference.etas == pytest.approx([0.1, 0.3])
+    assert reference.manifest.ids == NAMES
+    assert reference.spec.identity["objective"]["loss"] == "l1"  # type: ignore[index,call-overload]
+    assert reference.spec.parts[0].made_by["versions"]["torch"] == torch.__version__
+    rows = reference.rows(0)
+    assert rows.direction.dtype == np.float16
+    lengths = np.linalg.norm(rows.direction.astype(np.float64), axis=2)
+    # The squared length of a projected unit vector has mean 1 and variance at most 2/dim.
+    assert np.abs(lengths**2 - 1).max() < 5 * np.sqrt(2 / 64)
+    assert (rows.norm > 0).all()
+
+
+def test_some_checkpoints_now_and_the_others_later(
+    world: World, reference: Store, tmp_path: Path
+) -> None:
+    path = tmp_path / "s.gradstore"
+    part = collect(world.train, world.checkpoints, path, only=[1], **SMALL)
+    assert {place for place, _, _ in part.missing()} == {0}
+    assert part.spec.fingerprint == reference.spec.fingerprint
+    whole = collect(world.train, world.checkpoints, path, **SMALL)
+    for name, expected in contents(reference).items():
+        np.testing.assert_array_equal(contents(whole)[name], expected)
+    for wrong in ([], [2], [-1]):
+        with pytest.raises(ConfigError, match=r"name one or more by their places, 0 … 1"):
+            collect(world.train, world.checkpoints, tmp_path / "no", only=wrong, **SMALL)
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("projector", "error"),
+    [
+        (SMALL["projector"], 1e-5),
+        (
+            ProjectorSpec(proj_dim=64, precision="bfloat16"),
+            float(torch.finfo(torch.bfloat16).eps),
+        ),
+    ],
+    ids=["float32", "bfloat16"],
+)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"events": EventSpec(), "batch_size": 3},
+        {"events": PLAN, "batch_size": 1},
+        {"events": PLAN, "batch_size": 3},
+    ],
+)
+def test_rows_do_not_depend_on_batches_order_or_company(
+    world: World,
+    tmp_path: Path,
+    options: dict[str, Any],
+    projector: ProjectorSpec,
+    error: float,
+) -> None:
+    common = {**SMALL, "projector": projector, "dtype": "float32", "events": options["events"]}
+    whole = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **common)
+    order = [5, 0, 3]
+    items = [(world.train.image(row), 0) for row in order]
+    part = collect(
+        Samples(items, ids=[NAMES[row] for row in order]),
+        world.checkpoints,
+        tmp_path / "b.gradstore",
+        **{**common, **options, "shard_samples": 3},
+    )
+    for k in range(2):
+        left, right = whole.rows(k), part.rows(k)
+        np.testing.assert_array_equal(left.timestep[order], right.timestep)
+        for name in ("direction", "norm", "loss"):
+            expected = getattr(left, name)[order]
+            scale = np.abs(expected).max()
+            atol = scale * (error if name == "direction" else 1e-5)
+            np.testing.assert_allclose(getattr(right, name), expected, atol=atol)
+
+
+def test_memory_does_not_change_rows(
+    world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options: dict[str, Any] = {
+        "projector": ProjectorSpec(proj_dim=64, block_size=8, precision="float32"),
+        "shard_samples": 2,
+        "engine": "streaming",
+    }
+
+    def run(name: str, memory: float) -> Store:
+        path = tmp_path / f"{name}.gradstore"
+        return collect(world.train, world.checkpoints, path, memory=memory, **options)
+
+    ample = run("ample", 1)
+    assert not caplog.text
+    tight = run("tight", 2.3e-4)
+    assert "drawn anew for every buffer" in caplog.text
+    for name, expected in contents(ample).items():
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(contents(tight)[name], expected, atol=2e-3 * scale)
+    with pytest.raises(ConfigError, match=r"--memory is 0\.0001 GiB, but .*Give --memory 0\.01"):
+        run("tighter", 1e-4)
+    assert not (tmp_path / "tighter.gradstore").exists()
+
+
+def test_the_loop_engine_gives_the_same_rows(
+    world: World, tmp_path: Path, reference: Store
+) -> None:
+    looped = collect(
+        world.train, world.checkpoints, tmp_path / "a.gradstore", engine=LoopEngine, **SMALL
+    )
+    for name, expected in contents(reference).items():
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(contents(looped)[name], expected, atol=2e-3 * scale)
+
+
+def test_several_stores_from_one_pass(world: World, tmp_path: Path, reference: Store) -> None:
+    sparse = ProjectorSpec(projector="sjlt", proj_dim=32)
+    alone = collect(
+        world.train,
+        world.checkpoints,
+        tmp_path / "alone.gradstore",
+        projector=sparse,
+        shard_samples=2,
+    )
+    paths = {tmp_path / "a.gradstore": SMALL["projector"], tmp_path / "b.gradstore": sparse}
+    with pytest.raises(_Killed):
+        collect_each(world.train, world.checkpoints, paths, shard_samples=2, executor=_Dies(3))
+    # One of the two goes on by itself; then both, and only what is missing is written.
+    collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    before = files(tmp_path / "a.gradstore")
+    dense, found = collect_each(world.train, world.checkpoints, paths, shard_samples=2)
+    assert files(tmp_path / "a.gradstore") == before
+    for store, expected in ((dense, reference), (found, alone)):
+        assert store.missing() == []
+        for name, array in contents(expected).items():
+            np.testing.assert_array_equal(contents(store)[name], array)
+
+
+def test_stores_of_different_shards_are_not_filled_together(world: World, tmp_path: Path) -> None:
+    paths = {tmp_path / f"{name}.gradstore": ProjectorSpec(proj_dim=64) for name in "ab"}
+    collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    with pytest.raises(ConfigError, match=r"shards of different sizes .*a\.gradstore: 2.*: 3"):
+        collect_each(world.train, world.checkpoints, paths, shard_samples=3)
+    assert not (tmp_path / "b.gradstore").exists()
+
+
+def test_only_chosen_parameters(world: World, tmp_path: Path, reference: Store) -> None:
+    chosen = GradientSpec(params="attentions")
+    path = tmp_path / "a.gradstore"
+    store = collect(world.train, world.checkpoints, path, gradients=chosen, **SMALL)
+    identity: Any = store.spec.identity
+    everything: Any = reference.spec.identity
+    assert identity["model"]["num_parameters"] < everything["model"]["num_parameters"]
+    assert (store.rows(0).norm < reference.rows(0).norm).all()
+    with pytest.raises(FingerprintError, match=r"model\.num_parameters"):
+        collect(world.train, world.checkpoints, path, **SMALL)
+    with pytest.raises(ConfigError, match="found in none"):
+        collect(
+            world.train,
+            world.checkpoints,
+            tmp_path / "b.gradstore",
+            gradients=GradientSpec(params="lora"),
+            **SMALL,
+        )
+
+
+def test_a_store_is_finished_as_it_was_begun(world: World, tmp_path: Path) -> None:
+    """Engine and events at once are kept, so that rows do not depend on when it was cut off."""
+    options: dict[str, Any] = {**SMALL, "dtype": "float32"}
+    whole = collect(
+        world.train,
+        world.checkpoints,
+        tmp_path / "a.gradstore",
+        engine="vmap",
+        batch_size=2,
+        **options,
+    )
+    path = tmp_path / "b.gradstore"
+    with pytest.raises(_Killed):
+        collect(
+            world.train,
+            world.checkpoints,
+            path,
+            engine="vmap",
+            batch_size=2,
+            executor=_Dies(3),
+            **options,
+        )
+    assert open_store(path).spec.parts[0].made_by["engine"] == "vmap"
+    assert open_store(path).spec.parts[0].made_by["events"] == 2
+    resumed = collect(world.train, world.checkpoints, path, **options)
+    for name, expected in contents(whole).items():
+        np.testing.assert_array_equal(contents(resumed)[name], expected)
+
+
+def test_ranks_make_the_store_together(world: World, tmp_path: Path, reference: Store) -> None:
+    path = tmp_path / "a.gradstore"
+    # Eight tasks in three contiguous parts: 2, 3 and 3.
+    for left, rank in ((5, 2), (3, 0), (0, 1)):
+        part = collect(world.train, world.checkpoints, path, executor=ByRank(rank, 3), **SMALL)
+        assert len(part.missing()) == left
+    assert part.missing() == []
+    for name, expected in contents(reference).items():
+        np.testing.assert_array_equal(contents(part)[name], expected)
+
+
+class _Killed(BaseException):
+    pass
+
+
+class _Dies(InProcess):
+    """Does some tasks, then dies amid the next one's."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    def run(self, tasks: Sequence[Task], work: Any) -> None:
+        for task in tasks[: self.after]:
+            work(task)
+        raise _Killed
+
+
+def test_collecting_goes_on_where_it_stopped(
+    world: World, tmp_path: Path, reference: Store
+) -> None:
+    path = tmp_path / "a.gradstore"
+    with pytest.raises(_Killed):
+        collect(world.train, world.checkpoints, path, executor=_Dies(3), **SMALL)
+    sealed = files(path / "seals")
+    assert len(open_store(path).missing()) == 5
+    resumed = collect(world.train, world.checkpoints, path, **SMALL)
+    assert resumed.missing() == []
+    assert sealed.items() <= files(path / "seals").items()
+    for name, expected in contents(reference).items():
+        np.testing.assert_array_equal(contents(resumed)[name], expected)
+    before = files(path)
+    collect(world.train, world.checkpoints, path, **SMALL)
+    assert files(path) == before
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
+def test_any_prediction_type(world: World, tmp_path: Path, kind: str) -> None:
+    scheduler = DDIMScheduler(prediction_type=kind)
+    folder = save_checkpoint(tmp_path / "c", scheduler=scheduler)
+    store = collect(world.train, [folder], tmp_path / "a.gradstore", **SMALL)
+    assert (store.rows(0).norm > 0).all()
+
+
+def test_a_class_conditional_model(world: World, tmp_path: Path) -> None:
+    model = unet(0, num_class_embeds=3)
+    folder = save_checkpoint(tmp_path / "c", model=model)
+    items = [(world.train.image(row), row % 3) for row in range(7)]
+    store = collect(Samples(items, ids=NAMES), [folder], tmp_path / "a.gradstore", **SMALL)
+    others = [(image, (label + 1) % 3) for image, label in items]
+    moved = collect(Samples(others, ids=NAMES), [folder], tmp_path / "b.gradstore", **SMALL)
+    assert (np.abs(store.rows(0).norm - moved.rows(0).norm) > 0).all()
+    bare = Samples([world.train.image(row) for row in range(7)], ids=NAMES)
+    with pytest.raises(DatasetError, match=r"conditioned on class numbers 0 … 2.*--label-column"):
+        collect(bare, [folder], tmp_path / "c.gradstore", **SMALL)
+
+
+def test_samples_of_any_shape(tmp_path: Path) -> None:
+    """A model of one's own, on vectors, through an objective of one's own."""
+
+    class Shrink(DiffusionLoss):
+        def losses(self, model: Any, inputs: Tensor, timesteps: Tensor, *rest: Any) -> Tensor:
+            return super().losses(
+                lambda x, t: model(x.reshape(-1, 1, 8, 8), t).sample.reshape(len(x), -1),
+                inputs,
+                timesteps,
+                *rest,
+            )
+
+    folder = save_checkpoint(tmp_path / "c")
+    vectors = Samples(torch.rand(7, 64, generator=torch.Generator().manual_seed(0)), ids=NAMES)
+    objective = Shrink(DDIMScheduler(), "l2")
+    store = collect(vectors, [folder], tmp_path / "a.gradstore", objective=objective, **SMALL)
+    assert (store.rows(0).norm > 0).all()
+
+
+def test_a_zero_gradient_has_direction_zero(world: World, tmp_path: Path) -> None:
+    class Constant(DiffusionLoss):
+        def losses(self, *args: Any) -> Tensor:
+            return super().losses(*args) * 0
+
+    objective = Constant(DDIMScheduler())
+    store = collect(
+        world.train, world.checkpoints, tmp_path / "a.gradstore", objective=objective, **SMALL
+    )
+    assert (store.rows(0).norm == 0).all()
+    assert (store.rows(0).direction == 0).all()
+
+
+def test_tiny_and_huge_gradients_have_unit_directions(world: World, tmp_path: Path) -> None:
+    class Scaled(DiffusionLoss):
+        factor = 1.0
+
+        def losses(self, *args: Any) -> Tensor:
+            return super().losses(*args) * self.factor
+
+    for number, factor in enumerate((1e-25, 1e25)):
+        objective = Scaled(DDIMScheduler())
+        objective.factor = factor
+        store = collect(
+            world.train,
+            world.checkpoints[:1],
+            tmp_path / f"{number}.gradstore",
+            objective=objective,
+            **SMALL,
+        )
+        lengths = np.linalg.norm(store.rows(0).direction.astype(np.float64), axis=2)
+        assert (np.abs(lengths**2 - 1) < 1).all()
+
+
+def test_a_gradient_that_is_not_finite_is_named(world: World, tmp_path: Path) -> None:
+    class Breaks(DiffusionLoss):
+        def losses(self, model: Any, inputs: Tensor, *rest: Any) -> Tensor:
+            # The fourth image is the only one with this corner.
+            broken = (inputs[:, 0, 0, 0] == corner).to(inputs.dtype)
+            return super().losses(model, inputs, *rest) / (1 - broken)
+
+    corner = world.train[3].tensor[0, 0, 0].item()
+    path = tmp_path / "a.gradstore"
+    with pytest.raises(GradientError, match=r"'image-3', timestep \d+, at checkpoint .*epoch-01"):
+        collect(
+            world.train, world.checkpoints, path, objective=Breaks(DDIMScheduler(), "l1"), **SMALL
+        )
+    assert open_store(path).parts[0].sealed(0) == {0}
+
+
+def test_a_changed_dataset_is_refused_and_nothing_lost(
+    world: World, tmp_path: Path, reference: Store
+) -> None:
+    path = Path(shutil.copytree(reference.path, tmp_path / "a.gradstore"))
+    before = files(path)
+    changed = [(world.train.image(row), world.train[row].label) for row in range(7)]
+    changed[6] = (images(1, seed=8)[0], 0)
+    for dataset, message in (
+        (Samples(changed, ids=NAMES), "content of sample 'image-6' differs"),
+        (Samples(changed[:6], ids=NAMES[:6]), "had 7 samples and now has 6"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            collect(dataset, world.checkpoints, path, **SMALL)
+    assert files(path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"projector": ProjectorSpec(proj_dim=65)}, "projector.proj_dim: 64 in .*, 65 in"),
+        ({"projector": ProjectorSpec(proj_dim=64, proj_seed=1)}, "projector.seed: 0"),
+        ({"objective": "l2"}, 'objective.loss: "l1" in .*, "l2" in'),
+        ({"events": PLAN}, 'events.kind: "replayed" in .*, "planned" in'),
+        ({"dtype": "float32"}, 'storage.dtype: "float16" in'),
+    ],
+)
+def test_another_configuration_does_not_touch_a_store(
+    world: World, tmp_path: Path, reference: Store, change: dict[str, Any], message: str
+) -> None:
+    path = Path(shutil.copytree(reference.path, tmp_path / "a.gradstore"))
+    before = files(path)
+    with pytest.raises(FingerprintError, match=rf"(?s){message}.*another --store"):
+        collect(world.train, world.checkpoints, path, **{**SMALL, **change})
+    assert files(path) == before
+
+
+def test_another_checkpoint_does_not_touch_a_store(
+    world: World, tmp_path: Path, reference: Store
+) -> None:
+    path = Path(shutil.copytree(reference.path, tmp_path / "a.gradstore"))
+    before = files(path)
+    other = save_checkpoint(tmp_path / "other", model=unet(9))
+    with pytest.raises(FingerprintError, match=r"(?s)checkpoints.1.weights"):
+        collect(world.train, [world.checkpoints[0], other], path, etas=[1, 1], **SMALL)
+    assert files(path) == before
+
+
+def test_an_output_path_that_is_something_else(world: World, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    for path in (tmp_path, tmp_path / "notes.txt"):
+        with pytest.raises(StoreError, match="exists and is something that is not a store"):
+            collect(world.train, world.checkpoints, path, **SMALL)
+    assert files(tmp_path) == {tmp_path / "notes.txt": b"precious"}
+
+
+def test_a_checkpoint_of_another_architecture(world: World, tmp_path: Path) -> None:
+    other = save_checkpoint(
+        tmp_path / "wide", model=unet(0, block_out_channels=(8, 8)), learning_rate_sum=1
+    )
+    path = tmp_path / "a.gradstore"
+    with pytest.raises(CheckpointError, match=r"wide has another architecture than .*epoch-01"):
+        collect(world.train, [world.checkpoints[0], other], path, **SMALL)
+    assert not path.exists()
+
+
+def test_a_missing_checkpoint(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "a.gradstore"
+    with pytest.raises(CheckpointError, match="epoch-99 does not exist"):
+        collect(world.train, [*world.checkpoints, tmp_path / "epoch-99"], path, **SMALL)
+    assert not path.exists()
+
+
+def test_checkpoints_out_of_order(world: World, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="in training order"):
+        collect(world.train, world.checkpoints[::-1], tmp_path / "a.gradstore", **SMALL)
+
+
+def test_etas(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "a.gradstore"
+    for etas in ([1], [1, -1], [1, float("nan")]):
+        with pytest.raises(ConfigError, match=r"for 2 checkpoints. Give one finite number"):
+            collect(world.train, world.checkpoints, path, etas=etas, **SMALL)
+    folder = Path(shutil.copytree(world.checkpoints[0], tmp_path / "bare"))
+    (folder / "checkpoint.json").unlink()
+    store = collect(world.train, [folder], path, objective="l1", **SMALL)
+    assert store.etas == [1]
+    assert "every checkpoint weighs 1" in caplog.text
+    given = collect(world.train, [folder], tmp_path / "b.gradstore", etas=[3], **SMALL)
+    assert given.etas == [3]
+    # Without a record the loss is diffusers' own habit.
+    assert given.spec.identity["objective"]["loss"] == "l2"  # type: ignore[index,call-overload]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Samples(images(7, mode="RGB"), ids=NAMES), r"3 channel.*--mode L"),
+        (lambda: Samples([i.resize((9, 9)) for i in images(7)], ids=NAMES), r"9×9.*--size 8"),
+        (lambda: Samples([*images(6), images(1)[0].resize((4, 4))], ids=NAMES), "'image-6' is 4×4"),
+    ],
+)  # fmt: skip
+def test_images_that_do_not_fit(world: World, tmp_path: Path, make: Any, message: str) -> None:
+    with pytest.raises(DatasetError, match=message):
+        collect(make(), world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    assert not (tmp_path / "a.gradstore").exists()
+
+
+def test_samples_of_two_shapes(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "c", ids=["0", "1"])
+    mixed = Samples([torch.zeros(4), torch.zeros(5)])
+    with pytest.raises(DatasetError, match=r"'1' has shape \(5,\), sample '0' has \(4,\)"):
+        collect(mixed, [folder], tmp_path / "a.gradstore", **SMALL)
+
+
+def test_another_scheduler_among_the_checkpoints(world: World, tmp_path: Path) -> None:
+    other = save_checkpoint(
+        tmp_path / "linear", model=unet(1), scheduler=DDIMScheduler(), learning_rate_sum=1
+    )
+    with pytest.raises(CheckpointError, match=r"another scheduler or loss .*is 'linear'"):
+        collect(world.train, [world.checkpoints[0], other], tmp_path / "a.gradstore", **SMALL)
+
+
+def test_other_etas_do_not_touch_a_store(world: World, tmp_path: Path, reference: Store) -> None:
+    path = Path(shutil.copytree(reference.path, tmp_path / "a.gradstore"))
+    before = files(path)
+    with pytest.raises(ConfigError, match=r"has checkpoint weights .* not \[5.0, 7.0\]"):
+        collect(world.train, world.checkpoints, path, etas=[5, 7], **SMALL)
+    assert files(path) == before
+
+
+def test_records_for_some_checkpoints_only(world: World, tmp_path: Path) -> None:
+    bare = Path(shutil.copytree(world.checkpoints[1], tmp_path / "bare"))
+    (bare / "checkpoint.json").unlink()
+    for folders in ([world.checkpoints[0], bare], [bare, world.checkpoints[0]]):
+        with pytest.raises(CheckpointError, match=r"such as .*bare, have none.*--etas"):
+            collect(world.train, folders, tmp_path / "a.gradstore", objective="l1", **SMALL)
+
+
+def test_a_dataset_with_randomness_is_refused(world: World, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    class Augmented:
+        def __len__(self) -> int:
+            return 7
+
+        def __getitem__(self, row: int) -> Tensor:
+            return world.train[row].tensor + 0.1 * torch.rand(1, generator=generator)
+
+    with pytest.raises(DatasetError, match=r"something else each time .*'image-0'"):
+        collect(
+            Samples(Augmented(), ids=NAMES), world.checkpoints, tmp_path / "a.gradstore", **SMALL
+        )
+
+
+def test_a_model_that_does_not_take_the_samples(world: World, tmp_path: Path) -> None:
+    """What a foreign model raises is told before a store is made."""
+    items = [{"image": world.train.image(n), "conditions": {"text": 1.0}} for n in range(7)]
+    with pytest.raises(EngineError, match=r"epoch-01, sample 'image-0' .* cannot .* TypeError"):
+        collect(Samples(items, ids=NAMES), world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    assert not (tmp_path / "a.gradstore").exists()
+
+
+def test_a_model_with_a_learned_variance(world: World, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=2, block_out_channels=(4, 8), norm_num_groups=2,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+    )  # fmt: skip
+    folder = save_checkpoint(tmp_path / "c", model=model)
+    with pytest.raises(CheckpointError, match=r"predicts \(2, 8, 8\) for samples of \(1, 8, 8\)"):
+        collect(world.train, [folder], tmp_path / "a.gradstore", **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": "huber"}, "no loss 'huber'"),
+        ({"events": "imagined"}, "no events 'imagined'"),
+        ({"device": "gpu"}, r"device 'gpu' cannot be used.*gradstore doctor"),
+        ({"device": "cuda:99"}, "device 'cuda:99' cannot be used"),
+    ],
+)
+def test_nonsense_is_refused(
+    world: World, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **{**SMALL, **change})
+    assert not (tmp_path / "a.gradstore").exists()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_do_not_depend_on_the_callers_mode(
+    world: World, tmp_path: Path, reference: Store, mode: Any
+) -> None:
+    with mode():
+        made = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
+    for name, expected in contents(reference).items():
+        np.testing.assert_array_equal(contents(made)[name], expected)
+
+
+def test_norms_of_long_gradients_are_exact() -> None:
+    """A float32 sum over as many squares is short by 2e-4."""
+    piece = torch.randn(2, 1 << 23, generator=torch.Generator().manual_seed(0))
+    exact = torch.linalg.vector_norm(piece.double(), dim=1)
+    torch.testing.assert_close(differentiating._norms(piece), exact, rtol=1e-6, atol=0)
+
+
+class _WrongLater:
+    """Right for the weights of one checkpoint, wrong for those of another."""
+
+    def __init__(self, model: Any, objective: Any) -> None:
+        self._engine = VmapEngine(model, objective)
+        self._wrong = float(next(model.parameters()).detach().sum())
+
+    right: float | None = None
+
+    def __call__(self, batch: Any, receive: Any) -> Any:
+        if _WrongLater.right is None:
+            _WrongLater.right = self._wrong
+
+        def altered(start: int, piece: torch.Tensor) -> None:
+            if self._wrong != _WrongLater.right:
+                piece = piece.clone()
+                piece[:, :4] *= 1.5
+            receive(start, piece)
+
+        return self._engine(batch, altered)
+
+
+def test_every_checkpoint_is_held_to_one_backward_pass(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "a.gradstore"
+    with pytest.raises(EngineError, match=r"epoch-02: engine _WrongLater gives another gradient"):
+        collect(world.train, world.checkpoints, path, **{**SMALL, "engine": _WrongLater})
+    assert {k for k, *_ in open_store(path).missing()} == {1}
+
+
+def test_an_engine_is_tried_on_different_timesteps(world: World) -> None:
+    plan = PlannedEvents(EventSpec(timesteps=3), 1000)
+    model = load(world.checkpoints[0]).model
+    batch = batches.trial(world.train, plan, 0, model, torch.device("cpu"), rows=5)
+    assert len(set(batch.timesteps[:3].tolist())) == 3
+    assert not torch.equal(batch.inputs[0], batch.inputs[1])
+
+
+def test_conditions_of_two_shapes_are_found_before_anything_starts(
+    world: World, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(4, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1, norm_num_groups=2, cross_attention_dim=6, attention_head_dim=2,
+    )  # fmt: skip
+    folder = save_checkpoint(tmp_path / "epoch-01", ids=["0", "1", "2"], model=model)
+
+    def items(tokens: int, dtype: torch.dtype) -> list[dict[str, Any]]:
+        texts = [torch.ones(5, 6, dtype=dtype)] * 2 + [torch.ones(tokens, 6, dtype=dtype)]
+        return [
+            {"image": world.train[n].tensor, "conditions": {"encoder_hidden_states": text}}
+            for n, text in enumerate(texts)
+        ]
+
+    with pytest.raises(DatasetError, match=r"sample '2' has conditions .*\(7, 6\)"):
+        collect(items(7, torch.float32), folder, tmp_path / "a.gradstore", **SMALL)
+    assert not (tmp_path / "a.gradstore").exists()
+    bfloat16 = Samples(items(5, torch.bfloat16))
+    assert len(set(bfloat16.manifest.digests)) == 3

@@ -1,0 +1,408 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from hashlib import sha256
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+import numpy as np
+import pytest
+import zarr
+
+import gradstore
+from gradstore.errors import StoreError, UnsealedError
+from gradstore.store.format.fingerprint import fingerprint
+from gradstore.store.format.layout import Layout
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.rows import ARRAYS, Rows
+from gradstore.store.format.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
+from gradstore.store.opening import open_store
+from gradstore.store.reader import Store
+from gradstore.store.verify import describe_anew, verify
+from gradstore.store.writer import create, unseal, write_shard
+
+LAYOUT = Layout(samples=10, slots=2, dim=6, dtype="float16", chunk_samples=2, shard_samples=4)
+IDENTITY: Identity = {
+    "model": {"class": "M"},
+    "projector": {"name": "identity"},
+    "checkpoints": [{"weights": "a", "number": 0}, {"weights": "b", "number": 1}],
+}
+
+
+def spec(**changes: Any) -> StoreSpec:
+    return StoreSpec(
+        **(
+            {
+                "fingerprint": fingerprint(IDENTITY),
+                "identity": IDENTITY,
+                "parts": [PartSpec(layout=LayoutSpec.of(LAYOUT))],
+                "checkpoints": [
+                    CheckpointSpec(path="a", eta=0.5, number=0),
+                    CheckpointSpec(path="b", eta=1, number=1),
+                ],
+            }
+            | changes
+        )
+    )
+
+
+def manifest(count: int = 10) -> Manifest:
+    return Manifest([f"s{n}" for n in range(count)], ["0"] * count)
+
+
+def rows(shard: int, seed: int = 0) -> Rows:
+    start, stop = LAYOUT.span(shard)
+    generator = np.random.default_rng(100 * seed + shard)
+    return Rows(
+        direction=generator.standard_normal((stop - start, 2, 6)).astype(np.float16),
+        norm=generator.random((stop - start, 2), dtype=np.float32),
+        loss=generator.random((stop - start, 2), dtype=np.float32),
+        timestep=generator.integers(0, 1000, (stop - start, 2), dtype=np.int32),
+    )
+
+
+def filled(path: Path | str, samples: Manifest | None = None) -> Store:
+    made = create(path, spec(), samples or manifest())
+    for checkpoint in range(2):
+        for shard in range(3):
+            write_shard(made.parts[0], checkpoint, shard, rows(shard, checkpoint))
+    return made
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return filled(tmp_path / "s.gradstore")
+
+
+def test_what_is_written_is_read(store: Store) -> None:
+    opened = gradstore.open_store(store.path)
+    opened.require_complete()
+    listed = sha256((store.path / "samples/manifest.parquet").read_bytes()).hexdigest()
+    part = spec().parts[0].model_copy(update={"manifest_sha256": listed})
+    assert opened.spec == spec(parts=[part])
+    assert opened.manifest.ids == manifest().ids
+    for name in ARRAYS:
+        expected = np.concatenate([getattr(rows(shard, 1), name) for shard in range(3)])
+        np.testing.assert_array_equal(getattr(opened.rows(1), name), expected)
+        np.testing.assert_array_equal(getattr(opened.rows(1, 3, 9), name), expected[3:9])
+        if name != "direction":
+            np.testing.assert_array_equal(opened.column(name, 1), expected)
+    assert [start for start, _ in opened.iter_rows(0)] == [0, 4, 8]
+
+
+def test_bare_zarr_reads_it(store: Store) -> None:
+    group = zarr.open_group(store.path, mode="r")
+    array: Any = group["checkpoints/0/direction"]
+    assert array.metadata.dimension_names == ("sample", "slot", "dim")
+    np.testing.assert_array_equal(array[4:8], rows(1).direction)
+    checkpoints: Any = group["checkpoints"]
+    assert "direction" in str(checkpoints.tree())
+
+
+def test_only_sealed_shards_are_read(tmp_path: Path) -> None:
+    made = create(tmp_path / "s.gradstore", spec(), manifest())
+    write_shard(made.parts[0], 0, 1, rows(1))
+    assert len(made.rows(0, 4, 8)) == 4
+    assert made.missing() == [(0, 0, 0), (0, 0, 2), (1, 0, 0), (1, 0, 1), (1, 0, 2)]
+    for read in (
+        lambda: made.rows(0, 3, 5),
+        lambda: made.rows(1, 4, 8),
+        lambda: made.column("norm", 0),
+        made.require_complete,
+        lambda: made.parts[0].seal(0, 0),
+    ):
+        with pytest.raises(UnsealedError, match=r"lacks \d of 3 shards .*gradstore collect"):
+            read()
+
+
+def test_create_is_all_or_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "s.gradstore"
+    with pytest.raises(StoreError, match="3 samples for a layout of 10"):
+        create(path, spec(), manifest(3))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot be created"):
+        create(tmp_path / "file" / "s.gradstore", spec(), manifest())
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_nothing_is_overwritten(store: Store) -> None:
+    before = {p: p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
+    with pytest.raises(StoreError, match="exists and is a store; nothing was changed"):
+        create(store.path, spec(), manifest())
+    assert before == {p: p.read_bytes() for p in store.path.rglob("*") if p.is_file()}
+    other = store.path.parent / "notes"
+    other.mkdir()
+    (other / "mine.txt").write_text("precious")
+    with pytest.raises(StoreError, match="something that is not a store"):
+        create(other, spec(), manifest())
+    assert (other / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"direction": np.zeros((4, 2, 5), np.float16)}, r"direction is float16 \(4, 2, 5\)"),
+        ({"direction": np.zeros((4, 2, 6), np.float32)}, "direction is float32"),
+        ({"norm": np.zeros((3, 2), np.float32)}, "norm is"),
+        ({"norm": np.full((4, 2), np.nan, np.float32)}, "norm is not finite"),
+    ],
+)
+def test_wrong_rows_are_refused(store: Store, change: dict[str, Any], message: str) -> None:
+    good = rows(0)
+    arrays = {name: getattr(good, name) for name in ARRAYS} | change
+    with pytest.raises(StoreError, match=message):
+        write_shard(store.parts[0], 0, 0, Rows(**arrays))
+
+
+def test_verify_finds_nothing_wrong(store: Store) -> None:
+    assert [report.problem for report in verify(store)] == [None] * 6
+
+
+def _flip(file: Path, position: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[position] ^= 1
+    file.write_bytes(data)
+
+
+def test_verify_names_damage(store: Store) -> None:
+    arrays = store.path / "checkpoints"
+    _flip(arrays / "0/direction/c.0.0.0", 5)
+    _flip(arrays / "0/norm/c.1.0", 3)
+    (arrays / "0/loss/c.2.0").unlink()
+    # A whole chunk of another shard passes every checksum inside Zarr, not the seal's.
+    shutil.copy(arrays / "1/direction/c.0.0.0", arrays / "1/direction/c.1.0.0")
+    seal = store.path / "seals/1/2.json"
+    written = json.loads(seal.read_text())
+    written["fingerprint"] = "0" * 64
+    seal.write_text(json.dumps(written))
+    (store.path / "seals/1/0.json").unlink()
+    found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
+    assert found[0, 0] == "direction is not what was sealed"
+    assert found[0, 1] == "norm is not what was sealed"
+    assert found[0, 2] == "loss cannot be read (No such file or directory)"
+    assert found[1, 0] == "not sealed"
+    assert found[1, 1] == "direction is not what was sealed"
+    assert "another run" in str(found[1, 2])
+
+
+def test_verify_names_what_was_cut_short_or_miscounted(store: Store) -> None:
+    file = store.path / "checkpoints/0/direction/c.2.0.0"
+    file.write_bytes(file.read_bytes()[:-7])
+    for shard, change in ((0, {"rows": 3}), (1, {"objects": {}})):
+        seal = store.path / f"seals/1/{shard}.json"
+        seal.write_text(json.dumps(json.loads(seal.read_text()) | change))
+    found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
+    assert re.fullmatch(r"direction has \d+ bytes, not \d+", str(found[0, 2]))
+    assert found[1, 0] == "its seal counts 3 rows, the layout 4"
+    assert "its seal names , not direction" in str(found[1, 1])
+
+
+def _objects(root: Path, checkpoint: int, shard: int) -> list[Path]:
+    """The files of a shard, its seal among them."""
+    arrays = sorted((root / "checkpoints" / str(checkpoint)).glob(f"*/c.{shard}.*"))
+    assert len(arrays) == len(ARRAYS)
+    return [*arrays, root / "seals" / str(checkpoint) / f"{shard}.json"]
+
+
+def test_verify_names_whole_shards_that_stand_in_a_wrong_place(store: Store) -> None:
+    """With their seals, which vouch for their bytes: another shard's, another store's."""
+    others = Manifest([f"t{n}" for n in range(10)], ["0"] * 10)
+    alike = filled(store.path.with_name("alike.gradstore"), others)  # of the same fingerprint
+    places = (_objects(store.path, 0, 0), _objects(store.path, 0, 1))
+    for one, other in zip(*places, strict=True):
+        kept = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        other.write_bytes(kept)
+    for source, target in zip(_objects(alike.path, 1, 2), _objects(store.path, 1, 2), strict=True):
+        shutil.copy(source, target)
+    found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
+    wrong = {task for task, problem in found.items() if problem}
+    assert wrong == {(0, 0), (0, 1), (1, 2)}
+    for task in wrong:
+        assert "comes from another shard or another store" in str(found[task])
+
+
+def test_a_seal_that_does_not_name_its_samples_is_believed(store: Store) -> None:
+    """As of stores that were made before it was kept."""
+    for seal in (store.path / "seals").glob("*/*.json"):
+        written = json.loads(seal.read_text())
+        del written["samples_sha256"]
+        seal.write_text(json.dumps(written))
+    assert [report.problem for report in verify(open_store(store.path))] == [None] * 6
+
+
+def test_verify_finds_a_false_description(store: Store) -> None:
+    file = store.path / "checkpoints/1/norm/zarr.json"
+    described = json.loads(file.read_text())
+    file.write_text(json.dumps(described | {"shape": [10, 3]}))
+    with pytest.raises(StoreError, match="norm/zarr.json does not describe the array.*--repair"):
+        list(verify(store))
+    (store.path / "checkpoints/0/zarr.json").unlink()
+    with pytest.raises(StoreError, match="0/zarr.json cannot be read: No such file.*--repair"):
+        list(verify(store))
+    assert describe_anew(store) == ["checkpoints/0/zarr.json", "checkpoints/1/norm/zarr.json"]
+    assert [report.problem for report in verify(store)] == [None] * 6
+    assert json.loads(file.read_text()) == described
+    array: Any = zarr.open_group(store.path, mode="r")["checkpoints/0/norm"]
+    np.testing.assert_array_equal(array[:4], rows(0).norm)
+    assert describe_anew(store) == []
+
+
+def test_a_damaged_chunk_raises_when_read(store: Store) -> None:
+    _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
+    with pytest.raises(StoreError, match="gradstore verify"):
+        open_store(store.path).rows(0, 0, 2)
+
+
+def test_what_is_damaged_after_it_was_read_raises_as_well(store: Store) -> None:
+    """Checksums of neighbours are checked once, and again when their file has changed."""
+    expected = store.rows(0, 0, 3).direction
+    for _ in range(2):
+        np.testing.assert_array_equal(store.rows(0, 0, 3).direction, expected)
+    sleep(0.02)  # as coarse as a system's clock for files may be
+    _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="a checksum differs"):
+            store.rows(0, 0, 3)
+
+
+@pytest.mark.parametrize("samples", [[4, 5, 6], [7], [1, 2], [0, 9], [3, 4], [4, 5, 6, 7]])
+@pytest.mark.parametrize("nbytes", [1, 1000])
+def test_directions_are_read_tile_by_tile(store: Store, samples: list[int], nbytes: int) -> None:
+    expected = store.take(1, samples).direction
+    scratch = store.scratch(nbytes)
+    for _ in range(2):  # with and without checksums
+        found = [tile.copy() for tile in store.tiles(1, np.array(samples), scratch)]
+        np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_tiles_of_a_file_that_changes_while_it_is_read_raise(store: Store) -> None:
+    scratch, samples = store.scratch(1), np.arange(4)
+    assert len(list(store.tiles(0, samples, scratch))) > 1
+    tiles = store.tiles(0, samples, scratch)
+    next(tiles)
+    sleep(0.02)  # as coarse as a system's clock for files may be
+    _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
+    with pytest.raises(StoreError, match="changed while it was read"):
+        list(tiles)
+
+
+def test_missing_data_is_never_returned(store: Store) -> None:
+    (store.path / "checkpoints/0/direction/c.1.0.0").unlink()
+    (store.path / "checkpoints/1/norm/c.2.0").unlink()
+    (store.path / "checkpoints/1/loss/c.1.0").unlink()
+    (store.path / "checkpoints/1/timestep/c.0.0").unlink()
+    for checkpoint, start, stop in ((0, 4, 8), (1, 8, 10), (1, 4, 8), (1, 0, 4)):
+        with pytest.raises(StoreError, match="cannot be read: No such file"):
+            store.rows(checkpoint, start, stop)
+        with pytest.raises(StoreError, match="cannot be read: No such file"):
+            store.take(checkpoint, range(start, stop))
+    for name in ("norm", "loss", "timestep"):
+        with pytest.raises(StoreError, match="cannot be read: No such file"):
+            store.column(name, 1)
+
+
+def test_damaged_seals(store: Store) -> None:
+    (store.path / "seals/0/1.json").write_text("{")
+    found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
+    assert "the seal of checkpoint 0, shard 1 is damaged" in str(found[0, 1])
+    assert sum(problem is not None for problem in found.values()) == 1
+    (store.path / "seals/0/2.json").unlink()
+    assert store.missing() == [(0, 0, 2)]
+    shutil.rmtree(store.path)  # a lost mount
+    with pytest.raises(StoreError, match="seals of checkpoint 1 cannot be listed"):
+        store.rows(1)
+
+
+def test_scattered_rows(store: Store) -> None:
+    wanted = np.array([9, 0, 5, 5, 3, 8])
+    found = store.take(1, wanted)
+    for name in ARRAYS:
+        np.testing.assert_array_equal(getattr(found, name), getattr(store.rows(1), name)[wanted])
+    with pytest.raises(StoreError, match=r"holds samples 0 … 9; others were asked for"):
+        store.take(1, [10])
+    with pytest.raises(StoreError, match="no 2"):
+        store.take(2, [1])
+    with pytest.raises(StoreError, match="3:11 were asked for"):
+        store.rows(0, 3, 11)
+
+
+def test_unsealed_samples_are_skipped_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = filled(tmp_path / "s.gradstore")
+    unseal(made.parts[0], 1, 1)
+    with pytest.raises(UnsealedError):
+        open_store(made.path).rows(1)
+    opened = open_store(made.path, skip_unsealed=True)
+    opened.require_complete()
+    assert list(opened.manifest.ids) == [f"s{n}" for n in (0, 1, 2, 3, 8, 9)]
+    assert "4 of 10 samples are skipped" in caplog.text
+    expected = np.concatenate([rows(0, 1).norm, rows(2, 1).norm])
+    np.testing.assert_array_equal(opened.rows(1).norm, expected)
+    np.testing.assert_array_equal(opened.column("norm", 1), expected)
+    np.testing.assert_array_equal(opened.take(1, [4, 0]).norm, expected[[4, 0]])
+    assert list(opened.blocks()) == [(0, 4), (4, 6)]
+    for checkpoint in (0, 1):
+        for shard in range(3):
+            unseal(made.parts[0], checkpoint, shard)
+    with pytest.raises(UnsealedError, match="has no sample to read"):
+        _ = open_store(made.path, skip_unsealed=True).samples
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "message"),
+    [
+        ("format_version", 2, "store format 2; this gradstore reads format 1"),
+        ("fingerprint", "xyz", "attribute fingerprint is wrong"),
+        ("parts", [{"layout": {"samples": 10**15}}], "attribute parts.0.layout"),
+        ("parts", [{"path": "../x"}], "attribute parts.0.path is wrong"),
+        ("retired", [""], "attribute retired.0 is wrong"),
+        ("retired", ["samples/.."], "attribute retired.0 is wrong"),
+        ("deleted", "deleted/../zarr.json", "attribute deleted is wrong"),
+        ("identity", {"checkpoints": 1}, "does not list the checkpoints"),
+        ("checkpoints", [], "attribute checkpoints is wrong"),
+        ("surprise", 1, "attribute surprise is wrong"),
+    ],
+)
+def test_wrong_attributes(store: Store, attribute: str, value: Any, message: str) -> None:
+    file = store.path / "zarr.json"
+    root = json.loads(file.read_text())
+    root["attributes"]["gradstore"][attribute] = value
+    file.write_text(json.dumps(root))
+    with pytest.raises(StoreError, match=message):
+        open_store(store.path)
+
+
+@pytest.mark.parametrize("content", [None, "{}", '{"zarr_format": 3, "node_type": "group"}', "no"])
+def test_not_a_store(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "x"
+    path.mkdir()
+    if content is not None:
+        (path / "zarr.json").write_text(content)
+    with pytest.raises(StoreError, match="is not a gradient store"):
+        open_store(path)
+    with pytest.raises(StoreError, match="is not a gradient store"):
+        open_store(tmp_path / "missing")
+
+
+def test_the_manifest_must_fit_the_layout(store: Store) -> None:
+    (store.path / "samples/manifest.parquet").write_bytes(manifest(9).content())
+    with pytest.raises(StoreError, match="is not what was written when the part was made"):
+        _ = open_store(store.path).manifest
+    part = store.spec.parts[0].model_copy(update={"manifest_sha256": None})  # an older store
+    with pytest.raises(StoreError, match="lists 9 samples, the layout says 10"):
+        _ = Store(store.objects, store.spec.model_copy(update={"parts": [part]}), b"").manifest
+
+
+def test_int8_of_very_small_directions() -> None:
+    """Where the scale is no normal number, its multiples are not exact: 166 of them would wrap."""
+    tiny = np.float32(1.4e-45)
+    given = np.array([[[166 * tiny, -166 * tiny]], [[1.0, -1.0]], [[0.0, 0.0]]], np.float32)
+    one = np.ones((3, 1), np.float32)
+    stored = Rows(given, one, one, one.astype(np.int32)).stored("int8")
+    np.testing.assert_array_equal(stored["direction"][:, 0], [[0, 0], [127, -127], [0, 0]])
+    np.testing.assert_allclose(stored["scale"][:, 0], [0, 1 / 127, 0])

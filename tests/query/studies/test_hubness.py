@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from indexer import ExactEngine, Features, measure_of
+from query import search
+from query.studies.hubness import hubness, spearman
+from tests.indexer.stores import random_store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_spearman_is_scipys() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(5):
+        left = generator.integers(0, 6, 50)
+        right = left + generator.normal(0, 3, 50).round()
+        assert spearman(left, right) == pytest.approx(spearmanr(left, right).statistic)
+    assert np.isnan(spearman(np.ones(5), np.arange(5)))
+
+
+def test_tracin_has_hubs_and_they_are_long(tmp_path: Path) -> None:
+    train = random_store(tmp_path / "t.gradstore", metadata={"label": list(range(300))})
+    queries = random_store(tmp_path / "q.gradstore", 40, slots=4, seed=1)
+    found = {}
+    for name in ("tracin", "retrac"):
+        features = Features.of(train, measure_of(name))
+        answer = search(ExactEngine(train, features), queries, 5)
+        found[name] = hubness(answer)
+        counts = [int((answer.proponents.rows == row).sum()) for row in range(300)]
+        np.testing.assert_array_equal(found[name].counts, counts)
+        sums = np.zeros(300)
+        for row, score in zip(
+            answer.proponents.rows.ravel(), answer.proponents.scores.ravel(), strict=True
+        ):
+            sums[row] += score / 40
+        np.testing.assert_allclose(found[name].influence, sums, rtol=1e-6)
+        for values, told in (
+            (found[name].norm, found[name].influence_with_norm),
+            (found[name].timestep, found[name].influence_with_timestep),
+        ):
+            assert told == pytest.approx(spearmanr(sums, values).statistic, rel=1e-4)
+        assert found[name].distinctness == answer.distinctness()
+    tracin, retrac = found["tracin"], found["retrac"]
+    assert tracin.distinctness < retrac.distinctness
+    assert tracin.with_norm > 0.4 > abs(retrac.with_norm)
+    assert abs(tracin.with_timestep) < 0.2  # in this store timestep and norm have nothing in common
+    table = tracin.to_table()
+    assert table["queries"].to_pylist() == sorted(tracin.counts[tracin.counts > 0])[::-1]
+    first = int(np.argmax(tracin.counts))
+    assert table["sample_id"][0].as_py() == f"s{first}"
+    assert table["label"][0].as_py() == first
+    expected = np.mean([train.rows(k).norm[first].mean() for k in range(2)])
+    assert table["norm"][0].as_py() == pytest.approx(expected)
+    tracin.plot(tmp_path / "hubs.png")
+    assert (tmp_path / "hubs.png").read_bytes()[:4] == b"\x89PNG"
