@@ -36,7 +36,7 @@ _SCORE_BYTES: Final = 8 * 2**20
 _CERTAIN: Final = 8.0
 
 # Candidates at each end, at least, whose exact scores tell what the error is.
-_TELLING: Final = 16
+_TELLING: Final = 8
 
 
 class ExactEngine:
