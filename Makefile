@@ -1,13 +1,14 @@
 # make demo   the whole road on real images, in a few minutes
 # make test   lint, types, import contracts and tests
 # make test-avx2  the tests that touch arithmetic, as on a processor without AVX-512 and bfloat16
+# make docs   the documentation, into .site
 # make bench  every benchmark at its cpu preset
 PYTHON ?= python3
 BIN := .venv/bin
 # Where there is no GPU: PyTorch's own CPU wheels. PyPI's bring gigabytes of CUDA on Linux.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
-.PHONY: demo test test-avx2 bench clean
+.PHONY: demo test test-avx2 docs bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/gradstore demo
@@ -17,6 +18,7 @@ test: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/mkdocs build --quiet
 	$(BIN)/pytest -n 2
 
 # Not torch.compile: told to imitate a smaller processor, torch 2.13 compiles kernels that compute
@@ -28,12 +30,15 @@ test-avx2: .venv/test.stamp
 	  tests/query/test_searching.py tests/benchmarks/test_collect.py tests/benchmarks/test_search.py \
 	  --deselect tests/gradstore/collect/engines/test_engines.py::test_a_compiled_model
 
+docs: .venv/test.stamp
+	$(BIN)/mkdocs build
+
 bench: .venv/test.stamp
 	for file in $$(grep -l '^PRESETS' benchmarks/*.py); do \
 	  $(BIN)/python -m benchmarks.$$(basename $$file .py) --preset cpu || exit 1; done
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv .site demo
 
 # torch first and alone, so that nothing else decides which build is taken.
 .venv/torch.stamp: constraints.txt

@@ -1,4 +1,4 @@
-"""Benchmarks: each file answers one question and writes JSON, a plot and a page of what it found.
+"""Benchmarks: each file answers one question and writes its results as JSON, a plot and a page.
 
 Run one with `python -m benchmarks.NAME --preset cpu`; `make bench` runs them all.
 """

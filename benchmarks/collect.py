@@ -1,14 +1,13 @@
-"""What does a row cost, beside a plain training step?
+"""What does a row cost, relative to a plain training step?
 
-Collects a shard of random images through the public API with each projector and engine, and times
-it against forward and backward of the mean loss over the same batches, and against
-`BasicProjector.project`; for a small model and for one of the paper's size. Measures the memory
-that collecting takes against its budget, and what cheaper arithmetic does to the ranking of scores.
+Collects a shard of random images through the public API with each projector and engine. Compares
+the time with forward and backward of the mean loss over the same batches, and with
+`BasicProjector.project`, for a small model and one of the paper's size. Measures the memory of
+collecting against its budget, and the effect of cheaper arithmetic on the ranking of scores.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,12 @@ from scipy.stats import spearmanr
 from trak.projectors import BasicProjector
 
 from benchmarks.footprint import footprint
+from benchmarks.harness.command import command
 from benchmarks.harness.results import (
-    RESULTS,
     Target,
     interleaved,
     machine,
+    notes,
     processor,
     save,
     spread,
@@ -49,7 +49,7 @@ from gradstore.collect import (
     plan,
     train,
 )
-from indexer import features, measure_of
+from indexer import Features
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from gradstore.store.reader import Store
 
 BATCH = 32
-TRAINING_SET = 5200  # the paper's: what drawing a matrix once is amortised over
+TRAINING_SET = 5200  # the paper's; amortises the drawing of a matrix
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,12 @@ class Preset:
     Attributes:
         model: the small model.
         large: the model of the paper's size.
-        samples: collected with the small model, a shard.
-        large_samples: collected with the large one.
+        samples: samples collected with the small model, one shard.
+        large_samples: samples collected with the large model.
         proj_dim: projection dimension.
-        repeats: how often each is measured.
-        budgets: memory budgets in GiB: of the small model, and of the large one.
-        epochs: of training on digits, before scores are compared.
+        repeats: repetitions of each measurement.
+        budgets: memory budgets in GiB, for the small and the large model.
+        epochs: training epochs on digits before scores are compared.
         digits: training digits whose scores are compared, at a quarter of `proj_dim`.
     """
 
@@ -142,7 +142,7 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
         samples=preset.large_samples,
         repeats=min(2, preset.repeats),
         once={},
-        # What collecting a whole training set finds by timing; for so few samples it does not.
+        # The size that collecting a whole training set finds by timing; too few samples here.
         batch_size=BATCH // 4,
     )
     bill = _bill(large_model, dense)
@@ -227,7 +227,7 @@ def _collecting(
     once: Mapping[str, float],
     batch_size: int = BATCH,
 ) -> dict[str, dict[str, Any]]:
-    """Seconds per batch of each way to collect, each next to a plain step, in turns."""
+    """Seconds per batch of each way to collect, in turns, each beside a plain step."""
     side = model.config["sample_size"]
     images = torch.rand(samples + batch_size, 3, side, side) * 2 - 1
     step = _plain_step(model, images)
@@ -279,7 +279,7 @@ def _plain_step(model: UNet2DModel, images: torch.Tensor) -> Callable[[], None]:
 
 
 def _draw_seconds(spec: ProjectorSpec, num_parameters: int, repeats: int) -> dict[str, float]:
-    """Of drawing a checkpoint's matrix: the first product less the second."""
+    """Seconds of drawing a checkpoint's matrix: the first product less the second."""
     seconds = []
     for _ in range(repeats + 1):
         projection = TrakProjector(spec).at(0, num_parameters, torch.device("cpu"), 1 << 40)
@@ -290,11 +290,11 @@ def _draw_seconds(spec: ProjectorSpec, num_parameters: int, repeats: int) -> dic
             projection.finish(buffer)
             times.append(perf_counter() - start)
         seconds.append(times[0] - times[1])
-    return spread(seconds[1:])  # the very first finds the taps of the generator as well
+    return spread(seconds[1:])  # the very first also finds the generator's taps
 
 
 def _usable() -> bool:
-    """Whether bfloat16 is worth a measurement: else it would take hours and is never chosen."""
+    """Whether bfloat16 is worth measuring: if slow, it takes hours and is never chosen."""
     rates = product_rates()
     return rates["bfloat16"] > rates["float32"] / 4
 
@@ -302,8 +302,8 @@ def _usable() -> bool:
 def _product_share(spec: ProjectorSpec, num_parameters: int, repeats: int) -> dict[str, Any]:
     """Trak's product of full buffers beside the fastest product of that shape, in turns.
 
-    The matrix of the others is there already; they are tried in both orders of the factors, with
-    the columns of one block and with all columns.
+    The others have their matrix ready. They are tried in both orders of the factors, with the
+    columns of one block and with all columns.
     """
     length, rows = min(num_parameters, 1 << 17), 256
     projection = TrakProjector(spec).at(0, length, torch.device("cpu"), 1 << 40)
@@ -341,7 +341,7 @@ def _product_share(spec: ProjectorSpec, num_parameters: int, repeats: int) -> di
 def _projectors_alone(
     sparse: ProjectorSpec, full: ProjectorSpec, num_parameters: int, repeats: int
 ) -> tuple[dict[str, dict[str, float]], float]:
-    """Sjlt beside reading the same gradients; and one call of `BasicProjector.project`."""
+    """Seconds of sjlt and of reading its gradients; and of one `BasicProjector.project` call."""
     gradients = torch.randn(BATCH, num_parameters)
     projection = SjltProjector(sparse).at(0, num_parameters, torch.device("cpu"), 0)
     buffer = torch.zeros(BATCH, projection.width)
@@ -362,13 +362,13 @@ def _projectors_alone(
 
 
 def _floor(plain: float, read: float, num_parameters: int, dim: int) -> dict[str, float]:
-    """The least that a batch could take here, from what this machine does best.
+    """Lower bound of the time of a batch, from this machine's best rates.
 
-    The products of a plain step are needed in any case. Per-row gradients are written once and read
-    once (`read` is the time of one pass over them). trak multiplies them with a matrix besides, at
-    the rate of the faster product of 128 rows and columns whose operands are there already.
+    Every way needs the products of a plain step. Per-row gradients are written once and read once
+    (`read` is the time of one pass over them). trak also multiplies them with a matrix, at the rate
+    of the faster product of 128 rows and columns with ready operands.
     """
-    rate = max(product_rates().values()) * torch.get_num_threads()  # those are of one core
+    rate = max(product_rates().values()) * torch.get_num_threads()  # rates are per core
     operations = 2 * BATCH * num_parameters * dim
     return {
         "operations_per_second": rate,
@@ -380,12 +380,12 @@ def _floor(plain: float, read: float, num_parameters: int, dim: int) -> dict[str
 
 
 def _bill(model: UNet2DModel, spec: ProjectorSpec) -> dict[str, Any]:
-    """What `gradstore plan` says of the paper's 5,200 samples with trak, and its alternatives."""
+    """`gradstore plan` for the paper's 5,200 samples with trak, and its alternatives."""
     side = model.config["sample_size"]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = Path(folder) / "checkpoint-1"
         DDIMPipeline(model, DDIMScheduler()).save_pretrained(checkpoint)
-        # The same image again and again: only its shape counts here.
+        # One image repeated: only its shape matters here.
         images = torch.zeros(1, 3, side, side).expand(TRAINING_SET, -1, -1, -1)
         found = plan(
             Samples(images),
@@ -403,7 +403,7 @@ def _bill(model: UNet2DModel, spec: ProjectorSpec) -> dict[str, Any]:
 
 
 def _footprints(preset: Preset) -> list[dict[str, Any]]:
-    """Peak memory beside program and model, each in a process of its own."""
+    """Peak memory without program and model, each case in its own process."""
     cases = [
         (preset.model, memory, preset.samples, "sjlt", preset.proj_dim)
         for memory in preset.budgets[0]
@@ -437,7 +437,7 @@ def _footprints(preset: Preset) -> list[dict[str, Any]]:
 def _agreement(preset: Preset, seed: int) -> dict[str, dict[str, float]]:
     """Spearman correlation of scores in cheaper arithmetic with those in float32.
 
-    On a UNet trained on digits: every query against every training digit; mean over queries.
+    Uses a UNet trained on digits: every query against every training digit; mean over queries.
     """
     base = ProjectorSpec(proj_dim=preset.proj_dim // 4, proj_seed=seed, precision="float32")
     half = base.model_copy(update={"precision": "bfloat16"})
@@ -496,7 +496,7 @@ def _agreement(preset: Preset, seed: int) -> dict[str, dict[str, float]]:
 
 
 def _features(store: Store, measure: str) -> NDArray[np.float32]:
-    return features(store, measure_of(measure))
+    return Features.of(store, measure).range(store)
 
 
 def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Target]) -> str:
@@ -512,13 +512,13 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         )
 
     lines = [
-        "# What does a row cost, beside a plain training step?",
+        "# What does a row cost, relative to a plain training step?",
         "",
         (
             f"`python -m benchmarks.collect`; batch {inputs['batch']}, {inputs['proj_dim']:,} "
             f"dimensions, {processor()}, torch "
             f"{machine()['versions']['torch']}. Medians of {inputs['repeats']} and the range; each "
-            "figure beside a plain step measured just before and after it."
+            "figure relative to a plain step measured just before and after it."
         ),
         "",
         f"| {inputs['num_parameters']:,} parameters | ms per batch | × a plain step |",
@@ -540,7 +540,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         "## Memory",
         "",
-        "Peak of the process beyond what it had before collecting, less one copy of the model.",
+        "Peak of the process over its memory before collecting, less one copy of the model.",
         "",
         "| model | samples | projector | --memory | taken |",
         "|---|---|---|---|---|",
@@ -555,7 +555,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         (
             f"Spearman correlation of scores with those in float32: a UNet trained on digits, "
             f"{inputs['proj_dim'] // 4:,} dimensions, 20 held-out queries, mean over queries. The "
-            "last line is what a projection to so many dimensions does by itself."
+            "line for another seed shows the effect of the projection itself."
         ),
         "",
         "| | tracin | retrac |",
@@ -567,13 +567,13 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         "## The paper's size with trak",
         "",
-        "What `gradstore plan` says of 5,200 samples at one checkpoint:",
+        "Output of `gradstore plan` for 5,200 samples at one checkpoint:",
         "",
         "```",
         figures["plan_of_trak_for_the_large_model"]["text"],
         "```",
         "",
-        (Path(__file__).parent / "notes" / "collect.md").read_text(encoding="utf-8"),
+        notes("collect"),
     ]
     return "\n".join(lines)
 
@@ -584,14 +584,14 @@ def _floor_text(figures: dict[str, Any]) -> str:
     drawn = draw * BATCH / TRAINING_SET / small["sjlt"]["plain"]["median"]
     read, rate = floor["read_bytes_per_second"] / 1e9, floor["operations_per_second"] / 1e9
     return (
-        "The products of a plain step, which every way of collecting needs, and per-row gradients "
-        f"written once and read once at the {read:.1f} GB/s that a sum over them reaches, are "
+        "Every way of collecting needs the products of a plain step, and writes and reads per-row "
+        f"gradients once at the {read:.1f} GB/s of a sum over them. This takes "
         f"**{floor['sjlt']:.2f} ×** a plain step; collecting with sjlt takes "
-        f"{small['sjlt']['ratio']['median']:.2f}. trak multiplies besides: "
+        f"{small['sjlt']['ratio']['median']:.2f}. trak also multiplies: "
         f"{floor['trak_operations_per_batch'] / 1e9:.0f} GFLOP a batch at the {rate:.0f} GFLOP/s "
-        f"of the fastest product here make **{floor['trak']:.2f} ×**; it takes "
-        f"{small['trak']['ratio']['median']:.2f}, of which drawing the matrix, {draw:.1f} "
-        f"s once per checkpoint, is {drawn:.2f}."
+        f"of the fastest product here give **{floor['trak']:.2f} ×**; it takes "
+        f"{small['trak']['ratio']['median']:.2f}, including {drawn:.2f} for drawing the "
+        f"matrix ({draw:.1f} s once per checkpoint)."
     )
 
 
@@ -611,14 +611,5 @@ def _plot(path: Path, ratios: dict[str, float]) -> None:
     plt.close(figure)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    run(PRESETS[given.preset], given.out)
-
-
 if __name__ == "__main__":
-    main()
+    command(PRESETS, run, __doc__)

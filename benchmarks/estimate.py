@@ -1,12 +1,11 @@
-"""Does `plan` foretell what collecting then takes, and how long does it take itself?
+"""Does `plan` predict the time of collecting, and how long does it take itself?
 
 Collects random images with a small model through the public API, with each projector, and divides
-what `plan` said by what it took. `plan` runs in the same process just before.
+the predicted time by the measured time. `plan` runs in the same process just before.
 """
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler
 
-from benchmarks.harness.results import RESULTS, Target, notes, processor, save, spread, target_table
+from benchmarks.harness.command import command
+from benchmarks.harness.results import Target, notes, processor, save, spread, target_table
 from benchmarks.worlds.models import build
 from gradstore.collect import EventSpec, InProcess, ProjectorSpec, Samples, collect, plan
 
@@ -33,11 +33,11 @@ class Preset:
 
     Attributes:
         model: the model.
-        samples: how many images are collected.
-        checkpoints: at how many checkpoints.
+        samples: number of collected images.
+        checkpoints: number of checkpoints.
         timesteps: timesteps of each image.
         proj_dim: projection dimension.
-        repeats: how often each projector is planned and collected.
+        repeats: number of turns for each projector.
     """
 
     model: str
@@ -126,7 +126,7 @@ def _targets(figures: dict[str, Any]) -> list[Target]:
 
 def _page(preset: Preset, figures: dict[str, Any], targets: Sequence[Target]) -> str:
     lines = [
-        "# Does `plan` foretell what collecting takes?",
+        "# Does `plan` predict the time of collecting?",
         "",
         (
             f"`python -m benchmarks.estimate`; {processor()}; "
@@ -138,7 +138,7 @@ def _page(preset: Preset, figures: dict[str, Any], targets: Sequence[Target]) ->
         "",
         target_table(targets),
         "",
-        "| projector | planning, s | foretold, s | taken, s | foretold / taken |",
+        "| projector | planning, s | predicted, s | measured, s | predicted / measured |",
         "|---|---|---|---|---|",
     ]
     for kind, one in figures.items():
@@ -150,14 +150,5 @@ def _page(preset: Preset, figures: dict[str, Any], targets: Sequence[Target]) ->
     return "\n".join([*lines, "", notes("estimate")])
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    run(PRESETS[given.preset], given.out)
-
-
 if __name__ == "__main__":
-    main()
+    command(PRESETS, run, __doc__)

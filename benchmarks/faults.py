@@ -1,13 +1,12 @@
-"""Does a store survive a collect that is killed anywhere?
+"""Does a store survive a kill of `collect` at any point?
 
-Kills a real `collect` (SIGKILL) at random instants, and at every named step of writing a shard;
-checks that all that is sealed is whole; collects again; and compares the finished store with an
-undisturbed one, byte for byte.
+Kills a real `collect` (SIGKILL) at random instants and at every named step of writing a shard.
+Checks that all sealed data is intact, collects again, and compares the finished store with an
+undisturbed one byte by byte.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import signal
@@ -19,8 +18,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import forked
+from benchmarks.harness.command import command
 from benchmarks.harness.plots import canvas, keep
-from benchmarks.harness.results import RESULTS, Target, machine, save, target_table
+from benchmarks.harness.results import Target, machine, save, target_table
 from gradstore import open_store
 from gradstore.store import writer
 from gradstore.store.format.rows import ARRAYS
@@ -38,8 +38,8 @@ class Preset:
     """Sizes of a run.
 
     Attributes:
-        kills: how often collecting is killed at a random instant.
-        samples: how many samples are collected.
+        kills: number of kills at a random instant.
+        samples: number of collected samples.
     """
 
     kills: int
@@ -50,7 +50,7 @@ PRESETS = {"cpu": Preset(100, 48), "tiny": Preset(1, 4)}
 
 
 def collect_once(checkpoints: str, store: str, samples: int, die: tuple[str, int] | None) -> None:
-    """Collect, and die where a step is reached for the n-th time."""
+    """Collect, and die when a step is reached for the n-th time."""
     import torch
 
     from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
@@ -73,8 +73,8 @@ def collect_once(checkpoints: str, store: str, samples: int, die: tuple[str, int
         objective="l1",
         etas=[1.0, 1.0],
         events=EventSpec(events="planned", timesteps=2),
-        # Not `auto`: one that was killed before its store stood may choose otherwise when it is
-        # run again, and bytes are compared.
+        # Not `auto`: after a kill before the store exists, a new run may choose another precision,
+        # and bytes are compared.
         projector=ProjectorSpec(proj_dim=128, precision="float32"),
         shard_samples=4,
         engine="streaming",
@@ -166,7 +166,7 @@ def _checkpoints(folder: Path) -> str:
 
 
 def _content(store: Store) -> dict[str, Any]:
-    """Every byte of data, and every seal."""
+    """All data bytes and all seals."""
     (part,) = store.parts
     tasks = [(number, shard) for number in store.numbers for shard in range(part.layout.shards)]
     return {
@@ -209,7 +209,7 @@ def _trial(
 
 
 def plot(path: Path, figures: dict[str, Any]) -> None:
-    """How many stores came out equal, and how far they were when they were killed."""
+    """Plot the share of equal stores, and the progress at the kill."""
     table = figures["table"]
     names = [f"{row['where']} ({row['trials']})" for row in table]
     figure, axes = canvas(1, 2, height=2.9)
@@ -233,18 +233,18 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
 
 def _page(figures: dict[str, Any], targets: list[Target]) -> str:
     lines = [
-        "# Does a store survive a collect that is killed anywhere?",
+        "# Does a store survive a kill of `collect` at any point?",
         "",
         (
             f"`python -m benchmarks.faults`; {figures['shards']} shards, "
             f"{figures['seconds_undisturbed']:.1f} s undisturbed, {machine()['cpu']}. Each trial: "
-            "a process that collects is killed by SIGKILL, every seal checked against every byte, "
+            "SIGKILL ends a collecting process, every seal is checked against every byte, "
             "`collect` is run again, and data, seals and manifest are compared with an undisturbed "
-            "store's. Killing a process does not test a loss of power; that is what the flushes to "
-            "the disk before each seal are for."
+            "store's. Killing a process does not test a loss of power; the flushes to the disk "
+            "before each seal protect against that."
         ),
         "",
-        "| killed at | trials | in time | no store yet | sealed then | seals not whole | equal |",
+        "| killed at | trials | killed | no store yet | sealed then | damaged seals | equal |",
         "|---|---|---|---|---|---|---|",
         *[
             f"| {row['where']} | {row['trials']} | {row['killed']} | {row['no_store_yet']} | "
@@ -258,14 +258,5 @@ def _page(figures: dict[str, Any], targets: list[Target]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    run(PRESETS[given.preset], given.out)
-
-
 if __name__ == "__main__":
-    main()
+    command(PRESETS, run, __doc__)

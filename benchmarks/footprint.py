@@ -1,7 +1,7 @@
 """How much memory does collecting take?
 
-A process of its own for each figure, for a peak cannot be taken back. They are forked from one
-that has imported everything and computed nothing.
+Each figure has its own process, because a peak cannot be reset. The processes are forked from one
+that has done all imports and computed nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
 
 
 def resident() -> int:
-    """Bytes of this process's memory that are in use now."""
+    """Bytes of memory that this process uses now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 
@@ -30,9 +30,9 @@ def footprint(model: str, memory: float, samples: int, projector: ProjectorSpec)
 
     Args:
         model: a name of `benchmarks.worlds.models`.
-        memory: what collecting may take, GiB.
-        samples: how many images.
-        projector: projects their gradients.
+        memory: memory budget, GiB.
+        samples: number of images.
+        projector: projector of their gradients.
 
     Returns:
         Bytes of that process: resident `before` collecting, at its `peak`, and the model's
@@ -43,12 +43,12 @@ def footprint(model: str, memory: float, samples: int, projector: ProjectorSpec)
 
 
 def _warm(model: str, memory: float, samples: int, projector: ProjectorSpec) -> dict[str, int]:
-    measure("tiny", 4.0, 8, ProjectorSpec(proj_dim=64))  # loads what is loaded once
+    measure("tiny", 4.0, 8, ProjectorSpec(proj_dim=64))  # one-time loading
     return measure(model, memory, samples, projector)
 
 
 def measure(name: str, memory: float, samples: int, projector: ProjectorSpec) -> dict[str, int]:
-    """Collect random images; bytes before, at the peak, and of the model's weights."""
+    """Collect random images; return bytes before, at the peak, and of the weights."""
     torch.manual_seed(0)
     model = build(name)
     side = model.config["sample_size"]
@@ -69,7 +69,7 @@ def measure(name: str, memory: float, samples: int, projector: ProjectorSpec) ->
             memory=memory,
             engine="streaming",
         )
-    # Not getrusage's: that one remembers the process that started this one.
+    # Not from getrusage: it includes the parent process.
     status = Path("/proc/self/status").read_text()
     peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
     return {"before": before, "peak": peak, "weights": weights}

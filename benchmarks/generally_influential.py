@@ -1,6 +1,6 @@
-"""Are the same few samples influential for everyone, and does normalising free the lists of them?
+"""Are the same few samples influential for all queries, and does normalising remove them?
 
-The paper (arXiv 2401.09031, section 6) calls a sample generally influential that is among the
+The paper (arXiv 2401.09031, section 6) calls a sample generally influential if it is among the
 proponents of unrelated queries, and finds about two thirds fewer of them under ReTrac.
 """
 
@@ -28,7 +28,7 @@ MEASURES: Final = (
     *("tracin", "power:0.5", "clip:0.9", "clip:0.5", "calibrated"),
     *("calibrated|retrac", "retrac|calibrated", "retrac", "trak"),
 )
-# A sample is generally influential that is a proponent of more than this share of the queries.
+# A generally influential sample is a proponent of more than this share of the queries.
 GENERAL: Final = 0.1
 _RESAMPLES: Final = 500
 
@@ -39,8 +39,8 @@ class Preset:
 
     Attributes:
         setting: the model and its rows.
-        seeds: of training runs.
-        k: proponents of each query.
+        seeds: seeds of the training runs.
+        k: number of proponents of each query.
     """
 
     setting: Setting
@@ -110,17 +110,17 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
 
 
 def _counts(found: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Of how many queries each sample is a proponent, `[samples]`."""
+    """Number of queries that each sample is a proponent of, `[samples]`."""
     return np.bincount(top(found, k).ravel(), minlength=found.shape[1])
 
 
 def _general(found: NDArray[np.float32], k: int) -> float:
-    """Samples among the proponents of more than `GENERAL` of the queries."""
+    """Number of samples that are proponents of more than `GENERAL` of the queries."""
     return float((_counts(found, k) > GENERAL * len(found)).sum())
 
 
 def _skewness(found: NDArray[np.float32], k: int) -> float:
-    """Skewness of the counts, the usual figure of hubness (Radovanović et al. 2010)."""
+    """Skewness of the counts, the usual measure of hubness (Radovanović et al. 2010)."""
     counts = _counts(found, k).astype(np.float64)
     away = counts - counts.mean()
     spread = (away**2).mean() ** 1.5
@@ -133,7 +133,7 @@ def _largest(found: NDArray[np.float32], k: int) -> float:
 
 
 def _hubs(worlds: Sequence[World], found: Sequence[NDArray[np.float32]], k: int) -> dict[str, Any]:
-    """Figures of one measure, each with a bootstrap over halves of the queries."""
+    """Figures of one measure, each with an interval over halves of the queries."""
     norms = [
         np.mean([world.store.column("norm", c)[:, 0] for c in range(world.store.checkpoints)], 0)
         for world in worlds
@@ -162,10 +162,10 @@ def _hubs(worlds: Sequence[World], found: Sequence[NDArray[np.float32]], k: int)
 
 
 def _halves(runs: Sequence[Callable[[NDArray[np.int64]], float]], queries: int) -> Interval:
-    """A figure of a set of queries, with the delete-half jackknife's 95% interval.
+    """A figure of a set of queries, with the 95% interval of the delete-half jackknife.
 
-    Distinct counts cannot be bootstrapped: a query drawn twice repeats its whole list. So halves
-    are drawn without replacement, whose spread about their own mean is that of all the queries.
+    Distinct counts cannot be bootstrapped, because a query drawn twice repeats its whole list.
+    Halves are drawn without replacement: their spread about their mean is that of all queries.
     """
     every = np.arange(queries)
     each = [figure(every) for figure in runs]
@@ -182,7 +182,7 @@ def _halves(runs: Sequence[Callable[[NDArray[np.int64]], float]], queries: int) 
 def _ratio(
     base: Sequence[NDArray[np.float32]], found: Sequence[NDArray[np.float32]], k: int
 ) -> Interval:
-    """Generally influential samples of one measure over another's."""
+    """Ratio of the numbers of generally influential samples under two measures."""
 
     def figure(rows: NDArray[np.int64]) -> float:
         left = sum(_general(one[rows], k) for one in found)
@@ -193,7 +193,7 @@ def _ratio(
 
 
 def _chance(samples: int, queries: int, k: int) -> dict[str, float]:
-    """The same figures of random lists."""
+    """The same figures for random lists."""
     generator = np.random.default_rng(0)
     found = generator.random((queries, samples)).astype(np.float32)
     return {
@@ -208,17 +208,17 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
     setting, chance = inputs["setting"], inputs["chance"]
     asked = ", ".join(f"{count} {name}" for name, count in inputs["queries"].items())
     lines = [
-        "# Are the same few samples influential for everyone?",
+        "# Are the same few samples influential for all queries?",
         "",
         (
             f"`python -m benchmarks.generally_influential`; {setting['planes']:,} CIFAR-10 planes "
             f"and {setting['zeros']} MNIST zeros, {setting['epochs']} epochs, training seeds "
             f"{', '.join(map(str, inputs['training_seeds']))}; diverse queries ({asked}), the "
-            f"first {inputs['k']} proponents of each; {machine()['cpu']}. A sample is generally "
-            f"influential that is a proponent of more than {inputs['general']:.0%} of the queries. "
-            "*General*: how many are. *Most frequent*: the largest share of queries that one "
-            "sample is a proponent of. *Skewness* of these counts, and their Spearman correlation "
-            "*with norm*. Intervals (95%) are those of random halves of the queries."
+            f"first {inputs['k']} proponents of each; {machine()['cpu']}. A generally "
+            f"influential sample is a proponent of more than {inputs['general']:.0%} of the "
+            "queries. *General*: their number. *Most frequent*: the largest share of queries that "
+            "one sample is a proponent of. *Skewness* of these counts, and their Spearman "
+            "correlation *with norm*. Intervals (95%) come from random halves of the queries."
         ),
         "",
         "| measure | distinct | general | / TracIn's | most frequent | skewness | with norm |",

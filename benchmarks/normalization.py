@@ -1,8 +1,8 @@
 """How much of a gradient's norm should count? Every measure by every criterion.
 
-From TracIn, where rows weigh their norm, to ReTrac, where they weigh the same: outliers found and
-kept out, lists distinct, labels right, and retrained models foretold. And whether the norm that is
-taken out told anything: what it tells alone.
+Compares measures from TracIn, where a row's weight is its norm, to ReTrac, where all weights are
+equal, by the outliers ranked and avoided, distinct lists, correct labels, and predictions of
+retrained models. Scores by the norm alone show whether the removed norm contains a signal.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Preset:
 
     Attributes:
         setting: planes and zeros.
-        seeds: of their training runs.
-        digits: the models of `benchmarks.lds`; digits, whose labels count.
-        depths: k of zeros' precision, of planes' and distinctness, and of digits' labels.
+        seeds: seeds of their training runs.
+        digits: the models of `benchmarks.lds`, for digits and their labels.
+        depths: k of zeros' precision, of planes' precision and distinctness, and of labels.
     """
 
     setting: Setting
@@ -144,7 +144,7 @@ def _planes(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]
         own["planes of plane queries"] = interval(
             [(~zero[top(one[planes], far)]).mean(axis=1) for one in found]
         ).json()
-        # One figure of all the queries: its spread is that of training runs.
+        # One figure for all queries: its spread is over training runs.
         each = [distinctness(one[planes], far) for one in found]
         own["distinctness"] = {
             **interval([[one] for one in each]).json(),
@@ -190,7 +190,7 @@ def _page(
             f"[outliers](outliers.md) ({setting['planes']:,} + {setting['zeros']}, training seeds "
             f"{', '.join(map(str, preset.seeds))}) and the digits of [lds](lds.md) "
             f"({digits['samples']:,}, {digits['subsets']} halves × {digits['seeds']} seeds); "
-            f"{machine()['cpu']}. `A|B`: training rows weigh by A, query rows by B. *Norm alone*: "
+            f"{machine()['cpu']}. `A|B`: A weights training rows, B query rows. *Norm alone*: "
             "the length of a sample's TracIn feature, the same list for every query. Means with "
             "95% bootstrap intervals over queries (LDS: and halves); distinctness with the range "
             "of training seeds. Higher is better everywhere."

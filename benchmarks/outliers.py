@@ -1,7 +1,7 @@
-"""Planes and zeros: whom does each measure name, and does self-influence find the outliers?
+"""Planes and zeros: what does each measure rank first, and does self-influence find outliers?
 
-Forty zeros hide among a thousand planes. A plane's proponents should be planes, a zero's zeros; and
-a detector that looks at nothing but the training set should point at the zeros.
+The training set contains forty zeros among a thousand planes. A plane's proponents should be
+planes, and a zero's proponents zeros. A detector without queries should find the zeros.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Preset:
 
     Attributes:
         setting: the model and its rows.
-        seeds: of training runs.
+        seeds: seeds of the training runs.
         depths: k of precision@k.
-        pictured: queries of each class in the picture, and proponents of each.
+        pictured: number of queries of each class in the picture, and of proponents of each.
     """
 
     setting: Setting
@@ -142,7 +142,7 @@ def _classes(
 
 
 def average_precision(found: NDArray[np.float32], hit: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean over hits of the precision down to each, of every query, `[queries]`."""
+    """Average precision of each query, `[queries]`: the mean of the precision at each hit."""
     ordered = hit[top(found, found.shape[1])]
     precision = np.cumsum(ordered, axis=1) / np.arange(1, ordered.shape[1] + 1)
     result: NDArray[np.float64] = (precision * ordered).sum(axis=1) / ordered.sum(axis=1)
@@ -150,7 +150,7 @@ def average_precision(found: NDArray[np.float32], hit: NDArray[np.bool_]) -> NDA
 
 
 def _detectors(worlds: Sequence[World], zero: NDArray[np.bool_]) -> dict[str, Any]:
-    """How well figures that need no query point at the zeros."""
+    """Detection of zeros by figures that need no query."""
     ways = {
         f"self-influence, {measure}": [own_influence(world.store, measure) for world in worlds]
         for measure in ("tracin", "power:0.5", "clip:0.9", "calibrated", "retrac")
@@ -192,7 +192,7 @@ def _page(
     setting = preset.setting
     near, far = preset.depths[1], preset.depths[-1]
     lines = [
-        "# Planes and zeros: whom does each measure name?",
+        "# Planes and zeros: which samples does each measure rank first?",
         "",
         (
             f"`python -m benchmarks.outliers`; {setting.planes:,} CIFAR-10 planes and "
@@ -202,8 +202,8 @@ def _page(
             f"noises; training seeds {', '.join(map(str, preset.seeds))}; {machine()['cpu']}. "
             "Means over queries and training seeds, with 95% bootstrap intervals over the "
             f"{inputs['plane_queries']} plane and {inputs['zero_queries']} zero queries (held "
-            f"out). Chance is {inputs['chance_zero']:.3f}. A measure `A|B` weighs training rows "
-            "by A and query rows by B."
+            f"out). Chance is {inputs['chance_zero']:.3f}. In a measure `A|B`, A weights "
+            "training rows and B query rows."
         ),
         "",
         (
@@ -219,7 +219,7 @@ def _page(
         lines.append(f"| {cell(name)} | " + " | ".join(map(text, cells)) + " |")
     lines += [
         "",
-        "## Which are the outliers, without a query",
+        "## Outliers, without a query",
         "",
         f"AUROC for zeros, and the share of zeros among the first {setting.zeros}.",
         "",
@@ -256,7 +256,7 @@ def _plot(path: Path, figures: dict[str, Any], preset: Preset) -> None:
 def _picture(
     path: Path, world: World, ranked: dict[str, NDArray[np.float32]], sizes: tuple[int, int]
 ) -> None:
-    """The paper's picture: rows of proponents, each after its query."""
+    """Draw the paper's picture: each query, followed by its proponents."""
     queries, count = sizes
     rows = [*world.of("plane")[:queries], *world.of("zero")[:queries]]
     figure, axes = canvas(len(rows) * len(ranked), count + 1, width=0.6 * (count + 2), height=0.6)

@@ -1,7 +1,7 @@
-"""What would one reach for instead, what does it cost, and does it find the same?
+"""What do the alternatives to gradstore cost, and do their scores agree?
 
-gradstore beside captum's `TracInCP`, dattri's attributors, TRAK's `TRAKer` and a plain loop, on one
-model with the same events, so that TracIn's scores are the same numbers and TRAK's the same matrix.
+Compares gradstore, captum's `TracInCP`, dattri's attributors, TRAK's `TRAKer` and a plain loop on
+one model with the same events. TracIn's scores are then the same numbers, TRAK's the same matrix.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_TIMESTEPS: Final = 1000  # of the schedule that models are trained with
+_TIMESTEPS: Final = 1000  # of the models' training schedule
 _PIECE: Final = 1 << 16
 _K: Final = 10
 PACKAGES: Final = ("traker", "dattri", "captum")
@@ -69,16 +69,16 @@ class Preset:
         dataset: `digits`, or `cifar2`: CIFAR-10's automobiles and horses.
         model: of `benchmarks.worlds.models`.
         samples: training samples.
-        queries: held-out samples that are asked about at once; there are two such batches.
-        epochs: of training.
+        queries: number of held-out samples in a batch of queries; there are two batches.
+        epochs: training epochs.
         checkpoint_every: epochs between checkpoints.
         batch_size: samples per step.
         learning_rate: Adam's.
-        timesteps: of each query, one noise each.
-        proj_dim: what is projected to, 2,048 as `TRAKer` has it by default.
-        batch: training samples whose gradients a peer holds at once.
-        few: those of captum.
-        repeats: how often the second batch is asked about.
+        timesteps: timesteps of each query, with one noise each.
+        proj_dim: dimension of projections; 2,048 is `TRAKer`'s default.
+        batch: number of training gradients that a peer holds at once.
+        few: the same for captum.
+        repeats: how often the second batch is queried.
     """
 
     dataset: str
@@ -147,12 +147,12 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Exact:
-    """Inner products of whole gradients at each checkpoint: what no contestant computes otherwise.
+    """Inner products of whole gradients at each checkpoint, the reference for all contestants.
 
     Attributes:
         etas: weights of the checkpoints.
-        cross: queries with training samples, float64 `[checkpoints, queries, samples]`.
-        grams: training samples with one another, float64 `[checkpoints, samples, samples]`.
+        cross: between queries and training samples, float64 `[checkpoints, queries, samples]`.
+        grams: among training samples, float64 `[checkpoints, samples, samples]`.
     """
 
     etas: Sequence[float]
@@ -161,7 +161,7 @@ class Exact:
 
     @classmethod
     def of(cls, trial: Trial, batches: Sequence[Asked]) -> Exact:
-        """From one backward pass for each sample and checkpoint, sums in float64."""
+        """From one backward pass per sample and checkpoint, with float64 sums."""
         model = trial.denoiser()
         cross, grams = [], []
         for checkpoint in range(len(trial.etas)):
@@ -197,7 +197,7 @@ class Exact:
         return total
 
     def ridge(self, proj_dim: int) -> float:
-        """λ by gradstore's rule, the mean over checkpoints: for who takes one λ for all.
+        """λ by gradstore's rule, averaged over checkpoints for peers that take a single λ.
 
         The mean eigenvalue of a projected ΦᵀΦ is Σ‖g‖² / dimensions.
         """
@@ -243,7 +243,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
 
 
 def trained(preset: Preset, folders: Folders) -> tuple[Samples, Samples, list[Path]]:
-    """Training samples, queries, and the checkpoints of a model; found again by what made them."""
+    """Training samples, queries, and a model's checkpoints, cached by a hash of their inputs."""
     train, heldout = train_and_heldout(preset.dataset, preset.samples, 2 * preset.queries, folders)
     made = {name: getattr(preset, name) for name in ("dataset", "model", "samples")}
     options = {
@@ -256,8 +256,8 @@ def trained(preset: Preset, folders: Folders) -> tuple[Samples, Samples, list[Pa
 
 
 def trial_of(preset: Preset, train: Samples, checkpoints: list[Path], folder: Path) -> Trial:
-    """What all contestants are given."""
-    visits = preset.checkpoint_every  # of each sample since the checkpoint before
+    """The inputs of all contestants."""
+    visits = preset.checkpoint_every  # of each sample since the previous checkpoint
     return Trial(
         folder=folder,
         checkpoints=checkpoints,
@@ -286,7 +286,7 @@ def asked_of(preset: Preset, heldout: Samples, checkpoints: list[Path]) -> list[
 
 
 def contestants_of(trial: Trial, ridge: float) -> list[Contestant]:
-    """All of them, in the order of the page."""
+    """All contestants, in the order of the page."""
     return [
         Plain(trial),
         Captum(trial),
@@ -303,7 +303,7 @@ def contestants_of(trial: Trial, ridge: float) -> list[Contestant]:
 
 
 def expected(exact: Exact, one: Contestant) -> NDArray[np.float64]:
-    """The scores that a contestant approaches."""
+    """The reference scores of a contestant."""
     kernel = one.kernel()
     return exact.tracin() if kernel is None else exact.trak(kernel)
 
@@ -311,7 +311,7 @@ def expected(exact: Exact, one: Contestant) -> NDArray[np.float64]:
 def _costs(
     contestants: Sequence[Contestant], batches: Sequence[Asked], repeats: int
 ) -> tuple[dict[str, dict[str, Any]], dict[str, NDArray[np.float32]]]:
-    """Seconds and bytes of each, and its scores of all queries, `[queries, samples]`."""
+    """Seconds and bytes of each contestant, and its scores `[queries, samples]`."""
     costs: dict[str, dict[str, Any]] = {}
     scores: dict[str, list[NDArray[np.float32]]] = {}
     for one in contestants:
@@ -325,7 +325,7 @@ def _costs(
         scores[one.name] = [one.ask(batches[0])]
         own["first"] = perf_counter() - start
     seconds: dict[str, list[float]] = {one.name: [] for one in contestants}
-    for number in range(repeats):  # in turns: what else runs troubles all of them alike
+    for number in range(repeats):  # in turns: other load affects all equally
         for one in contestants:
             asked = Asked(f"another-{number}", batches[1].samples, batches[1].events)
             start = perf_counter()
@@ -339,7 +339,7 @@ def _costs(
 
 
 def _agreement(found: NDArray[np.float32], exact: NDArray[np.float64]) -> dict[str, Any]:
-    """Of a contestant's scores with what it approaches."""
+    """Agreement of a contestant's scores with the reference."""
     k = min(_K, exact.shape[1] - 1)
     wanted, own = top(exact.astype(np.float32), k), top(found, k)
     pearson = [np.corrcoef(a, b)[0, 1] for a, b in zip(found, exact, strict=True)]
@@ -357,7 +357,7 @@ def _agreement(found: NDArray[np.float32], exact: NDArray[np.float64]) -> dict[s
 def _searches(
     contestants: Sequence[Contestant], asked: Asked, repeats: int
 ) -> dict[str, dict[str, Any]]:
-    """Of a query to gradstore, the search alone: by the exact engine, and by an index."""
+    """Time of gradstore's search alone, by the exact engine and by an index."""
     figures = {}
     for one in contestants:
         if not isinstance(one, Gradstore) or one.measure != TRACIN or one.name.endswith("identity"):
@@ -438,7 +438,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
     preset, costs, agreement = inputs["preset"], figures["costs"], figures["agreement"]
     versions = ", ".join(f"{name} {number}" for name, number in inputs["versions"].items())
     lines = [
-        "# What would one reach for instead, what does it cost, and does it find the same?",
+        "# What do the alternatives to gradstore cost, and do their scores agree?",
         "",
         (
             f"`python -m benchmarks.peers`; {preset['samples']:,} of {preset['dataset']}, a UNet "
@@ -452,25 +452,25 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
             "All have the same weights η, timesteps and noises, and the gradient of the same loss. "
             "`TracIn`: Σ_k η_k of inner products of a query's mean gradient with a training "
             "sample's. `TRAK`: Σ_k w_k φ(z')ᵀ (ΦᵀΦ + λI)⁻¹ φ(z), of the same gradients: the output "
-            "function is the loss, so its weighting by the loss's derivative is 1. λ is what "
-            f"gradstore chooses at each checkpoint; the others take one λ, its mean. A projection "
-            f"is to {preset['proj_dim']:,} dimensions unless another number stands there."
+            "function is the loss, so its weighting by the loss's derivative is 1. gradstore "
+            f"chooses λ at each checkpoint; the others take one λ, the mean. Projections have "
+            f"{preset['proj_dim']:,} dimensions unless another number is given."
         ),
         "",
-        "| contestant | what it does |",
+        "| contestant | method |",
         "|---|---|",
         *[f"| {name} | {one['measure']}: {one['computes']} |" for name, one in costs.items()],
         "",
         "## Time and bytes",
         "",
         (
-            f"Seconds. Set-up: models and objects. Collect: all that can be done before a query. "
-            f"Then {preset['queries']} queries; and others, the median of {preset['repeats']} "
-            "turns with lowest and highest; whoever keeps no training gradients computes them "
-            "again. All but gradstore are given the noisy inputs ready made. Set-up, collect and "
+            f"Seconds. Set-up: models and objects. Collect: all work that needs no query. "
+            f"First queries: {preset['queries']}; other queries: median of {preset['repeats']} "
+            "turns with lowest and highest. Contestants without stored training gradients "
+            "recompute them. All but gradstore receive prepared noisy inputs. Set-up, collect and "
             f"the first queries were timed once. Peers take {preset['batch']:,} training samples "
             f"at once, captum {preset['few']} (its backward passes run through the whole batch). "
-            "Bytes: what is kept for the next query, without models and projection matrices."
+            "Bytes: data kept for the next query, without models and projection matrices."
         ),
         "",
         "| contestant | set-up | collect | first queries | other queries | bytes kept |",
@@ -486,7 +486,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         )
     lines += [
         "",
-        "Of gradstore's other queries, the search alone, for its first ten:",
+        "The search alone in gradstore's other queries, for the first ten:",
         "",
         "| store | exact engine | index | index built in | its bytes | recall@10 of the index |",
         "|---|---|---|---|---|---|",
@@ -500,10 +500,10 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "## Agreement",
         "",
         (
-            "With the same formula of whole gradients (one backward pass each, sums in float64); "
+            "With the same formula on whole gradients (one backward pass each, float64 sums); "
             "TRAK with each contestant's own λ_k and w_k, by a matrix as large as the training "
             f"set. Means over {2 * preset['queries']} queries with 95% bootstrap intervals; "
-            "deviation: the largest of all, over the query's largest score."
+            "deviation: the largest of all, relative to the query's largest score."
         ),
     ]
     for measure in (TRACIN, TRAK):
@@ -537,7 +537,7 @@ def _plot(path: Path, figures: dict[str, Any]) -> None:
         style = "-" if name.startswith("gradstore") else "--"
         axes[0, 0].plot(batches, spent, style, color=f"C{number}", label=name)
     axes[0, 0].set(
-        title="seconds for so many batches of queries",
+        title="seconds by number of batches of queries",
         xlabel="batches",
         ylabel="seconds",
         yscale="log",

@@ -1,7 +1,7 @@
 """How many dimensions does a projection need to rank as unprojected gradients do?
 
-Exact scores of a trained model's whole gradients, against scores of the same gradients projected by
-TRAK's dense matrices, by sjlt, and by the permutation, signs and group sums of DMin
+Compares exact scores of a trained model's whole gradients with scores of projected gradients. The
+projections are TRAK's dense matrices, sjlt, and the permutation, signs and group sums of DMin
 (arXiv 2412.08637), with several seeds of each.
 """
 
@@ -50,14 +50,14 @@ class Preset:
     """Sizes of a run.
 
     Attributes:
-        setting: the model, of which the last checkpoint is taken.
+        setting: the model; its last checkpoint is used.
         samples: training samples, evenly spaced among all.
-        queries: of each class.
-        timesteps: of each query.
-        dims: powers of 2, rising.
-        dense: the largest that TRAK's matrices are drawn for.
-        seeds: of each projection.
-        precision: of the product with TRAK's matrices.
+        queries: number of queries of each class.
+        timesteps: timesteps of each query.
+        dims: increasing powers of 2.
+        dense: largest dimension of TRAK's matrices.
+        seeds: number of seeds of each projection.
+        precision: precision of the product with TRAK's matrices.
     """
 
     setting: Setting
@@ -85,7 +85,7 @@ class Gradients:
     Attributes:
         unit: training rows' unit gradients, float32 `[samples, parameters]`.
         norm: their norms, `[samples]`.
-        asked: by measure, the queries' mean rows, float32 `[queries, parameters]`.
+        asked: mean rows of the queries by measure, float32 `[queries, parameters]`.
     """
 
     unit: Tensor
@@ -93,11 +93,11 @@ class Gradients:
     asked: dict[str, Tensor]
 
     def rows(self) -> Tensor:
-        """All that is projected, `[samples + queries of each measure, parameters]`."""
+        """All rows to project, `[samples + queries of each measure, parameters]`."""
         return torch.cat([self.unit, *self.asked.values()])
 
     def scores(self, rows: NDArray[Any], measure: str) -> NDArray[np.float64]:
-        """Scores from what `rows` became, `[queries, samples]`."""
+        """Scores from projected `rows`, `[queries, samples]`."""
         count, queries = len(self.norm), len(self.asked[measure])
         start = count + MEASURES.index(measure) * queries
         found: NDArray[np.float64] = rows[start : start + queries].astype(np.float64) @ rows[
@@ -106,7 +106,7 @@ class Gradients:
         return found * self.norm if measure == "tracin" else found
 
     def exact(self, measure: str) -> NDArray[np.float64]:
-        """Scores of the gradients themselves, summed in float64."""
+        """Scores of the unprojected gradients, with float64 sums."""
         found = torch.zeros(len(self.asked[measure]), len(self.unit), dtype=torch.float64)
         for start in range(0, self.unit.shape[1], _PIECE):
             piece = slice(start, start + _PIECE)
@@ -201,7 +201,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
 
 
 def _gradients(preset: Preset, folders: Folders) -> Gradients:
-    """Collected without a projection, at the last checkpoint, and kept in memory alone."""
+    """Collect at the last checkpoint without a projection, and keep only in memory."""
     world = prepare(preset.setting, folders)
     step = max(1, len(world.train) // preset.samples)
     train = world.train.only(world.train.ids[::step][: preset.samples])
@@ -241,7 +241,7 @@ def _gradients(preset: Preset, folders: Folders) -> Gradients:
 
 
 def project(name: str, rows: Tensor, dim: int, seed: int, precision: str) -> NDArray[np.float32]:
-    """Sketches of rows, not scaled: `[rows, dim]`."""
+    """Unscaled sketches of rows, `[rows, dim]`."""
     count = rows.shape[1]
     if name == "permute-sign-group-sum":
         buckets, signs = grouped(count, dim, seed)
@@ -271,18 +271,18 @@ def project(name: str, rows: Tensor, dim: int, seed: int, precision: str) -> NDA
 
 
 def smaller(name: str, sketch: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
-    """The sketch of fewer dimensions that a sketch holds."""
+    """A sketch reduced to fewer dimensions."""
     if name in DENSE:
         return sketch[:, :dim]
     folds = sketch.shape[1] // dim
-    # sjlt: buckets modulo dim. Groups: neighbours.
+    # sjlt: buckets modulo dim. Group sums: neighbouring groups.
     shape, axis = ((folds, dim), 1) if name == "sjlt" else ((dim, folds), 2)
     found: NDArray[np.float32] = sketch.reshape(len(sketch), *shape).sum(axis=axis)
     return found
 
 
 def grouped(count: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
-    """DMin's projection: parameters permuted, signed, and summed in `dim` groups of equal size.
+    """DMin's projection: permuted parameters with signs, summed in `dim` groups of equal size.
 
     Returns:
         Group and sign of each parameter, `[count]`.
@@ -294,7 +294,7 @@ def grouped(count: int, dim: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def _agreement(found: Sequence[NDArray[Any]], exact: NDArray[Any]) -> dict[str, Any]:
-    """Of projected with exact scores, each seed a run."""
+    """Agreement of projected with exact scores; each seed is a run."""
     figures = {"spearman": interval([rank_correlation(one, exact) for one in found]).json()}
     for k in _DEPTHS:
         if k >= exact.shape[1]:
@@ -310,7 +310,7 @@ def _agreement(found: Sequence[NDArray[Any]], exact: NDArray[Any]) -> dict[str, 
 
 
 def _smallest(dims: dict[str, Any], measure: str, level: float) -> int | None:
-    """The smallest dim whose mean Spearman, and every larger one's, reaches a level."""
+    """The smallest dim from which on the mean Spearman reaches a level."""
     reached = None
     for dim, one in reversed(dims.items()):
         if one[measure]["spearman"]["mean"] < level:
@@ -333,7 +333,7 @@ def _page(inputs: dict[str, Any], results: dict[str, Any], targets: Sequence[Tar
             f"{inputs['seeds']} seeds of each projection; {machine()['cpu']}, "
             f"{machine()['threads']} threads. Spearman over all training samples with the exact "
             "scores of whole gradients: mean over queries and seeds, 95% bootstrap interval over "
-            "queries. Smaller dimensions are cut or folded from the largest sketch."
+            "queries. Smaller sketches are cut or folded from the largest."
         ),
         "",
         "| projector | TracIn ≥ 0.95 | TracIn ≥ 0.99 | ReTrac ≥ 0.95 | ReTrac ≥ 0.99 | ms a row |",
@@ -350,7 +350,7 @@ def _page(inputs: dict[str, Any], results: dict[str, Any], targets: Sequence[Tar
     lines += [
         "",
         (
-            "The smallest dimensions that reach it in the mean. Milliseconds are of the projection "
+            "The smallest dimensions whose mean reaches the level. Milliseconds: the projection "
             "alone, of all rows at once, measured beside other work; sjlt and group sums cost the "
             "same at any dimension, trak in proportion to it."
         ),
@@ -394,7 +394,7 @@ def _plot(path: Path, figures: dict[str, Any]) -> None:
             dims = [int(dim) for dim in one["dims"]]
             cells = [found[measure] for found in one["dims"].values()]
             band(axes[0, place], dims, [found["spearman"] for found in cells], name)
-            color = f"C{number}"  # as `band` takes them in turn
+            color = f"C{number}"  # the order of `band`
             for key, style in (("top-10", "-"), ("top-100", "--")):
                 if key in cells[0]:
                     means = [found[key]["mean"] for found in cells]

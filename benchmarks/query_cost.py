@@ -1,8 +1,8 @@
-"""What does asking about an image cost, beside generating it?
+"""What does a question about an image cost, relative to generating it?
 
-A question is gradients at some timesteps, noises and checkpoints, and a search. How much of the
-ranking is left when there are fewer of each, and what that takes from end to end, in units of
-drawing the image by 50 steps of DDIM.
+A question consists of gradients at some timesteps, noises and checkpoints, and a search. Measures
+how much of the ranking fewer of each keep, and their time from end to end, in units of the time to
+generate the image by 50 steps of DDIM.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ MEASURES: Final = ("tracin", "retrac")
 STEPS: Final = 50
 _K: Final = 10
 _KEPT: Final = 0.95
-# What `other_ways` weighs and keeps.
+# Ridge and rank of `other_ways`.
 _RIDGE: Final = 0.1
 _RANK: Final = 10
-# The question whose cost is promised: timesteps, noises, checkpoints.
+# The question of the cost target: timesteps, noises, checkpoints.
 _USUAL: Final = (10, 1, 4)
 
 
@@ -54,8 +54,8 @@ class Preset:
 
     Attributes:
         sparse: the setting, its queries and the full grid.
-        checkpoints: how many are asked at, the last of equal parts of training.
-        repeats: how often each question is timed.
+        checkpoints: numbers of checkpoints: the last ones of equal parts of training.
+        repeats: repetitions of each timing.
     """
 
     sparse: Sparse
@@ -97,7 +97,7 @@ def kept(preset: Preset, world: World) -> dict[str, dict[str, Any]]:
     """Spearman of every cheaper question with the full one, over all training samples.
 
     Returns:
-        By `timesteps × noises × checkpoints`, by measure.
+        Intervals by `timesteps × noises × checkpoints`, then by measure.
     """
     sparse = preset.sparse
     grids = {draws: grid(sparse, world, draws) for draws in sparse.draws}
@@ -118,15 +118,15 @@ def kept(preset: Preset, world: World) -> dict[str, dict[str, Any]]:
 
 
 def other_ways(preset: Preset, world: World) -> dict[str, dict[str, dict[str, float]]]:
-    """Whether as many gradients could say more: Spearman with the full grid of other noises.
+    """Other ways to use as many gradients: Spearman with the full grid of other noises.
 
     - even: the same timesteps at every checkpoint.
-    - staggered: other timesteps at each, so that they lie evenly in all.
-    - weighted: staggered, each weighed by least squares from the other queries' full scores.
+    - staggered: different timesteps at each checkpoint, evenly spaced over all.
+    - weighted: staggered, with weights by least squares from the other queries' full scores.
     - low rank: staggered, within the first components of training features.
 
     Returns:
-        By gradients, by measure, by way. The full grid itself is the last: no way can do more.
+        Spearman by gradients, measure and way. The last is the full grid itself, the upper limit.
     """
     sparse = preset.sparse
     one = grid(sparse, world, sparse.draws[0])
@@ -166,7 +166,7 @@ def other_ways(preset: Preset, world: World) -> dict[str, dict[str, dict[str, fl
 def _at(
     store: Store, queries: Store, features: Features, place: int, rank: int | None = None
 ) -> NDArray[np.float32]:
-    """What each slot adds at a checkpoint, `[queries, slots, samples]`."""
+    """Contribution of each slot at a checkpoint, `[queries, slots, samples]`."""
     rows = queries.rows(place)
     weights = features.weights(queries, place, rows) * queries.slots
     asked = rows.direction.astype(np.float32) * weights[:, :, None]
@@ -178,17 +178,17 @@ def _at(
 
 
 def _chosen(parts: NDArray[np.float32], places: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Parts of some slots of each checkpoint, `[queries, slots of all checkpoints, samples]`."""
+    """Parts of selected slots, `[queries, slots of all checkpoints, samples]`."""
     return np.concatenate(
         [part[:, some.astype(np.int64)] for part, some in zip(parts, places, strict=True)], axis=1
     )
 
 
 def _weighted(parts: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Weighed sums of slots; for each query, by what predicts the truth of the others best."""
+    """Weighted sums of slots; a query's weights fit the truth of the other queries best."""
     inputs = parts.astype(np.float64) - parts.mean(axis=2, keepdims=True)
     wanted = truth.astype(np.float64) - truth.mean(axis=1, keepdims=True)
-    scale = wanted.std(axis=1)  # each query counts alike
+    scale = wanted.std(axis=1)  # equal weight for each query
     unit = inputs / scale[:, None, None]
     products = np.einsum("qsn,qtn->qst", unit, unit)
     answers = np.einsum("qsn,qn->qs", unit, wanted / scale[:, None])
@@ -212,7 +212,7 @@ def _gradients(name: str) -> int:
 
 
 def _cheapest(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The fewest gradients that keep the ranking under every measure; else what keeps most."""
+    """The fewest gradients that keep the ranking under every measure, else the best ones."""
 
     def least(name: str) -> float:
         return min(float(one["mean"]) for one in found[name].values())
@@ -224,10 +224,10 @@ def _cheapest(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
-    """Seconds of generating an image, and of asking about it from end to end.
+    """Seconds of generating an image, and of a question about it from end to end.
 
-    Models stay in memory in both: a pipeline draws image after image, and `Checkpoints` answer
-    question after question. Asked once, with models read and tried anew, stands beside it.
+    Models stay in memory in both: a pipeline generates several images, and `Checkpoints` answer
+    several questions. A question with models read and tried anew is measured as well.
     """
     drawn = world.of("generated")[0] if world.of("generated") else 0
     image = world.asked.only([world.asked.ids[drawn]])
@@ -267,7 +267,7 @@ def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
             )
             search(indexes[count], queries, _K)
 
-        ask((1, 1, every))  # loads what is loaded once
+        ask((1, 1, every))  # one-time loading
         jobs = {
             "generating": generate,
             "the usual question": lambda: ask(usual),
@@ -288,7 +288,7 @@ def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
 
 
 def _table(preset: Preset) -> list[str]:
-    """Questions that are timed: with few gradients each, and at one, half and all checkpoints."""
+    """The timed questions: few gradients each, at one, half and all checkpoints."""
     counts = preset.checkpoints
     some = {counts[0], counts[len(counts) // 2], counts[-1]}
     return [
@@ -334,7 +334,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
     sparse = inputs["preset"]["sparse"]
     full = f"{sparse['timesteps']} × {sparse['draws'][-1]}"
     lines = [
-        "# What does asking about an image cost, beside generating it?",
+        "# What does a question about an image cost, relative to generating it?",
         "",
         (
             f"`python -m benchmarks.query_cost`; a UNet of {inputs['num_parameters']:,} parameters "
@@ -342,7 +342,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
             f" A question is *timesteps × noises × checkpoints* "
             f"gradients, the search for {inputs['k']} proponents and opponents and their exact "
             f"scores; generating is one image by {inputs['steps']} steps of DDIM. Models are in "
-            f"memory for both. Of fewer checkpoints each has the weight of those before it."
+            f"memory for both. With fewer checkpoints, each has the weight of those before it."
         ),
         "",
         target_table(targets),
@@ -360,13 +360,13 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         lines.append(f"| {names.get(name, name)} | {spread} | {_ratio(figures, name):.2f} |")
     lines += [
         "",
-        "## What is kept of the ranking, and at what cost",
+        "## Ranking kept, and its cost",
         "",
         (
             f"Spearman over all training samples with {full} at all checkpoints, mean over "
             f"{sum(count for _, count in sparse['queries'])} queries with a 95% bootstrap "
-            "interval; the time of one question over that of generating, each timed once, one "
-            "after the other."
+            "interval; time of one question over that of generating, each timed once, in "
+            "sequence."
         ),
         "",
         "| timesteps × noises × checkpoints | gradients | " + " | ".join(MEASURES) + " | time |",
@@ -381,14 +381,15 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
     ways = ("even", "staggered", "weighted", "low rank")
     lines += [
         "",
-        "## Could as many gradients say more?",
+        "## Other ways to use as many gradients",
         "",
         (
-            "Spearman with a full grid of other noises, which no question can know, at all "
-            "checkpoints; its own agreement with the first full grid is the last line. *Even*: the "
-            "same timesteps at every checkpoint. *Staggered*: others at each. *Weighted*: these, "
-            f"by least squares (ridge {_RIDGE}) from the other queries' full scores. *Low rank*: "
-            f"these, within the first {_RANK} components of training features."
+            "Spearman with a full grid of other noises, unknown to every question, at all "
+            "checkpoints; the last line is its agreement with the first full grid. *Even*: the "
+            "same timesteps at every checkpoint. *Staggered*: different ones at each. *Weighted*: "
+            f"staggered, with weights by least squares (ridge {_RIDGE}) from the other queries' "
+            f"full scores. *Low rank*: staggered, within the first {_RANK} components of training "
+            "features."
         ),
         "",
         "| gradients | " + " | ".join(f"{m}, {way}" for m in MEASURES for way in ways) + " |",

@@ -1,4 +1,4 @@
-"""Scores of every query and training sample under a measure, or one measure on either side."""
+"""Scores of every query and training sample, under one measure or one for each side."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def scores(store: Store, queries: Store, measure: str, **options: Any) -> NDArra
     Args:
         store: the training store.
         queries: the query store.
-        measure: a measure's name, or `TRAINING|QUERY`: how rows of the training samples weigh, and
-            how those of the queries do. Both are linear in what is indexed, so one index of the
-            first serves any of the second.
+        measure: a measure's name, or `TRAINING|QUERY`: the measures that weight training rows and
+            query rows. Scores are linear in the indexed features, so one index of the first serves
+            any second one.
         options: further options of `Features.of`.
 
     Returns:
@@ -48,11 +48,11 @@ def own_influence(store: Store, measure: str) -> NDArray[np.float32]:
 
 
 def top(found: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """The `k` highest of each row, best first; of equal ones, the first."""
+    """Indices of the `k` highest of each row, best first; ties in index order."""
     return np.argsort(-found, axis=1, kind="stable")[:, :k]
 
 
 def distinctness(found: NDArray[np.float32], k: int) -> float:
-    """Distinct proponents over all of them: |∪ top-k| / (queries · k)."""
+    """Number of distinct proponents over all proponents: |∪ top-k| / (queries · k)."""
     proponents = top(found, k)
     return len(np.unique(proponents)) / proponents.size

@@ -1,8 +1,8 @@
-"""How fast are samples found, by which engine, and what does the index cost and find?
+"""How fast does each engine find samples, and what are the index's cost and recall?
 
-On vectors that are drawn as a real store's are, so that there may be a million, and on that real
-store itself; beside the fastest exact engines over vectors in memory, and what peers search with,
-in the same run.
+Measured on random vectors like a real store's, so that there can be a million, and on the real
+store. The same run measures the fastest exact engines over vectors in memory and the search
+methods of peers.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _PROBES: Final = 64
 _CANDIDATES: Final = (50, 100, 200, 400)
 _BITS: Final = (1, 2, 4, 8)
 _PIECE: Final = 1 << 20
-# Rows in memory at most, beside a store in the system's cache; of more, seconds are scaled up.
+# Most rows in memory beside a store in the system's cache; seconds of larger stores are scaled up.
 _HELD: Final = 250_000
-# What is within so much of the faster one is as fast, on a machine that others use.
+# Ratios up to this count as equally fast, on a machine that others use.
 _AS_FAST: Final = 1.1
 
 
@@ -55,11 +55,11 @@ class Preset:
     """Sizes of a run.
 
     Attributes:
-        setting: the model whose store the generator is fitted to, and which is searched as well.
+        setting: setting of the real store; the generator is fitted to it.
         rows: rows of the generated stores.
-        batches: queries at once.
-        repeats: how often each timing is taken.
-        flat: up to how many rows FAISS's Flat is built: it takes twice the store's bytes.
+        batches: numbers of queries at once.
+        repeats: repetitions of each timing.
+        flat: most rows for FAISS's Flat, which takes twice the store's bytes.
         peers: rows of the store that peers search.
     """
 
@@ -112,15 +112,15 @@ PRESETS = {
 
 
 class InMemory:
-    """The fastest exact engine that needs no store: products over weighed rows in memory.
+    """The fastest exact engine that needs no store: products with weighted rows in memory.
 
     Args:
-        store: where the rows come from.
-        features: how they become features.
-        dtype: of the rows: whichever of float32 and bfloat16 this machine multiplies faster.
+        store: the store of the rows.
+        features: computes features from rows.
+        dtype: dtype of the rows: float32 or bfloat16, whichever this machine multiplies faster.
 
     Attributes:
-        times: by how much the seconds of the rows that are held count: no more than `_HELD` are.
+        times: scale factor of the seconds, because at most `_HELD` rows are held.
     """
 
     def __init__(self, store: Store, features: Features, dtype: torch.dtype) -> None:
@@ -136,7 +136,7 @@ class InMemory:
     def scores(self, queries: NDArray[np.float32]) -> torch.Tensor:
         """All scores `[queries, samples]`, in the dtype of the rows.
 
-        The rows come first in float32, where that order takes half the time for a few queries.
+        In float32 the rows are the first factor: for few queries this takes half the time.
         """
         asked = torch.from_numpy(queries).to(self._rows.dtype)
         if self._rows.dtype == torch.float32:
@@ -144,19 +144,19 @@ class InMemory:
         return asked @ self._rows.T
 
     def search(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-        """Both ends of each query's scores, `[queries, 2k]`, not scored again."""
+        """Both ends of each query's scores, `[queries, 2k]`, not rescored."""
         scores = self.scores(queries).float()
         ends = [scores.topk(k, dim=1, largest=largest).indices for largest in (True, False)]
         return np.asarray(torch.cat(ends, dim=1).numpy())
 
 
 def recall(found: Found, truth: Found) -> float:
-    """Share of what is to be found that is."""
+    """Share of the true samples that are found."""
     return float(np.mean([np.isin(t, f).mean() for t, f in zip(truth, found, strict=True)]))
 
 
 def resident(field: str) -> int:
-    """Bytes of memory of this process, `VmRSS` now or `VmHWM` at most."""
+    """Memory of this process in bytes: `VmRSS` is the present, `VmHWM` the peak."""
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
@@ -191,13 +191,13 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
 def measured(
     preset: Preset, store: Store, queries: NDArray[np.float32], folder: Path
 ) -> dict[str, Any]:
-    """One store: the build beside reading, and every engine at every batch.
+    """Measure one store: build and read times, and every engine at every batch.
 
     Args:
         preset: sizes.
-        store: what is searched.
-        queries: features; where they are fewer than a batch, they are asked again.
-        folder: where the index is built.
+        store: the store to search.
+        queries: features, repeated to fill a batch.
+        folder: folder of the index.
     """
     features = Features.of(store, TracIn())
     place = folder / f"{store.name}.index"
@@ -213,7 +213,7 @@ def measured(
 
     cold = {"read": _cold(store, read), "build": _cold(store, build)}
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     before = resident("VmRSS")
     index = build()
     peak = resident("VmHWM") - before
@@ -228,7 +228,7 @@ def measured(
         "seconds, from memory": times,
         "seconds, from the disk": cold,
         "index bytes per sample": index.nbytes / store.samples,
-        # The weights of rows are kept, too, four bytes each.
+        # Includes the kept weights of rows, four bytes each.
         "memory per sample": index.nbytes / store.samples + 4 * store.checkpoints * store.slots,
         "build's peak memory over the index": peak - index.nbytes,
         "measured by the index": index.spec.measured.model_dump(),
@@ -262,9 +262,9 @@ def measured(
 
 
 def folding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[str, Any]:
-    """One bit per dimension of concatenated and of summed checkpoints, as first stages.
+    """One-bit first stages of concatenated and of summed checkpoints.
 
-    Recall@10 against exact scores of concatenated features, by how many candidates are looked at.
+    Recall@10 against exact scores of concatenated features, by number of candidates.
     """
     features = Features.of(store, TracIn())
     whole, checkpoints = features.range(store), len(features.etas)
@@ -296,9 +296,9 @@ def folding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[st
 
 
 def rounding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[str, Any]:
-    """Both ends of queries whose entries are rounded to so many bits, by the default first stage.
+    """The default first stage with query entries rounded to different numbers of bits.
 
-    Recall@10 against the exact engine by candidates at each end, and milliseconds, both ends.
+    Recall@10 of both ends against the exact engine, by candidates at each end, and milliseconds.
     """
     features = Features.of(store, TracIn())
     queries = queries[:_PROBES]
@@ -336,10 +336,10 @@ def rounding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[s
 
 
 def peers(store: Store, queries: NDArray[np.float32], repeats: int, folder: Path) -> dict[str, Any]:
-    """What else there is to search with: build, one query, recall and bytes.
+    """Other search methods: build, one query, recall and bytes.
 
-    hnswlib by inner products is what DMin searches with; dense products over a memory map are how
-    TRAK, LESS and bergson score.
+    DMin searches with hnswlib by inner products; TRAK, LESS and bergson score by dense products
+    over a memory map.
     """
     import hnswlib
 
@@ -435,14 +435,14 @@ def peers(store: Store, queries: NDArray[np.float32], repeats: int, folder: Path
     return figures
 
 
-def _faiss() -> Any:  # which says little of its types
+def _faiss() -> Any:  # lacks type hints
     import faiss
 
     return faiss
 
 
 def _files(store: Store) -> list[Path]:
-    """Where the directions of a store in a folder are."""
+    """Files of the directions of a store in a folder."""
     return [
         file
         for part in store.parts
@@ -452,7 +452,7 @@ def _files(store: Store) -> list[Path]:
 
 
 def _cold(store: Store, job: Callable[[], object]) -> float:
-    """Seconds of a job when none of the store is in the system's cache."""
+    """Seconds of a job with nothing of the store in the system's cache."""
     os.sync()
     for file in _files(store):
         opened = os.open(file, os.O_RDONLY)
@@ -464,9 +464,10 @@ def _cold(store: Store, job: Callable[[], object]) -> float:
 
 
 def _raw_read(store: Store, repeats: int) -> dict[str, float]:
-    """Seconds of reading the bytes of all directions into memory that was used before.
+    """Seconds of reading the bytes of all directions into reused memory.
 
-    A mebibyte at a time, which stays near the processor: whole files take up to four times as long.
+    Reads one mebibyte at a time, which stays in the processor's cache: whole files take up to four
+    times as long.
     """
     threads = torch.get_num_threads()
     files = _files(store)
@@ -502,13 +503,13 @@ def _fastest_exact(cell: Mapping[str, Mapping[str, float]]) -> float:
 
 
 def _engine(store: Mapping[str, Any], batch: str) -> str:
-    """Which engine is chosen."""
+    """The chosen engine."""
     exact_from = store["exact from"]
     return "exact" if exact_from is not None and int(batch) >= exact_from else "index"
 
 
 def _limit(figures: Mapping[str, Any], batch: str) -> float:
-    """Seconds that the exact engine cannot fall below: reading or multiplying, whichever binds."""
+    """Lower bound of the exact engine's seconds: reading or multiplying, whichever is slower."""
     product = figures["searching"][batch]["product"]["median"]
     return float(max(product, figures["raw read"]["median"]))
 
@@ -597,7 +598,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
     spectrum, setting = figures["spectrum"], inputs["setting"]
     stores = {"real": figures["real"], **figures["drawn"]}
     lines = [
-        "# How fast are samples found, and what does the index cost and find?",
+        "# How fast are samples found, and what are the index's cost and recall?",
         "",
         (
             f"`python -m benchmarks.search`; {processor()}; "
@@ -608,8 +609,8 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
             "TracIn. Drawn: directions of one checkpoint with the real ones' "
             f"{spectrum['components']} first components ({spectrum['all components']:.2f} of the "
             f"square; the first ten {spectrum['first ten']:.2f}) and equal noise in the rest, and "
-            "norms drawn from the real ones. The stores are in the system's cache, except where "
-            "it says from the disk."
+            "norms drawn from the real ones. The stores are in the system's cache, unless marked "
+            "as from the disk."
         ),
         "",
         target_table(targets),
@@ -618,11 +619,11 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         (
             "*index*: one bit per dimension, then exact scores from the store. *exact*: one pass "
-            "over the store, then exact scores of candidates. *chosen*: what `search` does by "
-            "itself. *in memory*: products with rows that were weighed and kept as "
-            f"{precision_of('auto', 'cpu')}, the faster of float32 and bfloat16 here, not scored "
-            f"again; *product*: without finding the highest. Of more than {_HELD:,} rows so many "
-            "are held, and their seconds scaled up."
+            "over the store, then exact scores of candidates. *chosen*: the default choice of "
+            "`search`. *in memory*: products with weighted rows kept as "
+            f"{precision_of('auto', 'cpu')}, the faster of float32 and bfloat16 here, not "
+            f"rescored; *product*: without finding the highest. At most {_HELD:,} rows are held; "
+            "seconds of larger stores are scaled up."
         ),
         "",
         "| store | queries | " + " | ".join(_ENGINES) + " |",
@@ -654,10 +655,10 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         )
     lines += [
         "",
-        "## Checkpoints side by side, or summed",
+        "## Concatenated or summed checkpoints",
         "",
         (
-            "First stages of one bit per dimension on the real store: recall@10 among so many "
+            "First stages of one bit per dimension on the real store: recall@10 by number of "
             "candidates, which the store then scores exactly."
         ),
         "",
@@ -677,8 +678,8 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         f"## Bits of a query's entries, {inputs['rows'][-1]:,} drawn",
         "",
         (
-            f"The first stage alone, both ends; {QUERY_BITS} are what is used. Recall@10 of both "
-            "among so many candidates at each."
+            f"The first stage alone, both ends; {QUERY_BITS} is the default. Recall@10 of both, by "
+            "number of candidates at each end."
         ),
         "",
         "| bits | ms, one query | ms a query of 64 | "
@@ -694,12 +695,12 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         )
     lines += [
         "",
-        f"## What else there is, on {inputs['peers']:,} drawn rows",
+        f"## Other search methods, on {inputs['peers']:,} drawn rows",
         "",
         (
-            "Proponents alone, but for gradstore, which finds both ends. hnswlib by inner "
-            "products (M 16, ef_construction 200) is what DMin searches with; dense products are "
-            "how TRAK, LESS and bergson score."
+            "Proponents only, except for gradstore, which finds both ends. DMin searches with "
+            "hnswlib by inner products (M 16, ef_construction 200); TRAK, LESS and bergson score "
+            "by dense products."
         ),
         "",
         "| | build, s | ms, one query | ms a query of 64 | recall@10 | bytes per sample |",

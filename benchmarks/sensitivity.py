@@ -1,8 +1,9 @@
-"""Does it work for what is no image, and how strange must a row be to be found?
+"""Does gradstore work for data other than images, and how unusual must a row be to be found?
 
-A diffusion model of a table, scikit-learn's breast cancer measurements, through the same public
-interface. Planted in its training set: copies of some rows, from exact to noisy, and outliers, from
-mild to gross. Are the copies named when their originals are asked about, and the outliers found?
+Trains a diffusion model of a table, scikit-learn's breast cancer measurements, through the same
+public API. The training set contains planted copies of some rows, from exact to noisy, and planted
+outliers, from mild to gross. Measures how many copies are proponents of their originals, and how
+many outliers are found.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 MEASURES: Final = ("tracin", "power:0.5", "clip:0.5", "calibrated", "retrac", "trak")
 NEAREST: Final = "nearest row"
-_WIDTH: Final = 32  # 30 columns and two zeros, for a UNet halves its input
+_WIDTH: Final = 32  # 30 columns and two zeros, because a UNet halves its input
 
 
 @dataclass(frozen=True)
@@ -41,19 +42,19 @@ class Preset:
     """Sizes of a run.
 
     Attributes:
-        rows: of the table, that are trained on.
-        heldout: other rows, to ask about.
-        copied: rows that are planted once more with each strength of noise.
-        copies: standard deviations of the noise that is added to a copy.
-        outlying: rows that are planted with each strength of displacement.
-        outliers: by how many standard deviations every column is moved, up or down at random.
-        epochs: of training.
+        rows: rows of the table in the training set.
+        heldout: other rows, used as queries.
+        copied: number of copies planted with each strength of noise.
+        copies: standard deviations of the noise added to a copy.
+        outlying: number of outliers planted with each strength of displacement.
+        outliers: standard deviations by which every column is moved, up or down at random.
+        epochs: training epochs.
         checkpoint_every: epochs between checkpoints.
         proj_dim: dimension of the rows, by sjlt.
         timesteps: per query.
-        draws: noises averaged into each.
-        seeds: of training runs.
-        k: proponents that are looked at.
+        draws: noises averaged at each timestep.
+        seeds: seeds of the training runs.
+        k: number of proponents to analyse.
     """
 
     rows: int
@@ -126,12 +127,12 @@ class Table:
 
     Attributes:
         values: training rows, float32 `[samples, 32]`.
-        labels: `malignant` or `benign`, of every training row.
-        strange: strength of each outlier, 0 of ordinary rows, `[samples]`.
-        copy_of: of each planted copy, the number of its original; −1 of others, `[samples]`.
-        noisy: strength of each copy's noise; −1 of others, `[samples]`.
+        labels: `malignant` or `benign`, for every training row.
+        strange: strength of each outlier; 0 for ordinary rows, `[samples]`.
+        copy_of: index of each planted copy's original; −1 for others, `[samples]`.
+        noisy: strength of each copy's noise; −1 for others, `[samples]`.
         asked: held-out rows.
-        asked_labels: of those.
+        asked_labels: their labels.
     """
 
     values: NDArray[np.float32]
@@ -143,7 +144,7 @@ class Table:
     asked_labels: list[str]
 
     def train(self) -> Samples:
-        """The training rows as gradstore takes them, `[1, 32]` each."""
+        """The training rows as `Samples`, `[1, 32]` each."""
         return _samples(self.values, self.labels, "row")
 
     def query_values(self) -> NDArray[np.float32]:
@@ -151,14 +152,14 @@ class Table:
         return np.concatenate([self.asked, self.values[self.copy_of[self.copy_of >= 0]]])
 
     def queries(self) -> Samples:
-        """`query_values` as gradstore takes them."""
+        """`query_values` as `Samples`."""
         originals = self.copy_of[self.copy_of >= 0]
         labels = [*self.asked_labels, *[self.labels[row] for row in originals]]
         return _samples(self.query_values(), labels, "query")
 
 
 def planted(preset: Preset) -> Table:
-    """The table, standardised, shuffled, and with copies and outliers behind its own rows."""
+    """The standardised, shuffled table, with copies and outliers after its own rows."""
     from sklearn.datasets import load_breast_cancer
 
     bunch = load_breast_cancer()
@@ -296,7 +297,7 @@ def _parameters() -> int:
 
 
 def _rows(preset: Preset, table: Table, folders: Folders, seed: int) -> tuple[Store, Store]:
-    """A model of the table, its training rows and its queries; found again by what made them."""
+    """Training and query rows of a model of the table, cached by a hash of their inputs."""
     train = table.train()
     key = digest(asdict(preset), train.manifest.digests)
     folder = folders.cache / f"table-{key}-{seed}"
@@ -320,7 +321,7 @@ def _rows(preset: Preset, table: Table, folders: Folders, seed: int) -> tuple[St
 
 
 def _asked(preset: Preset, table: Table, found: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
-    """What held-out rows and originals name, each training seed a run."""
+    """Proponents of held-out rows and originals; each training seed is a run."""
     count = len(table.asked)
     copies = np.flatnonzero(table.copy_of >= 0)
     labels = np.array(table.labels)
@@ -355,7 +356,7 @@ def _asked(preset: Preset, table: Table, found: Sequence[NDArray[np.float32]]) -
 def _detected(
     preset: Preset, table: Table, values: Sequence[NDArray[Any]]
 ) -> dict[str, dict[str, Any]]:
-    """AUROC of each strength of outliers against all other rows that are no outliers."""
+    """AUROC of each strength of outliers against all rows that are not outliers."""
     figures = {}
     for strength in preset.outliers:
         chances = []
@@ -371,7 +372,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
     preset, asked = inputs["preset"], figures["asked"]
     seeds = preset["seeds"]
     lines = [
-        "# Does it work for what is no image, and how strange must a row be to be found?",
+        "# Does gradstore work for data other than images?",
         "",
         (
             f"`python -m benchmarks.sensitivity`; {preset['rows']} rows of scikit-learn's breast "
@@ -385,9 +386,9 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         ),
         "",
         (
-            f"Copies: the share that is among the first {preset['k']} proponents of their "
-            "original, by standard deviations of their noise. Held-out rows: the share of their "
-            f"diagnosis (chance {asked['chance']:.2f}) and of planted outliers (chance "
+            f"Copies: the share among the first {preset['k']} proponents of their original, by "
+            "standard deviations of their noise. Held-out rows: the share of their diagnosis "
+            f"(chance {asked['chance']:.2f}) and of planted outliers (chance "
             f"{asked['chance of outliers']:.3f}) among as many proponents; distinctness with the "
             "range of seeds."
         ),
@@ -406,7 +407,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         "## Outliers, without a query",
         "",
-        "AUROC for planted outliers, by the standard deviations that every column was moved.",
+        "AUROC for planted outliers, by the displacement of every column in standard deviations.",
         "",
         "| detector | " + " | ".join(f"{strength:g}" for strength in preset["outliers"]) + " |",
         "|---|" + "---|" * len(preset["outliers"]),

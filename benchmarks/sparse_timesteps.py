@@ -1,8 +1,8 @@
 """How many timesteps and noises does a query need for the ranking of a full grid?
 
-The paper asks at every few timesteps only, and finds a rank correlation above 0.99 with the full
+The paper queries only every few timesteps, and finds a rank correlation above 0.99 with the full
 grid at a twentieth of the cost (arXiv 2401.09031, section 6). Scores are linear in a query's rows,
-so every subset of a grid's timesteps is scored from the grid's own rows.
+so the grid's own rows give the scores of every subset of its timesteps.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ class Preset:
 
     Attributes:
         setting: the model and its training rows.
-        queries: of each class.
-        timesteps: of the full grid.
+        queries: number of queries of each class.
+        timesteps: timesteps of the full grid.
         draws: noises at each timestep; the last is the full grid's.
-        counts: timesteps that are tried.
+        counts: numbers of timesteps to try.
         stratified: random choices of each count.
-        k: of the overlap.
+        k: depth of the overlap.
     """
 
     setting: Setting
@@ -142,7 +142,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
 
 
 def grid(preset: Preset, world: World, draws: int, event_seed: int | None = None) -> Store:
-    """Rows of the queries at every timestep of the grid; noises of fewer draws are among more's."""
+    """Query rows at every timestep of the grid; more draws include the noises of fewer draws."""
     given = np.array(world.queries.manifest.metadata["label"])
     names = [
         world.asked.ids[row]
@@ -164,14 +164,14 @@ def grid(preset: Preset, world: World, draws: int, event_seed: int | None = None
 def slot_scores(
     store: Store, queries: Store, measure: str, etas: Sequence[float] | None = None
 ) -> NDArray[np.float32]:
-    """What each timestep of each query adds, `[queries, slots, samples]`; the mean is the score."""
+    """Contribution of each timestep, `[queries, slots, samples]`; the mean is the score."""
     features = Features.of(store, measure_of(measure), etas=etas)
     trained = features.range(store)
     width = features.width(store)
     found = np.zeros((queries.samples, queries.slots, store.samples), np.float32)
     for place in features.checkpoints:
         rows = queries.rows(place)
-        weights = features.weights(queries, place, rows) * queries.slots  # a slot's, not its share
+        weights = features.weights(queries, place, rows) * queries.slots  # per slot, not its share
         part = trained[:, place * width : (place + 1) * width].T
         for query in range(queries.samples):
             direction = rows.direction[query].astype(np.float32)
@@ -180,12 +180,12 @@ def slot_scores(
 
 
 def even(timesteps: int, count: int) -> NDArray[np.int64]:
-    """Places of `count` of a grid's timesteps: the middles of equal parts."""
+    """Indices of `count` of a grid's timesteps: the middles of equal parts."""
     return np.floor((np.arange(count) + 0.5) * timesteps / count).astype(np.int64)
 
 
 def stratified(timesteps: int, count: int, seed: int) -> NDArray[np.int64]:
-    """One place of each of `count` equal parts of a grid, at random."""
+    """One random index from each of `count` equal parts of a grid."""
     edges = np.round(np.arange(count + 1) * timesteps / count).astype(np.int64)
     return np.random.default_rng(seed).integers(edges[:-1], edges[1:])
 
@@ -193,7 +193,7 @@ def stratified(timesteps: int, count: int, seed: int) -> NDArray[np.int64]:
 def _agreement(
     parts: Sequence[NDArray[np.float32]], full: NDArray[np.float32], k: int
 ) -> dict[str, Any]:
-    """Of sparse scores with full ones, each choice of timesteps a run."""
+    """Agreement of sparse with full scores; each choice of timesteps is a run."""
     means = [one.mean(axis=1) for one in parts]
     wanted = top(full, k)
     overlap = [
@@ -207,7 +207,7 @@ def _agreement(
 
 
 def _best(found: dict[str, Any], cost: int) -> tuple[str, float]:
-    """The best choice of no more than so many gradients."""
+    """The best choice with at most `cost` gradients."""
     choices = {
         f"{n} timesteps × {draws} noises": one["spearman"]["mean"]
         for draws, counts in found.items()

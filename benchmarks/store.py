@@ -1,13 +1,12 @@
 """What does a row cost on the disk, and how fast is it written, read and found?
 
-Beside plain Zarr arrays and a plain `numpy.memmap` of the same shape, in the same run; with the
-effect of each dtype on the scores of real gradients, and the requests that a store under an S3 URL
-takes.
+Compares a store with plain Zarr arrays and a plain `numpy.memmap` of the same shape, in one run.
+Measures the effect of each dtype on the scores of real gradients, and the requests of a store under
+an S3 URL.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import tempfile
@@ -20,7 +19,8 @@ import numpy as np
 import zarr
 from scipy.stats import spearmanr
 
-from benchmarks.harness.results import RESULTS, Target, processor, save, spread, target_table
+from benchmarks.harness.command import command
+from benchmarks.harness.results import Target, notes, processor, save, spread, target_table
 from benchmarks.worlds import s3
 from gradstore import open_store
 from gradstore.store.format.fingerprint import fingerprint
@@ -29,7 +29,7 @@ from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.rows import Rows, given_dtype
 from gradstore.store.format.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
 from gradstore.store.writer import create, write_shard
-from indexer import ReTrac, build_index, features, open_index
+from indexer import Features, ReTrac, build_index, open_index
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,9 +49,9 @@ class Preset:
         rows: rows of the store, one event each.
         dim: projection dimension.
         scattered: rows of a scattered read.
-        repeats: how often each timing is taken.
-        train: training digits of the scores.
-        epochs: how long their model is trained.
+        repeats: repetitions of each timing.
+        train: training digits for the scores.
+        epochs: training epochs of their model.
     """
 
     rows: int
@@ -114,7 +114,7 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
 
 
 def _rows(preset: Preset, dtype: str, seed: int) -> Rows:
-    """Random unit directions, as sketches of unit gradients are."""
+    """Rows of random unit directions, like sketches of unit gradients."""
     generator = np.random.default_rng(seed)
     shape = (preset.rows, 1)
     direction = generator.standard_normal((*shape, preset.dim), dtype=np.float32)
@@ -161,7 +161,7 @@ def _fill(store: Store, rows: Rows) -> None:
 
 
 def _bytes_per_row(preset: Preset, dtype: str, folder: Path, seed: int) -> float:
-    """All bytes of a store, by its rows: data, checksums, seals, manifest, descriptions."""
+    """All bytes of a store per row: data, checksums, seals, manifest, descriptions."""
     store = _create(preset, dtype, str(folder / f"{dtype}.gradstore"))
     _fill(store, _rows(preset, dtype, seed))
     return store.nbytes / preset.rows
@@ -219,7 +219,7 @@ def _sequential(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in writers}
     for turn in range(preset.repeats + 1):
         for name, write in writers.items():
-            os.sync()  # what the one before left behind is not this one's
+            os.sync()  # flushes the previous writer's data
             took = write()
             if turn:
                 seconds[name].append(whole.nbytes / took / 1e9)
@@ -236,7 +236,7 @@ def _sequential(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def _flush(array: Path, shard: int) -> None:
-    """What gradstore does before a seal, for the one file of a shard of a plain array."""
+    """Flush the one file of a plain array's shard as gradstore does before a seal."""
     file = array / f"c/{shard}/0/0"
     for path in (file, file.parent, file.parent.parent, file.parent.parent.parent):
         opened = os.open(path, os.O_RDONLY)
@@ -245,7 +245,7 @@ def _flush(array: Path, shard: int) -> None:
 
 
 def _scattered(preset: Preset, folder: Path, seed: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of one read of rows anywhere, from the page cache."""
+    """Milliseconds of one read of scattered rows, from the page cache."""
     store = open_store(folder / "float16.gradstore")
     whole = np.lib.format.open_memmap(
         folder / "rows.npy", mode="w+", dtype=np.float16, shape=(preset.rows, 1, preset.dim)
@@ -254,7 +254,7 @@ def _scattered(preset: Preset, folder: Path, seed: int) -> dict[str, dict[str, f
         whole[low:high] = store.rows(0, low, high).direction
     whole.flush()
     kept = np.load(folder / "rows.npy", mmap_mode="r")
-    np.asarray(kept).sum(dtype=np.float64)  # every page of it is mapped
+    np.asarray(kept).sum(dtype=np.float64)  # maps every page
     plain: Any = zarr.open_array(folder / "plain", mode="r")
     generator = np.random.default_rng(seed)
     jobs: dict[str, Callable[[NDArray[np.int64]], object]] = {
@@ -279,7 +279,7 @@ def _scattered(preset: Preset, folder: Path, seed: int) -> dict[str, dict[str, f
 
 
 def _scores(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
-    """How near the scores of real gradients are to those of float32 rows."""
+    """Agreement of the scores of real gradients with those of float32 rows."""
     from gradstore.collect import EventSpec, ProjectorSpec, TrainConfig, collect, train
     from gradstore.collect.data.samples import Samples
     from gradstore.config import DatasetSpec
@@ -325,7 +325,7 @@ def _scores(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def _score(store: Store, queries: Store, dtype: str, measure: str) -> NDArray[np.float64]:
-    """Influence of every training sample on every query, were rows stored in a dtype."""
+    """Influence of every training sample on every query, with rows stored in a dtype."""
 
     def vectors(one: Store) -> list[NDArray[np.float64]]:
         made = []
@@ -347,7 +347,7 @@ def _score(store: Store, queries: Store, dtype: str, measure: str) -> NDArray[np
 
 
 def _nearness(right: NDArray[np.float64], scores: NDArray[np.float64]) -> dict[str, float]:
-    """Spearman's correlation with exact scores per query, and the share of the top 10 in common."""
+    """Spearman's correlation with exact scores per query, and the shared part of the top 10."""
     rank = [float(spearmanr(a, b).statistic) for a, b in zip(right, scores, strict=True)]
     k = min(10, right.shape[1])
     best, other = (np.argsort(-one, axis=1)[:, :k] for one in (right, scores))
@@ -360,7 +360,7 @@ def _nearness(right: NDArray[np.float64], scores: NDArray[np.float64]) -> dict[s
 
 
 def _requests(preset: Preset, folder: Path, seed: int) -> dict[str, dict[str, int]]:
-    """Requests that a server of the S3 protocol counts."""
+    """Requests counted by an S3 server."""
     few = Preset(min(preset.rows, 1024), preset.dim, preset.scattered, 1, 1, 1)
     rows = _rows(few, "float16", seed)
     found: dict[str, dict[str, int]] = {}
@@ -385,7 +385,7 @@ def _requests(preset: Preset, folder: Path, seed: int) -> dict[str, dict[str, in
             count("is it still the same store", store.is_current)
             place = build_index(store, "retrac", folder / "retrac.index").path
             index = open_index(place, store, "retrac")
-            asked = features(store, ReTrac(), 0, 1)
+            asked = Features.of(store, ReTrac()).range(store, 0, 1)
             count("first query of an index", lambda: index.search(asked, min(10, few.rows)))
             count("each query after it", lambda: index.search(asked, min(10, few.rows)))
         finally:
@@ -418,8 +418,8 @@ def _page(preset: Preset, figures: dict[str, Any], targets: list[Target]) -> str
         (
             f"Scores of real gradients ({preset.train} digits, {preset.epochs} epochs, "
             f"two checkpoints, sjlt to {preset.dim:,}) against those of float32 rows: Spearman's "
-            "correlation per query (mean, least) and the share of the top 10 in common. The last "
-            "line shows what the projection itself leaves open."
+            "correlation per query (mean, least) and the shared part of the top 10. The last line "
+            "shows the effect of the projection itself."
         ),
         "",
         "| directions | bytes a row | TracIn | ReTrac |",
@@ -458,7 +458,7 @@ def _page(preset: Preset, figures: dict[str, Any], targets: list[Target]) -> str
             for name, one in figures["requests"].items()
         ],
         "",
-        (Path(__file__).parent / "notes" / "store.md").read_text(encoding="utf-8"),
+        notes("store"),
     ]
     return "\n".join(lines)
 
@@ -485,14 +485,5 @@ def _plot(path: Path, speed: dict[str, Any], scattered: dict[str, dict[str, floa
     plt.close(figure)
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", choices=PRESETS, default="cpu")
-    parser.add_argument("--out", type=Path, default=RESULTS)
-    given = parser.parse_args()
-    run(PRESETS[given.preset], given.out)
-
-
 if __name__ == "__main__":
-    main()
+    command(PRESETS, run, __doc__)

@@ -1,8 +1,8 @@
-"""How does a gradient's norm depend on its timestep, where, and whom does that rank first?
+"""How does a gradient's norm depend on its timestep and layer, and which samples rank first?
 
-Three looks: at the rows that training replayed; at a grid of timesteps for the same samples, taken
-apart by layer and compared with gradients of other losses; and at the timesteps of the training
-samples that each measure ranks first.
+Three analyses: the replayed training rows; a grid of timesteps for the same samples, split by layer
+and compared with gradients of other losses; and the timesteps of the training samples that each
+measure ranks first.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ class Preset:
 
     Attributes:
         setting: the model and its rows.
-        seeds: of training runs.
+        seeds: seeds of the training runs.
         samples: training planes on the grid, evenly spaced among all.
-        timesteps: of the grid.
-        k: proponents whose timesteps are looked at.
+        timesteps: timesteps of the grid.
+        k: number of proponents whose timesteps are analysed.
     """
 
     setting: Setting
@@ -71,13 +71,13 @@ PRESETS = {
 
 
 class RandomSigns:
-    """The mean over elements of prediction · random sign: an L1 loss whose error knows nothing.
+    """The mean over elements of prediction · random sign: an L1 loss with random error signs.
 
-    Both have the same length of gradient at the model's output, 1/√elements, whatever the timestep.
-    So this one's norm tells how the model's Jacobian depends on the timestep, and the L1 loss's
-    over it, how far the signs of the true errors agree with each other.
+    Both losses have the same gradient length at the model's output, 1/√elements, at any timestep.
+    The norm of this loss shows how the model's Jacobian depends on the timestep. The ratio of the
+    L1 loss's norm to it shows how far the signs of the true errors agree with each other.
 
-    The signs are the noise's own, turned by half the image, so that they are the event's.
+    The signs are the noise's own, shifted by half the image, so they depend on the event alone.
     """
 
     def __init__(self, scheduler: Any) -> None:
@@ -85,7 +85,7 @@ class RandomSigns:
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
 
     def identity(self) -> Identity:
-        """Its name."""
+        """Name of the objective."""
         return {"name": "random signs"}
 
     def losses(
@@ -155,7 +155,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
 
 
 def _replayed(worlds: Sequence[World]) -> dict[str, Any]:
-    """Norm with timestep over the training samples of each checkpoint."""
+    """Correlation of norm with timestep over the training samples, by checkpoint."""
     figures = {}
     for place in range(worlds[0].store.checkpoints):
         correlations, means, ratios = [], [], []
@@ -192,7 +192,7 @@ def _resampled(left: NDArray[Any], right: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def _grid(preset: Preset, world: World) -> dict[str, Any]:
-    """Norms of the same samples at a grid of timesteps, by loss, checkpoint and layer."""
+    """Norms of the same samples on a grid of timesteps, by loss, checkpoint and layer."""
     squared, names, timesteps = _squared_norms(preset, world)
     layers = [_layer(name) for name in names]
     every = list(dict.fromkeys(layers))
@@ -215,7 +215,7 @@ def _grid(preset: Preset, world: World) -> dict[str, Any]:
     array = squared["l1"][-1]
     total = array.sum(axis=2)
     early, late = timesteps < 250, timesteps >= 750
-    # What every layer adds to the fall or rise of the squared norm between the ends.
+    # Each layer's contribution to the change of the squared norm between the ends.
     rise = total[:, late].mean() - total[:, early].mean()
     for layer in every:
         own = array[:, :, [one == layer for one in layers]].sum(axis=2)
@@ -234,11 +234,11 @@ def _grid(preset: Preset, world: World) -> dict[str, Any]:
 def _squared_norms(
     preset: Preset, world: World
 ) -> tuple[dict[str, NDArray[np.float64]], list[str], NDArray[np.int64]]:
-    """Squared norms of gradients by parameter tensor; kept beside the model.
+    """Squared norms of gradients by parameter tensor, cached beside the model.
 
     Returns:
-        By loss `[checkpoints, samples, timesteps, parameters]`, the parameters' names, and the
-        timesteps.
+        Arrays `[checkpoints, samples, timesteps, parameters]` by loss, the parameters' names, and
+        the timesteps.
     """
     spec = EventSpec(events="planned", timesteps=preset.timesteps)
     planned = PlannedEvents(spec, 1000)
@@ -285,7 +285,7 @@ def _squared_norms(
 
 
 def _by_parameter(squared: Tensor, edges: NDArray[np.int64]) -> Callable[[int, Tensor], None]:
-    """Receives pieces of gradients, and adds their squares up by parameter tensor."""
+    """Receiver of gradient pieces that sums their squares by parameter tensor."""
 
     def receive(start: int, piece: Tensor) -> None:
         stop = start + piece.shape[1]
@@ -300,7 +300,7 @@ def _by_parameter(squared: Tensor, edges: NDArray[np.int64]) -> Callable[[int, T
 
 
 def _layer(name: str) -> str:
-    """The group of a parameter: its block, or what stands alone."""
+    """The group of a parameter: its block or its top-level module."""
     parts = name.split(".")
     if parts[0] in {"down_blocks", "up_blocks"}:
         return ".".join(parts[:2])
@@ -308,7 +308,7 @@ def _layer(name: str) -> str:
 
 
 def _ranked(worlds: Sequence[World], measure: str, k: int) -> dict[str, Any]:
-    """Scores with timesteps, at each checkpoint alone, where a sample has one timestep."""
+    """Scores and timesteps at each checkpoint separately, where a sample has one timestep."""
     with_score, among_top, long = [], [], []
     for world in worlds:
         store = world.store
@@ -364,14 +364,14 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
     lines += [
         "",
         (
-            "Random signs in place of the errors' signs have the same length at the model's "
-            "output: what is left is the Jacobian's dependence on the timestep."
+            "Random signs instead of the errors' signs have the same length at the model's "
+            "output: the rest is the Jacobian's dependence on the timestep."
         ),
         "",
-        "## Which layers carry it",
+        "## Share of each layer",
         "",
         (
-            "L1 at the last checkpoint, on the grid: each block's share of the squared norm, and "
+            "L1 at the last checkpoint, on the grid: each block's share of the squared norm and "
             "of its change from t < 250 to t ≥ 750."
         ),
         "",
@@ -383,10 +383,10 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
             for name, one in grid["layers"].items()
         ],
         "",
-        "## Whom it ranks first",
+        "## Effect on the ranking",
         "",
         (
-            f"Of {inputs['queries']} queries, at each checkpoint alone: Spearman of |score| with "
+            f"{inputs['queries']} queries, at each checkpoint separately: Spearman of |score| with "
             f"the training sample's timestep, mean timestep of the first {inputs['k']} proponents "
             "(499.5 by chance), and the share of the longest tenth of gradients among them (0.1 by "
             "chance)."

@@ -1,7 +1,15 @@
 """A gradient store for training-data attribution of diffusion models.
 
-This package holds training samples' projected gradients: `gradstore.open_store` reads a store with
-nothing but numpy and Zarr. Making one needs torch and diffusers, and lives in `gradstore.collect`.
+This package exports every name that users need and loads it on first use: `open_store` needs only
+numpy and Zarr. `gradstore.collect`, `indexer` and `query` export the same names and the advanced
+ones.
+
+Example:
+    import gradstore as gs
+
+    store = gs.collect(train, "run/checkpoints", "train.gradstore")
+    queries = gs.collect_queries(store, images, "asked.gradstore")
+    table = gs.search(store, queries, measure="retrac").to_table()
 """
 
 from __future__ import annotations
@@ -11,11 +19,21 @@ from typing import TYPE_CHECKING
 from gradstore.lazy import exporter
 
 if TYPE_CHECKING:
+    from gradstore.collect.data.samples import Samples
+    from gradstore.collect.events.recorder import Recorder
+    from gradstore.collect.grow import add_checkpoint, append, repair
+    from gradstore.collect.models.cache import Checkpoints
+    from gradstore.collect.objectives.diffusion import DiffusionLoss
+    from gradstore.collect.pipeline.run import collect, collect_each, plan
+    from gradstore.collect.toy.sampling import generate
+    from gradstore.collect.toy.training import train
+    from gradstore.config import CollectConfig, TrainConfig
     from gradstore.errors import (
         CheckpointError,
         ConfigError,
         DatasetError,
         DependencyError,
+        EngineError,
         FingerprintError,
         GradientError,
         GradstoreError,
@@ -31,43 +49,200 @@ if TYPE_CHECKING:
     from gradstore.store.changes.vacuum import vacuum
     from gradstore.store.format.manifest import Manifest
     from gradstore.store.format.rows import Rows
+    from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
     from gradstore.store.opening import open_store
     from gradstore.store.reader import Store
+    from gradstore.store.verify import verify
+    from indexer.approximate.build import build_index
+    from indexer.approximate.index import SearchIndex
+    from indexer.approximate.opening import open_index
+    from indexer.approximate.spec import index_path
+    from indexer.exact.engine import ExactEngine
+    from indexer.exact.ranking import Ranking
+    from indexer.feature import Features
+    from indexer.measure import Measure
+    from indexer.measures.kernel import Trak
+    from indexer.measures.registry import MEASURES, measure_of
+    from indexer.measures.simple import Clip, Power, ReTrac, TracIn
+    from indexer.measures.within import Calibrated, Within
+    from indexer.studies.breakdown import breakdown
+    from indexer.studies.explanation import Explanation, explain
+    from indexer.studies.rollup import Rollup, rollup
+    from indexer.studies.self_influence import self_influence
+    from query.blocks import batches
+    from query.collection import collect_queries
+    from query.filters import chosen
+    from query.info import examine
+    from query.queries import Queries
+    from query.results.answer import Answer
+    from query.results.report import Section, write_report
+    from query.results.table import to_table
+    from query.scores import write_scores
+    from query.searching import search
+    from query.studies.hubness import Hubness, hubness
+    from query.true_influence import Sources, rerank
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MEASURES",
+    "Answer",
+    "Calibrated",
     "CheckpointError",
+    "Checkpoints",
+    "Clip",
+    "CollectConfig",
     "ConfigError",
     "DatasetError",
     "DependencyError",
+    "DiffusionLoss",
+    "EngineError",
+    "EventSpec",
+    "ExactEngine",
+    "Explanation",
+    "Features",
     "FingerprintError",
     "GradientError",
+    "GradientSpec",
     "GradstoreError",
+    "Hubness",
     "Manifest",
+    "Measure",
     "NotAStoreError",
+    "Power",
+    "ProjectorSpec",
+    "Queries",
     "QueryError",
+    "Ranking",
+    "ReTrac",
+    "Recorder",
+    "Rollup",
     "Rows",
+    "Samples",
+    "SearchIndex",
     "SearchIndexError",
+    "Section",
+    "Sources",
     "Store",
     "StoreError",
+    "TracIn",
+    "TrainConfig",
+    "Trak",
     "UnsealedError",
+    "Within",
     "__version__",
+    "add_checkpoint",
+    "append",
+    "batches",
+    "breakdown",
+    "build_index",
+    "chosen",
+    "collect",
+    "collect_each",
+    "collect_queries",
     "delete",
     "drop_checkpoint",
+    "examine",
+    "explain",
+    "generate",
+    "hubness",
+    "index_path",
+    "measure_of",
     "merge",
+    "open_index",
     "open_store",
+    "plan",
+    "repair",
+    "rerank",
+    "rollup",
+    "search",
+    "self_influence",
+    "to_table",
+    "train",
     "vacuum",
+    "verify",
+    "write_report",
+    "write_scores",
 ]
 
 _HOMES = {
+    "Answer": "query.results.answer",
+    "Calibrated": "indexer.measures.within",
+    "CheckpointError": "gradstore.errors",
+    "Checkpoints": "gradstore.collect.models.cache",
+    "Clip": "indexer.measures.simple",
+    "CollectConfig": "gradstore.config",
+    "ConfigError": "gradstore.errors",
+    "DatasetError": "gradstore.errors",
+    "DependencyError": "gradstore.errors",
+    "DiffusionLoss": "gradstore.collect.objectives.diffusion",
+    "EngineError": "gradstore.errors",
+    "EventSpec": "gradstore.store.format.spec",
+    "ExactEngine": "indexer.exact.engine",
+    "Explanation": "indexer.studies.explanation",
+    "Features": "indexer.feature",
+    "FingerprintError": "gradstore.errors",
+    "GradientError": "gradstore.errors",
+    "GradientSpec": "gradstore.store.format.spec",
+    "GradstoreError": "gradstore.errors",
+    "Hubness": "query.studies.hubness",
+    "MEASURES": "indexer.measures.registry",
     "Manifest": "gradstore.store.format.manifest",
+    "Measure": "indexer.measure",
+    "NotAStoreError": "gradstore.errors",
+    "Power": "indexer.measures.simple",
+    "ProjectorSpec": "gradstore.store.format.spec",
+    "Queries": "query.queries",
+    "QueryError": "gradstore.errors",
+    "Ranking": "indexer.exact.ranking",
+    "ReTrac": "indexer.measures.simple",
+    "Recorder": "gradstore.collect.events.recorder",
+    "Rollup": "indexer.studies.rollup",
     "Rows": "gradstore.store.format.rows",
+    "Samples": "gradstore.collect.data.samples",
+    "SearchIndex": "indexer.approximate.index",
+    "SearchIndexError": "gradstore.errors",
+    "Section": "query.results.report",
+    "Sources": "query.true_influence",
     "Store": "gradstore.store.reader",
+    "StoreError": "gradstore.errors",
+    "TracIn": "indexer.measures.simple",
+    "TrainConfig": "gradstore.config",
+    "Trak": "indexer.measures.kernel",
+    "UnsealedError": "gradstore.errors",
+    "Within": "indexer.measures.within",
+    "add_checkpoint": "gradstore.collect.grow",
+    "append": "gradstore.collect.grow",
+    "batches": "query.blocks",
+    "breakdown": "indexer.studies.breakdown",
+    "build_index": "indexer.approximate.build",
+    "chosen": "query.filters",
+    "collect_each": "gradstore.collect.pipeline.run",
+    "collect_queries": "query.collection",
     "delete": "gradstore.store.changes.delete",
     "drop_checkpoint": "gradstore.store.changes.checkpoints",
+    "examine": "query.info",
+    "explain": "indexer.studies.explanation",
+    "generate": "gradstore.collect.toy.sampling",
+    "hubness": "query.studies.hubness",
+    "index_path": "indexer.approximate.spec",
+    "measure_of": "indexer.measures.registry",
     "merge": "gradstore.store.changes.merge",
+    "open_index": "indexer.approximate.opening",
     "open_store": "gradstore.store.opening",
+    "plan": "gradstore.collect.pipeline.run",
+    "repair": "gradstore.collect.grow",
+    "rerank": "query.true_influence",
+    "rollup": "indexer.studies.rollup",
+    "search": "query.searching",
+    "self_influence": "indexer.studies.self_influence",
+    "to_table": "query.results.table",
+    "train": "gradstore.collect.toy.training",
     "vacuum": "gradstore.store.changes.vacuum",
+    "verify": "gradstore.store.verify",
+    "write_report": "query.results.report",
+    "write_scores": "query.scores",
+    # The package is callable as the function of the same name.
+    "collect": "gradstore",
 }
-__getattr__ = exporter(__name__, {name: _HOMES.get(name, "gradstore.errors") for name in __all__})
+__getattr__ = exporter(__name__, _HOMES)

@@ -1,12 +1,12 @@
-"""Which arithmetic is fast on this machine: found by trying, once per process.
+"""Choice of the fastest arithmetic on this machine, measured once per process.
 
-Two-byte products are five times as fast as float32 on processors that have instructions for them,
-and a hundred times slower where torch has to do without. No list of processors says which: MKL,
-oneDNN and torch each choose their own kernels. So every choice is made from a probe of some tenths
-of a second, and a trial never starts at full size.
+bfloat16 products are five times as fast as float32 on processors that have instructions for them,
+and a hundred times slower where torch emulates them. The processor's type does not decide this:
+MKL, oneDNN and torch each choose their own kernels. So every choice is made from a probe of some
+tenths of a second, and a trial never starts at full size.
 
-What was used is recorded with the rows and not compared: a bfloat16 product moves a sketch by
-0.24% of its length, a projection to 4,096 dimensions moves an inner product by 1.6%.
+The arithmetic used is recorded with the rows and not compared: a bfloat16 product changes a
+direction by 0.24% of its length, a projection to 4,096 dimensions changes an inner product by 1.6%.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
 Way = TypeVar("Way")
 Precision = Literal["float32", "bfloat16"]
 
-# A trial that took so long is long enough to be timed.
+# Seconds: a trial this long can be timed.
 _LONG_ENOUGH: Final = 0.005
-# One that took so long shows whether a way is hopeless; shorter ones are mostly overhead.
+# Seconds: a trial this long shows whether a method is too slow; shorter ones are mostly overhead.
 _TELLING: Final = 0.001
 _TRIES: Final = 3
-# Repeating ends where it has taken so many times as long as is enough.
+# Repeats end when they took this many times `enough`.
 _PATIENCE: Final = 3
 # A trial grows by this factor until it is long enough.
 _GROWTH: Final = 4
-# A way that takes so many times as long as the best one, on a short trial, is tried no further.
+# A method this many times slower than the best one, on a short trial, is not tried further.
 _HOPELESS: Final = 4.0
-# Less exact arithmetic has to be so many times as fast.
+# Less exact arithmetic is used only if it is this many times faster.
 WORTH: Final = 1.25
-# Rows and columns of the products that are timed, and their inner dimension at most.
+# Rows and columns of the timed products, and their maximum inner dimension.
 _SIDE: Final = 128
 _INNER: Final = 1 << 14
 
@@ -47,18 +47,18 @@ def seconds_each(
     enough: float = _LONG_ENOUGH,
     give_up: float = float("inf"),
 ) -> float:
-    """Seconds per item of a job that takes a number of items.
+    """Seconds per item of a job that processes a number of items.
 
-    The number grows from `first` until a run is long enough to be timed; that run is repeated,
-    and the quickest counts, since other load on the machine only adds time. Repeating ends when
-    the runs took three times as long as is enough.
+    The number grows from `first` until a run is long enough to be timed. That run is repeated and
+    the fastest repeat counts, because other load on the machine only adds time. Repeats end when
+    they took three times `enough`.
 
     Args:
-        job: does so many items and waits until they are done.
-        most: the largest number of items.
-        first: the number of items to begin with.
-        enough: seconds from which on a run is long enough.
-        give_up: seconds per item from which on the job is not tried with more.
+        job: processes the given number of items and waits until they are done.
+        most: the maximum number of items.
+        first: the initial number of items.
+        enough: minimum seconds of a timed run.
+        give_up: above this many seconds per item, the job is not tried with more items.
 
     Example:
         >>> from time import sleep
@@ -66,11 +66,11 @@ def seconds_each(
         True
     """
     count = min(first, most)
-    job(count)  # loads kernels, allocates memory
+    job(count)  # warm-up: loads kernels, allocates memory
     while True:
         seconds, spent, last = float("inf"), 0.0, False
-        # A run that makes a kernel, or that other load interrupts, seems long, and is not: a run
-        # that would be the last is repeated.
+        # Creating a kernel, or other load, can make a short run look long. So the run that would
+        # be the last is repeated.
         for _ in range(_TRIES):
             start = perf_counter()
             job(count)
@@ -88,12 +88,12 @@ def seconds_each(
 def timed(
     ways: Mapping[Way, Callable[[int], object]], most: int, *, first: int = 1
 ) -> dict[Way, float]:
-    """Seconds per item of several ways to do one job; the first should be fast on any machine.
+    """Seconds per item of several methods for one job; the first should be fast on any machine.
 
     Args:
-        ways: what each way does, as `seconds_each` takes it.
-        most: the largest number of items.
-        first: the number of items to begin with.
+        ways: the job of each method, as in `seconds_each`.
+        most: the maximum number of items.
+        first: the initial number of items.
     """
     found: dict[Way, float] = {}
     for way, job in ways.items():
@@ -106,8 +106,8 @@ def timed(
 def product_rates(device: str = "cpu") -> dict[Precision, float]:
     """Operations per second of a product of 128 rows and 128 columns, by the operands' dtype.
 
-    On one core, where they are on a CPU: several wait for each other, and on a machine that does
-    something else, too, that is all that would be timed.
+    On a CPU, the product runs on one core: several cores wait for each other, and on a machine
+    under other load the timing would show only these waits.
 
     Args:
         device: type of a torch device, such as `cpu` or `cuda`.
@@ -121,7 +121,7 @@ def product_rates(device: str = "cpu") -> dict[Precision, float]:
         right = torch.ones(_INNER, _SIDE, dtype=dtype, device=device)
 
         def multiply(inner: int) -> None:
-            (left[:, :inner] @ right[:inner])[0, 0].item()  # which waits for the device
+            (left[:, :inner] @ right[:inner])[0, 0].item()  # waits for the device
 
         return multiply
 
@@ -134,7 +134,7 @@ def product_rates(device: str = "cpu") -> dict[Precision, float]:
 
 
 def precision_of(wanted: Literal["auto", "float32", "bfloat16"], device: str) -> Precision:
-    """The precision of products on a type of device: what is wanted, or the one worth taking."""
+    """Precision of products on a type of device: `wanted`, or for `auto` the better one."""
     if wanted != "auto":
         return wanted
     rates = product_rates(device)

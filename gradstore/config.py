@@ -1,4 +1,4 @@
-"""What `gradstore train` and `gradstore collect` can be told, in YAML, flags or Python."""
+"""Configuration of `gradstore train`, `collect` and `append` in YAML, flags or Python."""
 
 from __future__ import annotations
 
@@ -9,17 +9,24 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, Field
 
 from gradstore.errors import ConfigError, DatasetError
-from gradstore.store.format.spec import EventSpec, GradientSpec, ObjectiveSpec, ProjectorSpec, Spec
+from gradstore.store.format.spec import (
+    ADVANCED,
+    EventSpec,
+    GradientSpec,
+    ObjectiveSpec,
+    ProjectorSpec,
+    Spec,
+)
 
 _DEVICES: Final = re.compile(r"(cpu|cuda|mps|xpu|xla|hpu|mtia|privateuseone)(:[0-9]{1,4})?")
 _DIGITS_SPLITS: Final = ("train", "test")
 
 
 def known_device(device: str | None) -> str | None:
-    """A device as torch spells it, or None: whether there is one is told when torch is there.
+    """Return a device if torch knows its name, or None. Torch checks later whether it exists.
 
     Raises:
-        ValueError: if it is spelt otherwise.
+        ValueError: if torch does not know the name.
     """
     if device is not None and not _DEVICES.fullmatch(device):
         raise ValueError("torch has devices such as cpu, cuda, cuda:1 and mps")
@@ -30,22 +37,22 @@ Device = Annotated[str | None, AfterValidator(known_device)]
 
 
 class DatasetSpec(Spec):
-    """Where samples come from."""
+    """Source of the samples."""
 
     dataset: str = Field(
         description="digits (scikit-learn's), a folder of images, a .parquet file, or hf://NAME"
     )
     split: str = Field("train", description="split of digits or of a hub dataset")
-    image_column: str | None = Field(None, description="column of images [default: found]")
-    label_column: str | None = Field(None, description="column of labels [default: found]")
+    image_column: str | None = Field(None, description="column of images [default: detected]")
+    label_column: str | None = Field(None, description="column of labels [default: detected]")
     id_column: str | None = Field(None, description="column of ids [default: row number]")
-    metadata_columns: list[str] = Field([], description="further columns to keep with the samples")
-    size: int | None = Field(None, ge=1, le=65536, description="resize images to this side")
-    mode: Literal["L", "RGB", "RGBA"] | None = Field(None, description="convert images to this")
-    limit: int | None = Field(None, ge=1, description="take only the first samples")
+    metadata_columns: list[str] = Field([], description="more columns to store with the samples")
+    size: int | None = Field(None, ge=1, le=65536, description="side of resized images, in pixels")
+    mode: Literal["L", "RGB", "RGBA"] | None = Field(None, description="mode of converted images")
+    limit: int | None = Field(None, ge=1, description="use only the first N samples")
 
     def require_there(self) -> None:
-        """Raise `DatasetError` unless the dataset is one by name, with its split, or is there."""
+        """Raise `DatasetError` unless the dataset has a known name and split or exists on disk."""
         named = self.dataset == "digits" or self.dataset.startswith("hf://")
         path = Path(self.dataset)
         file = path.suffix == ".parquet" and path.is_file()
@@ -60,7 +67,7 @@ class DatasetSpec(Spec):
             )
 
     def recorded(self) -> dict[str, Any]:
-        """The settings as they are kept in what they made: datasets on disk by their full path."""
+        """The settings to record with the output, with the full path of a dataset on disk."""
         values = self.model_dump(mode="json")
         named = self.dataset == "digits" or self.dataset.startswith("hf://")
         if self.dataset and not named and Path(self.dataset).exists():
@@ -69,7 +76,7 @@ class DatasetSpec(Spec):
 
 
 class TrainConfig(DatasetSpec):
-    """The small trainer: a UNet2DModel with DDIM's cosine schedule."""
+    """Configuration of the small trainer: a UNet2DModel with DDIM's cosine schedule."""
 
     out: str = Field(description="folder of the run; it must not exist")
     epochs: int = Field(40, ge=1, description="passes over the dataset")
@@ -86,7 +93,7 @@ class TrainConfig(DatasetSpec):
     device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
     def require_sound(self) -> None:
-        """Raise unless a training run can begin, as far as that shows without its dataset."""
+        """Raise if the settings are invalid, as far as this shows without reading the dataset."""
         out = Path(self.out)
         if out.exists():
             raise ConfigError(
@@ -103,18 +110,18 @@ class TrainConfig(DatasetSpec):
             self.require_fitting(side)
 
     def require_fitting(self, side: int) -> None:
-        """Raise `ConfigError` unless the UNet's levels fit images of this side, in pixels."""
+        """Raise `ConfigError` unless the UNet's levels fit images of `side` × `side` pixels."""
         halved = 2 ** (len(self.channels) - 1)
         if side % halved or any(channels < 1 or channels % 8 for channels in self.channels):
             raise ConfigError(
                 f"--channels {','.join(map(str, self.channels))} does not fit images of "
-                f"{side}×{side} pixels: each level halves the image, and channels come in "
+                f"{side}×{side} pixels: each further level halves the image, and channels must be "
                 "multiples of 8. Use fewer levels, other channels, or another --size."
             )
 
 
 class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, DatasetSpec):
-    """From samples and checkpoints to stored rows."""
+    """Configuration of a collection, from samples and checkpoints to stored rows."""
 
     checkpoints: list[str] = Field(
         description="diffusers folders in training order, or one folder that holds them"
@@ -122,33 +129,36 @@ class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, Datas
     etas: list[float] | None = Field(
         None, description="weight η_k of each checkpoint [default: as recorded, else 1]"
     )
-    store: str = Field(description="the store to make, or to go on with: NAME.gradstore")
+    store: str = Field(description="the store to create or resume: NAME.gradstore")
     dtype: Literal["float16", "float32", "int8"] = Field(
         "float16",
-        description="dtype of directions as stored; int8: half the bytes of float16, and a "
-        "scale per row",
+        description="stored dtype of directions; int8: half the bytes of float16, plus a scale "
+        "per row",
     )
-    batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
+    batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
     memory: float = Field(
-        4.0, gt=0, lt=1e6, description="GiB to take beside the model and the program itself"
+        4.0, gt=0, lt=1e6, description="GiB to use in addition to the model and the program itself"
     )
     engine: Literal["auto", "streaming", "vmap", "loop"] = Field(
         "auto",
-        description="how per-sample gradients are computed; auto: the fastest that works and fits",
+        description="method for per-sample gradients; auto: the fastest that works and fits in "
+        "memory",
     )
-    shard_samples: int | None = Field(None, ge=1, description="samples per shard")
+    shard_samples: int | None = Field(
+        None, ge=1, description="samples per shard", json_schema_extra=ADVANCED
+    )
     device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
 
 class AppendConfig(DatasetSpec):
-    """More samples for a store that stands."""
+    """Configuration of an append: more samples for an existing store."""
 
     store: str = Field(description="the store to append to")
     checkpoints: list[str] | None = Field(
-        None, description="the store's checkpoints, if they moved [default: where they were]"
+        None, description="the store's checkpoints, if they moved [default: their recorded paths]"
     )
-    batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
-    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
+    batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
+    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to use in addition to the model")
     device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
     def dataset_spec(self) -> DatasetSpec:

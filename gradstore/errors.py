@@ -1,8 +1,8 @@
-"""The error tree.
+"""The error classes.
 
-Every message names the object, says what was found, and ends with what mends it. Everything
-raised on purpose derives from `GradstoreError`, so a caller can catch one class; a traceback of
-any other class is a bug.
+Every message names the object, states what was found, and ends with the fix. All intentional
+errors derive from `GradstoreError`, so a caller can catch one class; a traceback of any other
+class is a bug.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class DependencyError(GradstoreError):
 
 
 class CheckpointError(GradstoreError):
-    """A checkpoint is missing, half-written, unreadable or of another architecture."""
+    """A checkpoint is missing, incomplete, unreadable or of another architecture."""
 
 
 class DatasetError(GradstoreError):
@@ -37,7 +37,7 @@ class GradientError(GradstoreError):
 
 
 class StoreError(GradstoreError):
-    """A store is missing, damaged or cannot be created where it was asked for."""
+    """A store is missing, damaged or cannot be created at the given location."""
 
 
 class NotAStoreError(StoreError):
@@ -45,16 +45,16 @@ class NotAStoreError(StoreError):
 
 
 class UnsealedError(StoreError):
-    """Rows were asked for that no finished shard holds."""
+    """A requested row is not in a sealed shard."""
 
 
 class FingerprintError(StoreError):
-    """Two things that must share a fingerprint do not."""
+    """Two objects that must have the same fingerprint do not."""
 
 
 class SearchIndexError(GradstoreError):
-    """A search index is missing, damaged, or was built from something else."""
+    """A search index is missing, damaged, or was built from other data."""
 
 
 class QueryError(GradstoreError):
-    """A query cannot be answered as asked."""
+    """A query cannot be answered as requested."""

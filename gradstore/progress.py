@@ -1,7 +1,13 @@
-"""Progress of long work: what, how far, how fast, and how long it still takes."""
+"""Progress bars for long work: task, position, speed and remaining time.
+
+Bars are off with `GRADSTORE_PROGRESS=0`, with `gradstore --quiet`, and inside `quietly`.
+"""
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import Event, Thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -9,28 +15,57 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 T = TypeVar("T")
 
-# A bar shows after so many seconds, and is drawn anew at least as often as that.
+# Seconds until a bar appears, and the maximum seconds between redraws.
 _DELAY: Final = 1.0
 _TICK: Final = 2.0
+VARIABLE: Final = "GRADSTORE_PROGRESS"
+
+_quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+
+
+@contextmanager
+def quietly(quiet: bool = True) -> Iterator[None]:
+    """Hide progress bars in this context, if `quiet`.
+
+    Example:
+        >>> with quietly():
+        ...     for _ in track(range(3), "counting", "numbers"):
+        ...         pass
+    """
+    before = _quiet.set(quiet or _quiet.get())
+    try:
+        yield
+    finally:
+        _quiet.reset(before)
+
+
+def _off() -> bool:
+    return _quiet.get() or os.environ.get(VARIABLE, "").lower() in {"0", "off", "false", "no"}
 
 
 class Bar(tqdm):  # type: ignore[type-arg]
-    """A progress bar that also shows that time goes by while one long step is under way."""
+    """A progress bar that also redraws its elapsed time during one long step."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._over = Event()
-        settings: Any = {"delay": _DELAY, "mininterval": 0.5, "dynamic_ncols": True, **kwargs}
+        settings: Any = {
+            "delay": _DELAY,
+            "mininterval": 0.5,
+            "dynamic_ncols": True,
+            "disable": _off(),
+            **kwargs,
+        }
         super().__init__(*args, **settings)
         self._drawn = monotonic()
         if not self.disable:
             Thread(target=self._tick, daemon=True, name="progress").start()
 
     def doing(self, step: str) -> None:
-        """Say which step is under way, such as `projecting`; nothing if it is the usual one."""
+        """Show the current step, such as `projecting`; an empty string for the usual step."""
         self.set_postfix_str(step, refresh=False)
 
     def update(self, n: float | None = 1) -> bool | None:
@@ -44,17 +79,17 @@ class Bar(tqdm):  # type: ignore[type-arg]
                 self.refresh()
 
     def close(self) -> None:
-        """Draw it for the last time."""
+        """Draw the bar for the last time."""
         self._over.set()
         super().close()
 
 
 def progress(total: int, what: str, unit: str) -> Bar:
-    """A progress bar to advance by hand with `update(n)`. It shows after the first second."""
+    """A progress bar that the caller advances with `update(n)`. It appears after one second."""
     return Bar(total=total, desc=what, unit=f" {unit}")
 
 
 def track(items: Iterable[T], what: str, unit: str) -> Iterable[T]:
-    """`items`, with a progress bar that shows after the first second."""
+    """`items`, with a progress bar that appears after one second."""
     bar: Iterable[T] = Bar(items, desc=what, unit=f" {unit}")
     return bar

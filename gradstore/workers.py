@@ -1,7 +1,7 @@
-"""Things that are computed side by side, one to a core.
+"""Parallel computation with one thread per core.
 
-torch shares one product among all cores, and then all wait for the one that had something else to
-do, such as reading, or the next line of Python. Here each thread has cores of its own.
+torch splits one product across all cores. All cores then wait for the slowest one, which may be
+reading or running Python. Here each thread has its own cores.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Items per thread that are begun or done and not yet asked for.
+# Items per thread that are submitted but not yet consumed.
 _AHEAD: Final = 2
-# Where reading waits for a network.
+# Threads for reads that wait for a network.
 _REMOTE_THREADS: Final = 8
 _STARTING: Final = Lock()
 
 
 def cores() -> int:
-    """How many threads `in_order` has, of one core each."""
+    """Number of threads that `in_order` uses, with one core each."""
     import torch
 
     return torch.get_num_threads()
@@ -40,28 +40,28 @@ def in_order(
     most: int | None = None,
     remote: bool = False,
 ) -> Iterator[R]:
-    """`do` for each item, in as many threads as torch has, each of which computes by itself.
+    """Apply `do` to each item, in as many independent threads as torch has.
 
     Args:
-        do: is called in several threads at once.
-        items: what for.
-        most: how many threads there may be. Of torch's each gets its share.
-        remote: whether to take more threads, since they wait for a network.
+        do: function that several threads call at once.
+        items: its arguments.
+        most: maximum number of threads. torch's threads are divided equally among them.
+        remote: whether to use more threads, because they wait for a network.
 
     Yields:
-        Results, in the order of the items. A few are made before they are asked for.
+        Results, in the order of the items. A few are computed ahead.
     """
     import torch
 
-    with _STARTING:  # not while another sets it
+    with _STARTING:  # not while another call changes the number
         of_torch = cores()
     threads = max(of_torch, _REMOTE_THREADS) if remote else of_torch
     threads = max(1, min(threads, most or threads))
     ready = Barrier(threads + 1)
 
     def start() -> None:
-        # This sets the number for this thread, if it has one already, which asking for it sees to;
-        # and what later threads begin with, which is set back below.
+        # `get_num_threads` initialises this thread so that `set_num_threads` applies to it. The
+        # latter also sets the default of later threads, which is restored below.
         torch.get_num_threads()
         torch.set_num_threads(max(1, of_torch // threads))
         ready.wait()
@@ -73,7 +73,7 @@ def in_order(
                     pool.submit(int)  # makes the pool start a thread
                 ready.wait()
             except BaseException:
-                ready.abort()  # none waits for one that could not start
+                ready.abort()  # threads stop waiting for one that could not start
                 raise
             finally:
                 torch.set_num_threads(of_torch)
@@ -87,5 +87,5 @@ def in_order(
                 ahead.extend(pool.submit(do, item) for item in islice(rest, 1))
                 yield done
         finally:
-            for one in ahead:  # whoever asked wants no more
+            for one in ahead:  # the consumer may stop early
                 one.cancel()

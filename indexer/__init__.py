@@ -1,4 +1,4 @@
-"""From stored rows to features and search indexes: what lies between a store and an answer."""
+"""Features, measures, exact search and search indexes: the layer between stores and answers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from indexer.approximate.spec import index_path
     from indexer.exact.engine import ExactEngine
     from indexer.exact.ranking import Ranking
-    from indexer.feature import Features, feature_dim, features
+    from indexer.feature import Features
     from indexer.measure import Measure
     from indexer.measures.kernel import Trak
     from indexer.measures.registry import MEASURES, measure_of
@@ -43,8 +43,6 @@ __all__ = [
     "breakdown",
     "build_index",
     "explain",
-    "feature_dim",
-    "features",
     "index_path",
     "measure_of",
     "open_index",
@@ -71,8 +69,6 @@ _HOMES = {
     "breakdown": "indexer.studies.breakdown",
     "build_index": "indexer.approximate.build",
     "explain": "indexer.studies.explanation",
-    "feature_dim": "indexer.feature",
-    "features": "indexer.feature",
     "index_path": "indexer.approximate.spec",
     "measure_of": "indexer.measures.registry",
     "open_index": "indexer.approximate.opening",

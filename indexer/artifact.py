@@ -1,7 +1,7 @@
-"""Artifacts: folders that are built from a store, and refused for any other.
+"""Artifacts: folders built from one store and refused for any other.
 
-Indexes and kernels alike are built beside their place and exchanged whole, say in a JSON file what
-they were built from, and hold the SHA-256 of each file that is read back.
+Indexes and kernels are artifacts. Each is built in a temporary folder and renamed as a whole. A
+JSON file records what it was built from and the SHA-256 of each file that is read back.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ S = TypeVar("S", bound=Spec)
 
 
 def samples_hash(store: Store) -> str:
-    """Hash of a store's ids and digests, in row order, 32 hexadecimal digits."""
+    """Hash of a store's ids and digests in row order, 32 hexadecimal digits."""
     content = json.dumps([list(store.manifest.ids), list(store.manifest.digests)])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
@@ -41,34 +41,34 @@ def file_hash(file: Path) -> str:
 
 
 def require_file(file: Path, sha256: str) -> None:
-    """Raise `OSError` unless a file is regular and has this digest.
+    """Raise `OSError` unless `file` is a regular file with this digest.
 
-    FAISS trusts what it reads, and a pipe would keep it waiting for ever.
+    FAISS does not validate its input, and reading a pipe would block forever.
     """
     if not file.is_file():
         raise OSError("it is not a regular file")
     if file_hash(file) != sha256:
-        raise OSError("it is not what was written")
+        raise OSError("it has changed since it was written")
 
 
 def differing(found: Spec, wanted: Spec) -> str | None:
-    """The first attribute of `wanted` that `found` has differently; None if there is none."""
+    """First attribute of `wanted` whose value differs in `found`; None if all are equal."""
     names = type(wanted).model_fields
     return next((name for name in names if getattr(found, name) != getattr(wanted, name)), None)
 
 
 def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
-    """What an artifact says of itself.
+    """Read an artifact's JSON file.
 
     Args:
-        kind: what it is called, `index` or `kernel`.
-        path: its folder.
-        name: name of its JSON file.
-        spec: the class of the content.
-        build: the command that builds it.
+        kind: `index` or `kernel`, for error messages.
+        path: the artifact's folder.
+        name: name of the JSON file.
+        spec: class of the content.
+        build: command that builds the artifact.
 
     Raises:
-        SearchIndexError: if there is none, or it is damaged or of another version.
+        SearchIndexError: if the artifact is missing, damaged, or of another version.
     """
     if not path.exists():
         raise SearchIndexError(f"there is no {kind} {path}. Build it: {build}")
@@ -83,19 +83,19 @@ def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
 
 @contextmanager
 def exchanged(kind: str, path: Path) -> Iterator[Path]:
-    """A folder to build an artifact in, which takes the artifact's place when it is finished.
+    """Provide a temporary folder that replaces the artifact on success.
 
-    A half-written artifact never has an artifact's name.
+    A partly written artifact never has an artifact's name.
 
     Args:
-        kind: what it is called.
-        path: its place.
+        kind: `index` or `kernel`, for error messages.
+        path: the artifact's folder.
 
     Yields:
-        An empty folder beside it.
+        An empty folder beside `path`.
 
     Raises:
-        SearchIndexError: if it cannot be written.
+        SearchIndexError: if the artifact cannot be written.
     """
     building = path.with_name(f".{path.name}.building-{uuid4().hex}")
     old = path.with_name(f".{path.name}.old-{uuid4().hex}")
@@ -105,10 +105,10 @@ def exchanged(kind: str, path: Path) -> Iterator[Path]:
         if path.exists():
             path.rename(old)
         building.rename(path)
-    except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError where a disk is full
+    except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError if the disk is full
         raise SearchIndexError(
-            f"{kind} {path} cannot be written: {error}. Make room or choose another place, and run "
-            "the same command again."
+            f"{kind} {path} cannot be written: {error}. Free disk space or choose another path, "
+            "then run the same command again."
         ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)

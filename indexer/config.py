@@ -1,4 +1,4 @@
-"""What `gradstore index` can be told."""
+"""Options of `gradstore index`."""
 
 from __future__ import annotations
 
@@ -8,31 +8,29 @@ from gradstore.store.format.spec import Spec
 
 
 class IndexConfig(Spec):
-    """From stored rows to search indexes."""
+    """Build search indexes from stored rows."""
 
     store: str = Field(description="the store to index")
     skip_unsealed: bool = Field(
-        False, description="leave out samples that are not collected yet, and say how many"
+        False, description="omit samples that are not collected yet, and report how many"
     )
     measures: list[str] = Field(
         ["tracin", "retrac"],
         min_length=1,
-        description="one index each: tracin (which serves trak, too), retrac, power:ALPHA, "
-        "clip:Q, calibrated",
+        description="measures to build an index for: tracin (also serves trak), retrac, "
+        "power:ALPHA, clip:Q, calibrated",
     )
     etas: list[float] | None = Field(
-        None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+        None, description="weight η of each checkpoint, 0 to omit it [default: the store's]"
     )
-    matched: bool = Field(
-        False, description="match slots timestep by timestep, where they are averaged otherwise"
-    )
+    matched: bool = Field(False, description="match slots by timestep instead of averaging them")
     queries: str | None = Field(
         None,
-        description="a query store to measure the recall with, where an index is built [default: "
-        "training samples, of which none is to find itself]",
+        description="query store used to measure the recall of a new index [default: training "
+        "samples, each excluded from its own results]",
     )
     factory: str | None = Field(
         None,
-        description="what is kept of each vector: rabitq, fp16, flat, hnsw, ivf, or a factory "
-        "string of FAISS [default: what the index has, else rabitq]",
+        description="encoding of the indexed vectors: rabitq, fp16, flat, hnsw, ivf, or a FAISS "
+        "factory string [default: that of the existing index, else rabitq]",
     )

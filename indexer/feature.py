@@ -1,4 +1,4 @@
-"""Features: the vectors whose inner products are influence."""
+"""Features: vectors whose inner products are influence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
+import indexer
 from gradstore.errors import ConfigError, QueryError
 from gradstore.store.format.rows import Rows
+from gradstore.store.opening import as_store
 from gradstore.workers import in_order
 from indexer.product import as_float32
 
@@ -18,32 +20,33 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
     from indexer.measure import Measure
 
 T = TypeVar("T")
 
-# Of features that are made at once, as float32.
+# Float32 bytes of features computed at once.
 _BLOCK_BYTES: Final = 16 * 2**20
-# What a thread reads at once, as stored: it is still in the processor's cache when it is worked on.
+# Stored bytes that one thread reads at once: few enough to stay in the processor's cache.
 _TILE_BYTES: Final = 2**21 + 2**14
-# Into how many blocks a small store is divided, and how many samples one of a large store has:
-# every block costs some lines of Python, during which no other thread computes.
+# Number of blocks of a small store, and samples per block of a large store. Each block runs a few
+# lines of Python, during which the GIL blocks all other threads.
 _BLOCKS: Final = 16
 _BLOCK_SAMPLES: Final = 8192
 
-# The part of features that is one checkpoint's, as `scale[:, None] * vectors`: vectors
-# [samples, width], float16 where they are just what is stored, else float32; scale float32.
+# One checkpoint's part of features, as `scale[:, None] * vectors`. vectors: [samples, width],
+# float16 if they equal the stored values, else float32. scale: float32.
 Part = tuple["NDArray[Any]", "NDArray[np.float32]"]
-# Neighbours within a block of samples, and the part of their features that is each checkpoint's.
+# Adjacent samples within a block, and each checkpoint's part of their features.
 Tile = tuple[slice, dict[int, Part]]
 
 
 def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
-    """`etas`, or the store's; one finite number ≥ 0 per checkpoint, not all 0.
+    """Return `etas` or, by default, the store's: one finite number ≥ 0 per checkpoint, not all 0.
 
     Raises:
-        ConfigError: if they are anything else.
+        ConfigError: if `etas` breaks this rule.
     """
     if etas is None:
         return store.etas
@@ -58,19 +61,19 @@ def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
 
 @dataclass(frozen=True)
 class Features:
-    """How rows become features, and the features of any samples of stores of one fingerprint.
+    """Computes features from rows, for all stores that share one fingerprint.
 
-    A feature is `√η_k · mean over slots of weight · direction`, concatenated over checkpoints, so
-    that the inner product of two is `Σ_k η_k ⟨mean_t row, mean_e row⟩` (DESIGN, "The mathematics").
+    A feature is `√η_k · mean over slots of weight · direction`, concatenated over checkpoints. The
+    inner product of two is `Σ_k η_k ⟨mean_t row, mean_e row⟩` (DESIGN, "The mathematics").
 
-    Matched timestep by timestep, slots are not averaged but concatenated, too, each weighed by
-    `1/√slots`: the inner product is `Σ_k η_k · mean_t ⟨row_t, row_t⟩`, which leaves out how
-    gradients at one timestep meet those at another.
+    If slots are matched by timestep, they are concatenated instead of averaged, each scaled by
+    `1/√slots`. The inner product is then `Σ_k η_k · mean_t ⟨row_t, row_t⟩`: it omits products of
+    gradients at different timesteps.
 
     Attributes:
-        measure: weighs the rows; fitted to the training store.
+        measure: weights the rows; fitted to the training store.
         etas: checkpoint weights η_k. A checkpoint of weight 0 is not read.
-        slots: rows per sample and checkpoint where they are matched; None where they are averaged.
+        slots: rows per sample and checkpoint if slots are matched; None if they are averaged.
     """
 
     measure: Measure
@@ -80,8 +83,8 @@ class Features:
     @classmethod
     def of(
         cls,
-        store: Store,
-        measure: Measure,
+        store: StoreLike,
+        measure: Measure | str,
         *,
         etas: Sequence[float] | None = None,
         matched: bool = False,
@@ -89,35 +92,38 @@ class Features:
         """Features of a training store.
 
         Args:
-            store: the training store.
-            measure: a measure, which is fitted to it.
-            etas: checkpoint weights η_k, 0 to leave one out; by default the store's.
-            matched: match slots timestep by timestep.
+            store: the training store, or its path or URL.
+            measure: a measure or its name; it is fitted to the store.
+            etas: checkpoint weights η_k, 0 to omit a checkpoint; by default the store's.
+            matched: match slots by timestep.
 
         Raises:
-            ConfigError: if there is not one finite, non-negative eta per checkpoint.
+            ConfigError: if `etas` is not one finite, non-negative number per checkpoint.
         """
+        store = as_store(store)
+        if isinstance(measure, str):
+            measure = indexer.measure_of(measure)
         etas = checked_etas(store, etas)
         return cls(measure.fitted(store), tuple(etas), store.slots if matched else None)
 
     def dim(self, store: Store) -> int:
-        """Length of a feature: checkpoints × dim, times slots where they are matched."""
+        """Length of a feature: checkpoints × dim, times slots if slots are matched."""
         return len(self.etas) * self.width(store)
 
     def dtype(self, store: Store) -> str:
-        """What `each` gives the vectors as: as stored in float16, unless slots are averaged."""
+        """Dtype of the vectors in `each`: float16 if stored so with one slot, else float32."""
         return "float16" if store.dtype == "float16" and store.slots == 1 else "float32"
 
     def width(self, store: Store) -> int:
-        """Length of the part that is one checkpoint's."""
+        """Length of one checkpoint's part of a feature."""
         return store.dim * (self.slots or 1)
 
     def range(self, store: Store, start: int = 0, stop: int | None = None) -> NDArray[np.float32]:
-        """Features of samples `start` to `stop` (one past the last), float32 `[samples, dim]`.
+        """Features of samples `start` to `stop` (exclusive), float32 `[samples, dim]`.
 
         Raises:
-            UnsealedError: if a shard that is needed is not sealed.
-            QueryError: if slots are to be matched, and the store has another number of them.
+            UnsealedError: if a required shard is not sealed.
+            QueryError: if slots are matched and the store has a different number of slots.
         """
         stop = store.samples if stop is None else stop
         out = np.zeros((stop - start, self.dim(store)), np.float32)
@@ -128,12 +134,12 @@ class Features:
     def take(
         self, store: Store, samples: NDArray[np.int64], weights: RowWeights | None = None
     ) -> NDArray[np.float32]:
-        """Features of some samples, by number, in the order asked for.
+        """Features of the given samples, in the given order.
 
         Args:
             store: the store.
-            samples: numbers of samples.
-            weights: the store's, if they are at hand: then only directions are read.
+            samples: sample numbers.
+            weights: the store's row weights, if already read; then only directions are read.
         """
         out = np.zeros((len(samples), self.dim(store)), np.float32)
         for checkpoint in self.checkpoints:
@@ -156,20 +162,20 @@ class Features:
         weights: RowWeights | None = None,
         most: int | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], T]]:
-        """`work` on the features of all samples, a block at a time, several at once.
+        """Apply `work` to the features of all samples, in blocks, with several threads.
 
         Args:
             store: the store.
-            work: is given numbers of samples and the tiles of their features, in order. It is
-                called in several threads, in each of them in the order of the store, and may keep
-                nothing of a tile: its memory is used for the next one.
-            start: the first sample.
-            keep: numbers of the samples that are wanted, rising; by default all.
-            weights: the store's, if they are at hand.
-            most: how many samples a block may have, if the work itself takes memory for each.
+            work: receives sample numbers and the tiles of their features, in order. Several threads
+                call it, each in store order. It must not keep references to a tile, whose memory
+                is reused for the next tile.
+            start: first sample.
+            keep: ascending numbers of the samples to process; by default all.
+            weights: the store's row weights, if already read.
+            most: maximum samples per block, for work that allocates memory per sample.
 
         Yields:
-            Numbers of samples, and what came of the work, in the order of the store.
+            Sample numbers and the result of `work`, in store order.
         """
         if start >= store.samples:
             return iter(())
@@ -212,31 +218,31 @@ class Features:
         return in_order(some, wanted(), remote=store.objects.remote)
 
     def _together(self, store: Store) -> int:
-        """Samples of a block of `each`: whole shards, where there are enough for every core."""
+        """Samples per block of `each`: whole shards if there are enough for all cores."""
         shard = store.parts[0].layout.shard_samples
         share = min(_BLOCK_SAMPLES, -(-store.samples // _BLOCKS))
         tile = _TILE_BYTES // (np.dtype(store.dtype).itemsize * store.dim * store.slots)
         return max(share // shard * shard or share, tile)
 
     def blocks(self, store: Store) -> Iterator[tuple[int, NDArray[np.float32]]]:
-        """Features of all samples, at most a shard at a time, as (first sample, features)."""
+        """Yield features of all samples, at most one shard at a time: (first sample, features)."""
         for start, stop in self.spans(store):
             yield start, self.range(store, start, stop)
 
     def spans(self, store: Store, step: int | None = None) -> Iterator[tuple[int, int]]:
-        """Ranges of samples that cover the store, each within a shard and of bounded bytes."""
+        """Yield sample ranges that cover the store, each within a shard and of bounded bytes."""
         step = step or self._step(store)
         for low, high in store.blocks():
             for start in range(low, high, step):
                 yield start, min(start + step, high)
 
     def _step(self, store: Store) -> int:
-        averaged = store.slots if self.slots is None else 1  # which are read, too
+        averaged = store.slots if self.slots is None else 1  # all slots are read before averaging
         return max(1, _BLOCK_BYTES // (4 * self.dim(store) * averaged))
 
     @property
     def checkpoints(self) -> list[int]:
-        """Places of the checkpoints that weigh something."""
+        """Positions of the checkpoints with nonzero weight."""
         return [place for place, eta in enumerate(self.etas) if eta > 0]
 
     def _put(self, store: Store, checkpoint: int, rows: Rows, out: NDArray[np.float32]) -> None:
@@ -244,11 +250,11 @@ class Features:
         out[:, checkpoint * width : (checkpoint + 1) * width] = self.part(store, checkpoint, rows)
 
     def part(self, store: Store, checkpoint: int, rows: Rows) -> NDArray[np.float32]:
-        """The part of features that is one checkpoint's, float32 `[samples, width]`."""
+        """One checkpoint's part of features, float32 `[samples, width]`."""
         return self._weighed(rows.direction, self.weights(store, checkpoint, rows))
 
     def _scaled(self, direction: NDArray[Any], weights: NDArray[np.float32]) -> Part:
-        """`_weighed`, not yet multiplied out where there is but one slot."""
+        """Like `_weighed`, but the multiplication is deferred if there is only one slot."""
         if direction.shape[1] == 1:
             return direction[:, 0], weights[:, 0]
         return self._weighed(direction, weights), np.ones(len(weights), np.float32)
@@ -265,7 +271,7 @@ class Features:
         return mean
 
     def weights(self, store: Store, checkpoint: int, rows: Rows) -> NDArray[np.float32]:
-        """Weights of rows within features, float32 `[samples, slots]`."""
+        """Weights of rows in features, float32 `[samples, slots]`."""
         if self.slots not in {None, store.slots}:
             raise QueryError(
                 f"{store.location} has {store.slots} timesteps per sample and the training store "
@@ -277,7 +283,7 @@ class Features:
         return weights
 
     def require_matching(self, train: Store, queries: Store) -> None:
-        """Raise `QueryError` if slots are matched and a query's timesteps are not the samples'."""
+        """Raise `QueryError` if slots are matched and timesteps differ (by store or sample)."""
         if self.slots is None:
             return
         for checkpoint in self.checkpoints:
@@ -288,17 +294,17 @@ class Features:
             if max(map(len, grids)) > 1 or not np.array_equal(grids[0], grids[1]):
                 raise QueryError(
                     f"slots of {train.location} and {queries.location} cannot be matched: their "
-                    "timesteps differ, or differ from sample to sample. Average them instead."
+                    "timesteps differ, between stores or samples. Omit --matched to average them."
                 )
 
 
 class RowWeights:
-    """Weights of all rows of a store, read when they are first needed: four bytes a row.
+    """Weights of all rows of a store, read on first use; four bytes per row.
 
     Args:
         store: the store.
-        features: how its rows become features.
-        start: the first sample whose rows are of interest.
+        features: computes features from its rows.
+        start: first sample whose row weights are read.
     """
 
     def __init__(self, store: Store, features: Features, start: int = 0) -> None:
@@ -306,7 +312,7 @@ class RowWeights:
         self._known: dict[int, NDArray[np.float32]] = {}
 
     def at(self, checkpoint: int) -> NDArray[np.float32]:
-        """Weights of the rows at a checkpoint from the first sample on, `[samples, slots]`."""
+        """Row weights at a checkpoint, from sample `start` on, `[samples, slots]`."""
         if checkpoint not in self._known:
             store = self._store
             some = np.arange(self._start, store.samples) if self._start else None
@@ -314,35 +320,3 @@ class RowWeights:
             rows = Rows(np.empty((*found["norm"].shape, 0), np.float16), **found)
             self._known[checkpoint] = self._features.weights(store, checkpoint, rows)
         return self._known[checkpoint]
-
-
-def features(
-    store: Store,
-    measure: Measure,
-    start: int = 0,
-    stop: int | None = None,
-    *,
-    etas: Sequence[float] | None = None,
-) -> NDArray[np.float32]:
-    """Features of samples `start` to `stop` (one past the last), slots averaged.
-
-    Args:
-        store: training or query rows.
-        measure: weighs the rows; fitted, if it must be, to the training store.
-        start: first sample.
-        stop: one past the last sample.
-        etas: checkpoint weights η_k; by default the store's.
-
-    Returns:
-        float32 `[samples, checkpoints × dim]`.
-
-    Raises:
-        UnsealedError: if a shard that is needed is not sealed.
-        ConfigError: if there is not one finite, non-negative eta per checkpoint.
-    """
-    return Features(measure, tuple(checked_etas(store, etas))).range(store, start, stop)
-
-
-def feature_dim(store: Store) -> int:
-    """Length of a feature whose slots are averaged: checkpoints × dim."""
-    return store.checkpoints * store.dim

@@ -1,9 +1,9 @@
-"""TRAK's kernel, kept beside the indexes, so that a store is not read anew for every question.
+"""TRAK's kernel, cached beside the indexes, so that queries do not read the whole store again.
 
-A kernel is a folder `NAME.trak.kernel` with `kernel.json`, which says what it was built from, and
-`K.npy` per checkpoint, ΦᵀΦ in float64. It is refused for any other store, and for the same store
-after samples were added or deleted. It serves every λ, and all weights of checkpoints: those weigh
-what comes out of it.
+A kernel is a folder `NAME.trak.kernel` with `kernel.json`, which records what it was built from,
+and one `K.npy` per checkpoint, ΦᵀΦ in float64. It is refused for any other store, and for the same
+store after samples are added or deleted. It serves every λ and all checkpoint weights, which are
+applied to its output.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ SPEC_NAME: Final = "kernel.json"
 
 
 class KernelFrom(Spec):
-    """What a kernel is made of.
+    """Inputs of a kernel.
 
     Attributes:
         fingerprint: fingerprint of the store, which covers the checkpoints' weights.
         dim: length of a direction.
-        samples: hash of ids and digests, in row order. It comes last: what differs in nothing else
-            can be brought up to date.
+        samples: hash of ids and digests, in row order. It is compared last: a kernel that differs
+            only here can be updated.
     """
 
     fingerprint: str
@@ -46,11 +46,11 @@ class KernelFrom(Spec):
 
 
 class KernelSpec(KernelFrom):
-    """What a kernel was built from, and what it is, `kernel.json`.
+    """Content of `kernel.json`: the inputs and the files of a kernel.
 
     Attributes:
-        format_version: version of the kernels' format.
-        sha256: of each checkpoint's file.
+        format_version: version of the kernel format.
+        sha256: SHA-256 of each checkpoint's file.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -58,20 +58,20 @@ class KernelSpec(KernelFrom):
 
 
 def kernel_path(store: Store) -> Path:
-    """Where the kernel of a store stands: beside its indexes."""
+    """Path of a store's kernel, beside its indexes."""
     name = f"{store.name}.trak.kernel"
     return Path(name) if store.objects.remote else store.path.with_name(name)
 
 
 def build_kernel(store: Store) -> Path:
-    """Build the kernel of a store by one pass over it, unless it stands there already.
+    """Build the kernel of a store in one pass over it, unless it exists.
 
-    One that was built before samples were added or deleted is built anew.
+    A kernel built before samples were added or deleted is rebuilt.
 
     Raises:
         UnsealedError: if the store is not complete.
-        SearchIndexError: if another kernel stands there, which is not changed, or it cannot be
-            written.
+        SearchIndexError: if a different kernel exists at the path (it is left unchanged), or the
+            kernel cannot be written.
     """
     path, wanted = kernel_path(store), _built_from(store)
     store.require_complete()
@@ -89,10 +89,10 @@ def build_kernel(store: Store) -> Path:
 
 
 def fitted_by_kernel(measure: Trak, store: Store) -> Trak:
-    """The measure fitted to a store, from its kernel.
+    """Fit the measure to a store with the stored kernel.
 
     Raises:
-        SearchIndexError: if there is none, it is damaged, or it was built from something else.
+        SearchIndexError: if the kernel is missing, damaged, or built from other inputs.
     """
     path = kernel_path(store)
     spec = _require_it(path, store)
@@ -104,8 +104,8 @@ def _require_it(path: Path, store: Store) -> KernelSpec:
     name = differing(spec, wanted)
     if name == "samples":
         raise SearchIndexError(
-            f"kernel {path} was built from other samples than {store.location} has now. Bring it "
-            f"up to date: {_update(store)}"
+            f"kernel {path} was built from other samples than {store.location} has now. "
+            f"Update the kernel: {_update(store)}"
         )
     if name is not None:
         raise SearchIndexError(

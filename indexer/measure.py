@@ -1,4 +1,4 @@
-"""The protocol of a measure: how rows become influence."""
+"""Protocol of a measure, which weights rows to define influence."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ if TYPE_CHECKING:
 
 
 class Measure(Protocol):
-    """A weight per row, from what the store holds of it: norm, timestep, checkpoint."""
+    """Computes a weight per row from stored columns: norm, loss, timestep, checkpoint."""
 
     @property
     def name(self) -> str:
-        """What `measure_of` makes it of, such as `power:0.5`; also names the index's folder."""
+        """Name accepted by `measure_of`, such as `power:0.5`; also part of the index path."""
 
     def identity(self) -> Identity:
-        """Name, parameters and what was learned from a store, as JSON."""
+        """Name, parameters and fitted values, as JSON."""
 
     def fitted(self, store: Store) -> Measure:
-        """The measure with what it must know of a training store; itself, if that is nothing.
+        """Return the measure fitted to a training store; itself if it has nothing to fit.
 
-        Queries are weighed by what was learned from the training store, too.
+        Query rows are weighted with the same fitted values.
         """
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
-        """Weight of each row, float32 `[samples, slots]`, at a checkpoint's place.
+        """Weight of each row at a checkpoint position, float32 `[samples, slots]`.
 
-        By norm, loss and timestep: directions may be left out, `[samples, slots, 0]`.
+        Weights depend on norm, loss and timestep; directions may be empty, `[samples, slots, 0]`.
         """
 
 
 @runtime_checkable
 class QuerySide(Measure, Protocol):
-    """What a measure has beside weights if it changes the features of queries."""
+    """A measure that also transforms the features of queries."""
 
     @property
     def indexed(self) -> Measure:
-        """The measure of the training samples' features, whose index serves this one."""
+        """Measure of the training samples' features; its index serves this measure."""
 
     def fitted(self, store: Store) -> QuerySide:
         """See `Measure`."""
 
     def prepared(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Features of queries, float32 `[queries, checkpoints × dim]`, changed."""
+        """Transformed features of queries, float32 `[queries, checkpoints × dim]`."""
 
 
 def require_share(measure: str, name: str, value: float) -> None:
-    """Raise `ConfigError` unless a parameter of a measure is from 0 to 1."""
+    """Raise `ConfigError` unless a measure's parameter is between 0 and 1."""
     if not 0 <= value <= 1:
         raise ConfigError(f"{measure}: {name} is {value:g}; it must be from 0 to 1")

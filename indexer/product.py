@@ -1,9 +1,8 @@
-"""Products of many stored rows with many queries, by torch.
+"""Products of many stored rows with many queries, computed by torch.
 
-Rows are stored as float16, and there are several ways to multiply them: as they are; as float32;
-as bfloat16, which keeps eight binary digits. Which is fastest depends on the processor and on the
-number of queries, so a probe decides. Two-byte scores are enough to find candidates: those are
-scored again in float32.
+Rows stored as float16 can be multiplied as float16, as float32, or as bfloat16, which keeps eight
+significant bits. The fastest way depends on the processor and on the number of queries, so a probe
+selects it. Two-byte scores suffice to find candidates, which are then rescored in float32.
 """
 
 from __future__ import annotations
@@ -25,36 +24,36 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-# By how many powers of two bfloat16's exponents reach further than float16's.
+# Difference of the exponent biases of bfloat16 (127) and float16 (15).
 _SHIFT: Final = 112
 
-# All bits but those that the shift filled with copies of the sign, as an int16.
+# Mask, as int16, that clears the bits which the arithmetic shift fills with copies of the sign.
 _NO_SIGNS: Final = 0x8FFF - 0x10000
 
 _FEW: Final = 128
 
-# Rows that are converted at once, so that they are still in the processor's cache when they are
-# multiplied: bytes as float32.
+# Float32 bytes of rows converted at once, so that they stay in the processor's cache until they are
+# multiplied.
 _TILE_BYTES: Final = 1 << 21
 
-# Rows of a probe, and the most queries of one.
+# Rows of a probe, and its maximum number of queries.
 _PROBED_ROWS: Final = 256
 
 _PROBED_QUERIES: Final = 256
 
-# More queries than these are never multiplied fastest one by one.
+# With more queries than this, multiplying them one by one is never the fastest way.
 _FEW_QUERIES: Final = 8
 
 
 Way = Literal["float32", "float16", "bfloat16", "bfloat16 whole"]
 
 
-# Ways whose products lie side by side for each query.
+# Ways whose products are contiguous for each query.
 _BY_ROWS: Final = ("float16", "bfloat16 whole")
 
 
 def as_float32(array: NDArray[Any]) -> NDArray[np.float32]:
-    """An array in float32. From float16 torch takes a thirtieth of numpy's time."""
+    """Convert an array to float32. From float16, torch takes 1/30 of numpy's time."""
     import torch
 
     if array.dtype != np.float16:
@@ -68,17 +67,17 @@ def lengths(vectors: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.floa
 
     given = torch.from_numpy(vectors)
     sizes, squares = torch.empty(len(given)), torch.empty(len(given))
-    few = torch.empty(min(len(given), _FEW), given.shape[1])  # they stay near the processor
+    few = torch.empty(min(len(given), _FEW), given.shape[1])  # stays in the processor's cache
     for start in range(0, len(given), _FEW):
         here = slice(start, start + _FEW)
         wide = few[: len(given[here])].copy_(given[here])
         torch.linalg.vector_norm(wide, 2, dim=1, out=squares[here])
-        torch.sum(wide.abs_(), 1, out=sizes[here])  # a fifth of what the norm of order 1 takes
+        torch.sum(wide.abs_(), 1, out=sizes[here])  # a fifth of the time of vector_norm, order 1
     return np.asarray(sizes.numpy()), np.asarray(squares.square_().numpy())
 
 
 def fastest_way(queries: int, dim: int, dtype: str) -> Way:
-    """The fastest way on this processor to multiply rows with so many queries, each on one core.
+    """Fastest way on this processor to multiply rows with `queries` queries, one core per thread.
 
     Args:
         queries: number of queries.
@@ -90,21 +89,21 @@ def fastest_way(queries: int, dim: int, dtype: str) -> Way:
 
 
 def row_seconds(queries: int, dim: int, dtype: str) -> float:
-    """Seconds that one core takes to multiply a row with so many queries, the fastest way.
+    """Seconds for one core to multiply one row with `queries` queries in the fastest way.
 
-    See `fastest_way` for the arguments.
+    The arguments are those of `fastest_way`.
     """
     return min(_probed(queries, dim, dtype).values())
 
 
 def _probed(queries: int, dim: int, dtype: str) -> dict[Way, float]:
-    """`way_seconds` of the next powers of two, so that a probe serves many questions."""
+    """`way_seconds` for sizes rounded up to powers of two, so that few probes cover all sizes."""
     return way_seconds(_power(min(queries, _PROBED_QUERIES)), min(_power(dim), 1 << 14), dtype)
 
 
 @cache
 def way_seconds(queries: int, dim: int, dtype: str) -> dict[Way, float]:
-    """Seconds per row of each way to multiply rows with so many queries, on one core."""
+    """Seconds per row of each way to multiply rows with `queries` queries, on one core."""
     draws = np.random.default_rng(0)
     asked = draws.standard_normal((queries, dim), np.float32)
     rows = draws.standard_normal((_PROBED_ROWS, dim), np.float32).astype(dtype)
@@ -121,28 +120,28 @@ def way_seconds(queries: int, dim: int, dtype: str) -> dict[Way, float]:
     def probe(_: None) -> dict[Way, float]:
         return timed({way: trial(way) for way in names}, _PROBED_ROWS, first=8)
 
-    (found,) = in_order(probe, [None])  # in a thread with one core, as rows are multiplied
+    (found,) = in_order(probe, [None])  # in a one-core thread, as in real use
     return found
 
 
 def _power(number: int) -> int:
-    """The smallest power of two that is no less."""
+    """Smallest power of two ≥ `number`."""
     return 1 << (number - 1).bit_length()
 
 
 class Multiplier:
-    """Queries, ready to be multiplied with rows, in several threads at once.
+    """Multiplies rows with fixed queries; may be called from several threads at once.
 
     Args:
         queries: float32 `[queries, dim]`.
         dtype: dtype of the rows, float16 or float32.
-        exact: whether to multiply in float32; by default, the fastest way on this machine. Sums are
-            kept in float32 and rounded to two bytes at the end where that way is a two-byte one.
-        way: the way to multiply, where it is known.
+        exact: multiply in float32; by default the fastest way on this machine. Two-byte ways sum in
+            float32 and round the result to two bytes.
+        way: the way to multiply, if known.
 
     Attributes:
         way: the way to multiply.
-        largest: what products have to be multiplied with: the largest entry of the queries.
+        largest: factor to apply to the products: the largest absolute entry of the queries.
     """
 
     def __init__(
@@ -166,7 +165,7 @@ class Multiplier:
         self.largest = np.float32(float(given.abs().max()) or 1.0)
         self._dtype: torch.dtype = getattr(torch, way.split()[0])
         given = (given / float(self.largest)).to(self._device).to(self._dtype)
-        # As columns: rows times queries is the faster order where rows come a few at a time.
+        # Store queries as columns: rows @ queries is faster when rows arrive a few at a time.
         self._queries = given.T if way in _BY_ROWS else given.T.contiguous()
         self._one_by_one = list(given) if way == "float16" else []
         self._shifted = self._queries
@@ -180,19 +179,19 @@ class Multiplier:
         return self.way != "float32"
 
     def empty(self, rows: int) -> torch.Tensor:
-        """Memory for the products of so many rows, `[rows, queries]`."""
+        """Allocate memory for the products of `rows` rows, `[rows, queries]`."""
         import torch
 
         shape = rows, self._queries.shape[1]
-        if self.way in _BY_ROWS:  # the products of a query lie side by side
+        if self.way in _BY_ROWS:  # the products of a query are contiguous
             return torch.empty(shape[::-1], dtype=self._dtype).T
         return torch.empty(shape, dtype=self._dtype)
 
     def multiply(self, rows: NDArray[Any], out: torch.Tensor) -> None:
-        """Products of some rows with the queries, each query divided by `largest`.
+        """Write the products of rows with the queries, divided by `largest`, to `out`.
 
         Args:
-            rows: rows as they are stored, float16 or float32 `[rows, dim]`.
+            rows: stored rows, float16 or float32 `[rows, dim]`.
             out: `[rows, queries]`, of the dtype of `empty`.
         """
         import torch
@@ -202,8 +201,8 @@ class Multiplier:
             out.copy_(given.to(self._device).to(self._dtype) @ self._queries)
             return
         if self.way == "float16" and given.dtype == torch.float16:
-            # Not all at once: torch multiplies halves by a vector in one pass, sums in float32, and
-            # has nothing of the kind for a few vectors.
+            # One query at a time: torch multiplies a float16 matrix by a vector in one pass with
+            # float32 sums, but has no such kernel for a few vectors.
             for place, query in enumerate(self._one_by_one):
                 torch.mv(given, query, out=out[:, place])
             return
@@ -221,23 +220,23 @@ class Multiplier:
             torch.mm(tile, queries, out=out[start : start + step])
 
     def _converted(self, rows: torch.Tensor, held: torch.Tensor) -> torch.Tensor:
-        """Rows as this way multiplies them, in `held` unless they are so already."""
+        """Convert rows to this way's dtype, into `held` if conversion is needed."""
         import torch
 
         if rows.dtype == self._dtype:
             return rows
         if (rows.dtype, self._dtype) != (torch.float16, torch.bfloat16):
             return held.copy_(rows)
-        # A float16 whose bits move three places to the right is a bfloat16, 2^112 times smaller:
-        # that takes half the time of the way by float32. 4 is added to round; numbers below
-        # float16's normal ones may count as 0.
+        # Shifting a float16's bits right by three places yields a bfloat16 that is 2^112 times
+        # smaller. This takes half the time of a conversion through float32. Adding 4 rounds to
+        # nearest. Subnormal float16 values may become 0.
         bits = held.view(torch.int16)
         torch.add(rows.view(torch.int16), 4, out=bits)
         bits.bitwise_right_shift_(3).bitwise_and_(_NO_SIGNS)
         return held
 
     def _scratch(self, shape: tuple[int, int]) -> torch.Tensor:
-        """This thread's own memory of a shape."""
+        """This thread's reusable memory, viewed in the given shape."""
         import torch
 
         count = math.prod(shape)

@@ -1,4 +1,4 @@
-"""From samples to ranked training samples: engine, report and command line."""
+"""Searches training samples for queries; writes answers and reports; defines the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any number of queries in bounded memory: a block at a time, each block kept when it is done."""
+"""Answers to any number of queries in bounded memory: block by block, each stored when done."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from indexer import ExactEngine, Measure, SearchIndex
     from query.results.answer import Answer
 
-# What a block's queries may take: their features, as they are found and multiplied, and a
-# kilobyte for whatever is told of a sample.
+# Memory for a block's queries: copies of their features in the search, and one kilobyte of results
+# per sample found.
 _BLOCK_BYTES: Final = 2**29
 _FEATURE_COPIES: Final = 4
 _FOUND_BYTES: Final = 1024
 
 
 def block_size(engine: SearchIndex | ExactEngine, k: int) -> int:
-    """How many queries at once take about half a GiB."""
+    """Number of queries that together take about half a GiB."""
     feature = 4 * _FEATURE_COPIES * engine.features.dim(engine.store)
     return max(1, _BLOCK_BYTES // (feature + 2 * k * _FOUND_BYTES))
 
@@ -47,23 +47,24 @@ def batches(
     keep: NDArray[np.int64] | None = None,
     size: int | None = None,
 ) -> Iterator[Answer]:
-    """Answers to any number of queries, a block of them at a time, in their order.
+    """Yield answers to any number of queries in blocks, in query order.
 
-    They are what `search` finds of all at once, in memory that does not grow with the queries.
+    The answers equal those of one `search` over all queries, but memory does not grow with their
+    number.
 
     Args:
-        engine: as in `search`, and so are `queries`, `k`, `measure` and `keep`.
+        engine: see `search`; the same holds for `queries`, `k`, `measure` and `keep`.
         queries: a complete query store, or sums of its samples.
-        k: how many proponents and how many opponents.
+        k: number of proponents and number of opponents.
         measure: by default the engine's.
-        keep: numbers of the training samples to search, rising; by default all.
-        size: queries in a block; by default as many as take about half a GiB.
+        keep: ascending numbers of the training samples to search; by default all.
+        size: queries per block; by default as many as take about half a GiB.
 
     Yields:
-        One answer per block; `answer.queries.ids` names its queries.
+        One answer per block; `answer.queries.ids` holds its query ids.
 
     Raises:
-        GradstoreError: what `search` raises.
+        GradstoreError: as raised by `search`.
     """
     queries = queries if isinstance(queries, Queries) else Queries.of(queries)
     size = size or block_size(engine, k)
@@ -75,14 +76,14 @@ def batches(
 
 
 class Blocks:
-    """Tables of answers in a folder, a file per block, which outlast the process that made them.
+    """Tables of answers in a folder, one file per block, which persist if the process ends.
 
-    Each is written beside and renamed: a file of a block's name holds all of the block.
+    Each file is written under a temporary name and renamed, so a file with a block's name is whole.
 
     Args:
-        folder: where they are kept.
-        made_from: all that the answers depend on. Blocks of anything else are thrown away: they
-            are a part of answers that nobody would want.
+        folder: folder of the files.
+        made_from: everything the answers depend on. Blocks made from anything else are deleted,
+            because they are parts of obsolete answers.
     """
 
     def __init__(self, folder: Path, made_from: dict[str, Any]) -> None:
@@ -98,26 +99,26 @@ class Blocks:
         return self._folder / f"{measure:04d}-{start:012d}.parquet"
 
     def has(self, measure: int, start: int) -> bool:
-        """Whether a block is there, by the place of its measure and its first query."""
+        """Whether a block exists, given the position of its measure and its first query."""
         return self._file(measure, start).exists()
 
     def write(self, measure: int, start: int, answer: Answer) -> None:
-        """Keep a block."""
+        """Write a block."""
         table = to_table([answer])
         write_table(table, self._file(measure, start), table.schema)
 
     def tables(self) -> Iterator[pa.Table]:
-        """The blocks, measure by measure, in the order of the queries."""
+        """Yield the blocks, by measure and then in query order."""
         import pyarrow.parquet as pq
 
         for file in self._files():
             yield pq.read_table(file)
 
     def schema(self) -> pa.Schema:
-        """What all blocks can become: a block of queries without labels has another type there.
+        """Common schema of all blocks; the label type differs in blocks without labels.
 
         Raises:
-            QueryError: if they cannot become one table.
+            QueryError: if the blocks have no common schema.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -129,7 +130,7 @@ class Blocks:
             raise QueryError(f"labels of several types do not fit in a table: {error}") from error
 
     def remove(self) -> None:
-        """Remove them all."""
+        """Delete all blocks."""
         shutil.rmtree(self._folder)
 
     def _files(self) -> list[Path]:
@@ -143,7 +144,7 @@ def made_from(
     *,
     keep: NDArray[np.int64] | None,
 ) -> dict[str, Any]:
-    """What the answers of an engine depend on, by hashes, as JSON."""
+    """Everything an engine's answers depend on, as hashes, in JSON form."""
     digest = hashlib.sha256(queries.store.root)
     for array in (queries.samples, queries.weights, queries.starts):
         digest.update(array.tobytes())

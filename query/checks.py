@@ -1,4 +1,4 @@
-"""Whether queries can be asked of a store."""
+"""Checks that a store can answer given queries."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ def require_comparable(store: Store, queries: Store) -> None:
         expected_name=store.location,
         found_name=queries.location,
         sections=COMPARED,
-        mend=f"collect the queries anew: gradstore query --store {store.location}",
+        mend=f"collect the queries again: gradstore query --store {store.location}",
     )
 
 
 def require_averaged(measure: QuerySide, *, matched: bool) -> None:
-    """Raise `QueryError` if a measure that changes averages of slots is to match them."""
+    """Raise `QueryError` if a measure that transforms means of slots is used with matched slots."""
     if matched:
         raise QueryError(
-            f"{measure.name} preconditions the average of a query's slots, and there is none where "
-            "slots are matched. Average them, or use a measure of rows."
+            f"{measure.name} preconditions the mean of a query's slots, but matched slots have no "
+            "mean. Omit --matched, or use a measure of rows such as tracin."
         )
 
 
 def require_collected(queries: Store, features: Features) -> None:
-    """Raise `QueryError` unless a query store has rows of every checkpoint that weighs something.
+    """Raise `QueryError` unless a query store has rows of every checkpoint of nonzero weight.
 
-    Queries that were asked with other weights may have been collected at some checkpoints alone.
+    Queries collected for other checkpoint weights may lack rows of some checkpoints.
     """
     whole = [not any(part.missing(number) for part in queries.parts) for number in queries.numbers]
     lacking = [queries.numbers[place] for place in features.checkpoints if not whole[place]]
@@ -45,7 +45,7 @@ def require_collected(queries: Store, features: Features) -> None:
         left = [eta if there else 0 for eta, there in zip(features.etas, whole, strict=True)]
         names = ", ".join(map(str, lacking))
         raise QueryError(
-            f"{queries.location} lacks rows of checkpoint {names}. Leave it out with --etas "
+            f"{queries.location} lacks rows of checkpoint {names}. Omit it with --etas "
             f"{','.join(f'{eta:g}' for eta in left)}, or collect the queries again with the "
-            "weights that are asked with."
+            "weights used in this search."
         )

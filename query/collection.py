@@ -1,23 +1,31 @@
-"""Collecting the rows of queries."""
+"""Collection of the rows of queries."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradstore.collect.recorded import Recorded, recorded_gradients
+from gradstore.config import DatasetSpec
 from gradstore.store.format.spec import EventSpec
+from gradstore.store.opening import as_store
 from indexer.feature import checked_etas
+from query.results.pictures import pictures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     from gradstore.collect import Checkpoints, Objective, Projector
+    from gradstore.store.format.spec import ProjectorSpec
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
+    from query.config import QueryConfig
+    from query.question import Question
+    from query.results.pictures import Pictures
 
 
 def collect_queries(
-    store: Store,
+    store: StoreLike,
     dataset: Any,
     path: str | Path,
     *,
@@ -25,33 +33,34 @@ def collect_queries(
     etas: Sequence[float] | None = None,
     checkpoints: Sequence[str | Path] | Checkpoints | None = None,
     objective: Objective | None = None,
-    projector: Projector | None = None,
+    projector: ProjectorSpec | Projector | str | None = None,
     **options: Any,
 ) -> Store:
-    """Compute the rows of queries: a store like the training one, with planned events.
+    """Compute the rows of queries: a store like the training store, with planned events.
 
     Args:
         store: the training store that will be searched.
-        dataset: the queries; anything that `gradstore.collect.collect` takes.
-        path: the query store to make.
+        dataset: the queries; anything that `gradstore.collect.collect` accepts.
+        path: path of the new query store.
         events: timesteps and noises; by default 10 timesteps with one noise each.
-        etas: the checkpoint weights that will be asked with; by default the store's. Where one is
-            0, no gradient is computed: the query store has no rows of that checkpoint until the
-            same call with other weights collects them.
+        etas: checkpoint weights of the search; by default the store's. At a checkpoint of weight 0,
+            no gradient is computed: the query store has no rows of it until the same call with
+            other weights collects them.
         checkpoints: the store's checkpoints, if they moved; or `gradstore.collect.Checkpoints`,
-            whose models stay in memory for the next question.
+            which keeps the models in memory between calls.
         objective: the store's objective, if it was not `DiffusionLoss`.
-        projector: the store's projector, if it was not one of gradstore's own; or the very
-            object that made the store, which may still hold its matrices.
+        projector: the store's projector, if it was not built into gradstore; or the object that
+            made the store, which may still hold its matrices.
         options: further options of `gradstore.collect.collect`.
 
     Raises:
-        GradstoreError: if anything does not fit; a fingerprint that differs, before any work.
+        GradstoreError: if the inputs do not match. A different fingerprint raises before any work.
     """
+    store = as_store(store)
     from gradstore.collect import Checkpoints, InProcess, SideBySide, collect
 
-    # A question is asked and answered here, whatever RANK says of collecting; side by side only
-    # where all models are in memory anyway.
+    # Queries are collected in this process, even if RANK is set for collecting. Threads are used
+    # only if all models are in memory anyway.
     held = isinstance(checkpoints, Checkpoints)
     options.setdefault("executor", SideBySide() if held else InProcess())
     options.setdefault("gradients", recorded_gradients(store))
@@ -69,3 +78,58 @@ def collect_queries(
         only=[place for place, weight in enumerate(weights) if weight > 0],
         **options,
     )
+
+
+def collected(question: Question, out: Path) -> tuple[Store, Pictures | None]:
+    """Return the query store of a question, collected if missing, and the queries' images.
+
+    Args:
+        question: the question.
+        out: the results folder.
+
+    Raises:
+        GradstoreError: if the inputs do not match.
+    """
+    from gradstore.collect import Samples
+
+    config = question.config
+    if question.asked is not None:
+        return question.asked, pictures(question.asked)
+    spec: DatasetSpec = config
+    if not config.dataset:
+        spec = _generated(config, question.store, out / "generated")
+    images = Samples.from_spec(spec)
+    rows = collect_queries(
+        question.store,
+        images,
+        out / "queries.gradstore",
+        events=EventSpec(
+            events="planned",
+            timesteps=config.timesteps,
+            draws=config.draws,
+            event_seed=config.event_seed,
+        ),
+        etas=question.etas,
+        checkpoints=config.checkpoints,
+        batch_size=config.batch_size,
+        memory=config.memory,
+        device=config.device,
+        config=spec.recorded(),
+    )
+    return rows, images
+
+
+def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:
+    """Generate images into a folder, so that the query store's images can be shown later."""
+    from gradstore.collect import generate
+
+    if not folder.exists():
+        last = Path((config.checkpoints or [c.path for c in store.spec.checkpoints])[-1])
+        made = generate(last, config.generate, seed=config.generate_seed, device=config.device)
+        # Written under a temporary name and renamed, so a folder with this name is whole.
+        writing = folder.with_name(f".{folder.name}.writing")
+        writing.mkdir(exist_ok=True)
+        for number, image in enumerate(made):
+            image.save(writing / f"generated-{number:04d}.png")
+        writing.rename(folder)
+    return DatasetSpec(dataset=str(folder.resolve()))

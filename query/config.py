@@ -1,4 +1,4 @@
-"""What `gradstore query` and `gradstore demo` can be told."""
+"""Options of `gradstore query`, `gradstore demo` and the commands for studies."""
 
 from __future__ import annotations
 
@@ -13,30 +13,28 @@ from query.setting import FAST
 
 
 class SearchConfig(Spec):
-    """A training store under a measure."""
+    """Options for searching a training store under a measure."""
 
     store: str = Field(description="the training store")
-    measure: str = Field("retrac", description="what to rank by")
+    measure: str = Field("retrac", description="measure to rank by")
     etas: list[float] | None = Field(
-        None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+        None, description="weight η of each checkpoint, 0 to omit it [default: the store's]"
     )
-    matched: bool = Field(
-        False, description="match slots timestep by timestep, where they are averaged otherwise"
-    )
+    matched: bool = Field(False, description="match slots by timestep instead of averaging them")
     skip_unsealed: bool = Field(
-        False, description="leave out training samples that are not collected yet"
+        False, description="omit training samples that are not collected yet"
     )
 
 
 class SelfInfluenceConfig(SearchConfig):
-    """Training samples by their influence on themselves."""
+    """Options of `gradstore self-influence`."""
 
-    measure: str = Field("tracin", description="what to rank by")
+    measure: str = Field("tracin", description="measure to rank by")
     out: str = Field(description="NAME.parquet or NAME.jsonl")
 
 
 class BreakdownConfig(SearchConfig):
-    """One score by checkpoint and pair of timesteps."""
+    """Options of `gradstore breakdown`."""
 
     queries: str = Field(description="a query store, such as gradstore query leaves in its folder")
     query: str = Field(description="id of the query")
@@ -45,103 +43,103 @@ class BreakdownConfig(SearchConfig):
 
 
 class AskingConfig(SearchConfig):
-    """What is asked of a query store, by sums of its samples or themselves."""
+    """Options for a query store: its samples, or sums of them, are the queries."""
 
     queries: str = Field(description="a query store, such as gradstore query leaves in its folder")
     mean_by: str | None = Field(
-        None, description="ask about the mean of the queries of each value of this column"
+        None, description="query with the mean of the samples of each value of this column"
     )
-    minus: str | None = Field(None, description="ask about every query less the one of this name")
+    minus: str | None = Field(None, description="name of the query to subtract from all others")
 
 
 class ScoresConfig(AskingConfig):
-    """All scores of all queries."""
+    """Options of `gradstore scores`."""
 
     out: str = Field(description="NAME.zarr, a matrix; or NAME.parquet, a row per query and sample")
 
 
 class RollupConfig(AskingConfig):
-    """Influence of whole groups of training samples."""
+    """Options of `gradstore rollup`."""
 
     by: str = Field("label", description="column of the training samples that holds their groups")
-    top: int = Field(10, ge=1, le=10_000, description="how many highest scores top_mean averages")
+    top: int = Field(10, ge=1, le=10_000, description="number of highest scores in top_mean")
     out: str = Field(description="NAME.parquet or NAME.jsonl")
 
 
 class HubnessConfig(Spec):
-    """Which training samples are influential for everyone."""
+    """Options of `gradstore hubness`."""
 
     store: str = Field(description="the training store")
     results: str = Field(description="results.parquet of gradstore query")
-    out: str = Field(description="folder of a table and a plot per measure; it must not exist")
+    out: str = Field(description="folder for a table and a plot per measure; it must not exist")
     skip_unsealed: bool = Field(
-        False, description="leave out training samples that are not collected yet"
+        False, description="omit training samples that are not collected yet"
     )
 
 
 class QueryConfig(DatasetSpec):
-    """From images to ranked training samples."""
+    """Options of `gradstore query`."""
 
     store: str = Field(description="the training store to search")
     dataset: str = Field(
-        "", description="images to ask about: a folder, a .parquet file, digits, or hf://NAME"
+        "", description="images to query: a folder, a .parquet file, digits, or hf://NAME"
     )
     split: str = Field("test", description="split of digits or of a hub dataset")
-    queries: str | None = Field(
-        None, description="a query store that was made before, in place of a dataset"
+    queries: str | None = Field(None, description="an existing query store, instead of a dataset")
+    generate: int = Field(
+        0, ge=0, description="number of images to generate with the last checkpoint and query"
     )
-    generate: int = Field(0, ge=0, description="ask about so many images of the last checkpoint")
     generate_seed: int = Field(0, ge=0, description="seed of the generated images")
     mean_by: str | None = Field(
-        None, description="ask about the mean of the queries of each value of this column"
+        None, description="query with the mean of the samples of each value of this column"
     )
-    minus: str | None = Field(None, description="ask about every query less the one of this name")
-    measures: list[str] = Field(["tracin", "retrac"], min_length=1, description="what to rank by")
+    minus: str | None = Field(None, description="name of the query to subtract from all others")
+    measures: list[str] = Field(
+        ["tracin", "retrac"], min_length=1, description="measures to rank by"
+    )
     etas: list[float] | None = Field(
-        None, description="weight η of each checkpoint, 0 to leave it out [default: the store's]"
+        None, description="weight η of each checkpoint, 0 to omit it [default: the store's]"
     )
-    matched: bool = Field(
-        False, description="match slots timestep by timestep, where they are averaged otherwise"
-    )
+    matched: bool = Field(False, description="match slots by timestep instead of averaging them")
     skip_unsealed: bool = Field(
-        False, description="leave out training samples that are not collected yet"
+        False, description="omit training samples that are not collected yet"
     )
-    k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
+    k: int = Field(10, ge=1, description="number of proponents and opponents per query and measure")
     rerank: int = Field(
         0,
         ge=0,
-        description="rank so many candidates of each side again, by true influence, from gradients "
-        "that are computed anew and not projected",
+        description="number of candidates per side to rerank by true influence, from recomputed, "
+        "unprojected gradients",
     )
-    labels: list[str] | None = Field(None, description="search only samples of these labels")
+    labels: list[str] | None = Field(None, description="search only samples with these labels")
     groups: list[str] | None = Field(None, description="search only samples of these groups")
-    ids: list[str] | None = Field(None, description="search only the samples of these ids")
+    ids: list[str] | None = Field(None, description="search only samples with these ids")
     fast: bool = Field(
         False,
         description=f"fewer gradients per query: {FAST.timesteps} timesteps × {FAST.draws} noises, "
-        "in place of --timesteps, --draws and --etas",
+        "instead of --timesteps, --draws and --etas",
     )
     timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
-    draws: int = Field(4, ge=1, le=10_000, description="noises averaged into each timestep")
+    draws: int = Field(4, ge=1, le=10_000, description="noises averaged at each timestep")
     event_seed: int = Field(0, ge=0, description="seed of the noises")
     checkpoints: list[str] | None = Field(
-        None, description="the store's checkpoints, if they moved [default: where they were]"
+        None, description="the store's checkpoints, if they moved [default: recorded paths]"
     )
     out: str = Field(description="folder of the results; it must not exist")
     format: Literal["parquet", "jsonl"] = Field("parquet", description="format of the results")
-    batch_size: int = Field(32, ge=1, description="events per gradient computation, at most")
-    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to take beside the model")
+    batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
+    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB of memory in addition to the model")
     device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
     def where(self) -> dict[str, list[str]]:
-        """Values that a training sample must have in the columns of its manifest."""
+        """Allowed values by manifest column of the training samples."""
         asked = {"label": self.labels, "group": self.groups}
         return {name: values for name, values in asked.items() if values is not None}
 
     @model_validator(mode="before")
     @classmethod
     def _fast(cls, given: Any) -> Any:
-        """With the timesteps and draws of `FAST`, so that the settings that are kept tell them."""
+        """Set the timesteps and draws of `FAST`, so that the saved settings record them."""
         if not (isinstance(given, dict) and given.get("fast")):
             return given
         settled = {"timesteps": FAST.timesteps, "draws": FAST.draws, "etas": None}
@@ -149,7 +147,7 @@ class QueryConfig(DatasetSpec):
             if given.get(name, value) != value:
                 raise ConfigError(
                     f"--fast chooses timesteps, draws and etas, but --{name} {given[name]} was "
-                    "given. Leave one of the two out."
+                    "given. Omit one of the two."
                 )
         return {**given, **settled}
 
@@ -158,19 +156,19 @@ class QueryConfig(DatasetSpec):
         given = [bool(self.dataset), self.queries is not None, self.generate > 0]
         if sum(given) != 1:
             raise ConfigError(
-                "what to ask about? Give exactly one of --dataset, --generate and --queries."
+                "give exactly one of --dataset, --generate and --queries to choose what to query"
             )
         return self
 
 
 class DemoConfig(Spec):
-    """The whole road on scikit-learn's digits."""
+    """Options of `gradstore demo`."""
 
-    out: str = Field("demo", description="folder of everything the demo makes; it must not exist")
+    out: str = Field("demo", description="folder of all files of the demo; it must not exist")
     epochs: int = Field(24, ge=4, description="epochs of training; four checkpoints are kept")
     proj_dim: int = Field(512, ge=1, le=1 << 20, description="projection dimension")
-    digits: int = Field(1700, ge=1, le=1700, description="training digits to use")
-    heldout: int = Field(50, ge=1, le=97, description="held-out digits to ask about")
-    generated: int = Field(16, ge=1, description="generated digits to ask about")
-    k: int = Field(10, ge=1, description="proponents, and opponents, per query and measure")
-    seed: int = Field(0, ge=0, description="seed of everything")
+    digits: int = Field(1700, ge=1, le=1700, description="number of training digits")
+    heldout: int = Field(50, ge=1, le=97, description="number of held-out digits to query")
+    generated: int = Field(16, ge=1, description="number of generated digits to query")
+    k: int = Field(10, ge=1, description="number of proponents and opponents per query and measure")
+    seed: int = Field(0, ge=0, description="seed of all random numbers")

@@ -1,4 +1,4 @@
-"""The engine that answers: an index if one stands, else the exact engine."""
+"""Choice of the engine: an existing index, else the exact engine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,13 @@ _log = logging.getLogger("gradstore")
 
 
 def engine_of(
-    store: Store, measure: str, etas: Sequence[float] | None = None, *, matched: bool = False
+    store: Store,
+    measure: Measure | str,
+    etas: Sequence[float] | None = None,
+    *,
+    matched: bool = False,
 ) -> SearchIndex | ExactEngine:
-    """The index of a store under a measure and these weights; without one, the exact engine."""
+    """Index of a store under a measure and checkpoint weights, else the exact engine."""
     path = index_path(store, measure, etas=etas, matched=matched)
     if path.exists():
         return open_index(path, store, measure, etas=etas, matched=matched)
@@ -33,9 +37,13 @@ def engine_of(
 
 
 def exact_engine(
-    store: Store, measure: str, etas: Sequence[float] | None = None, *, matched: bool = False
+    store: Store,
+    measure: Measure | str,
+    etas: Sequence[float] | None = None,
+    *,
+    matched: bool = False,
 ) -> ExactEngine:
-    """The exact engine of a store under a measure."""
+    """Exact engine of a store under a measure."""
     store.require_complete()
     served = measure_of(measure)
     if isinstance(served, QuerySide):
@@ -45,10 +53,10 @@ def exact_engine(
 
 
 def fitted(measure: Measure, store: Store) -> Measure:
-    """A measure with what it must know of a store; TRAK's kernel is kept for the next question.
+    """Fit a measure to a store; TRAK's kernel is stored for later queries.
 
     Raises:
-        SearchIndexError: if the kernel that stands there was built from something else.
+        SearchIndexError: if the existing kernel was built from other inputs.
     """
     if not isinstance(measure, Trak) or measure.lambdas is not None:
         return measure.fitted(store)
@@ -56,6 +64,6 @@ def fitted(measure: Measure, store: Store) -> Measure:
         try:
             build_kernel(store)
         except SearchIndexError as error:
-            _log.warning("%s It is computed for this question alone.", error)
+            _log.warning("%s The kernel is computed in memory for this command.", error)
             return measure.fitted(store)
     return fitted_by_kernel(measure, store)

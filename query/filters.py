@@ -1,4 +1,4 @@
-"""Which training samples are searched: by label, group or id."""
+"""Filters that choose the training samples to search: by label, group or id."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def chosen(
     where: Mapping[str, Collection[Any]] | None = None,
     ids: Collection[str] | None = None,
 ) -> NDArray[np.int64] | None:
-    """Numbers of the samples that fit all that is given, rising; None if nothing is given.
+    """Ascending numbers of the samples that pass all filters; None without a filter.
 
     Args:
         store: the training store.
-        where: values allowed in columns of its manifest, such as `{"label": [3, 5]}`, compared as
-            text, for that is how people and files write them.
-        ids: ids allowed.
+        where: allowed values by manifest column, such as `{"label": [3, 5]}`. They are compared as
+            text, since flags and files contain text.
+        ids: allowed ids.
 
     Raises:
         QueryError: if the store has no such column or id, or no sample is left.

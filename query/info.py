@@ -1,4 +1,4 @@
-"""`gradstore info`: a store at a glance."""
+"""Implementation of `gradstore info`: a summary of a store."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from gradstore.store.opening import open_store
+from gradstore.store.opening import as_store, open_store
 
 if TYPE_CHECKING:
-    from gradstore.store.reader import Store
+    from gradstore.store.opening import StoreLike
 
 
 def describe(location: str) -> str:
-    """What a store holds, how far it is, and what made it, as text."""
+    """Describe a store as text: content, progress and provenance."""
     found = examine(open_store(location))
     lines = [
         found["location"],
@@ -21,7 +21,7 @@ def describe(location: str) -> str:
         f"  fingerprint  {found['fingerprint']}",
         f"  samples      {found['samples']:,} (columns {', '.join(found['columns'])})",
         f"  deleted      {found['deleted']:,}, hidden from every reader"
-        + (f"; their bytes go with: gradstore vacuum {location}" if found["deleted"] else ""),
+        + (f"; free their bytes with: gradstore vacuum {location}" if found["deleted"] else ""),
         (
             f"  rows         {found['slots']} per sample and checkpoint, {found['dim']:,} × "
             f"{found['dtype']}"
@@ -32,8 +32,8 @@ def describe(location: str) -> str:
         f"  events       {_short(found['events'])}",
         f"  size         {_size(found['nbytes'])}"
         + (
-            f"; {_size(found['retired_nbytes'])} of it belong to the store no more, and go with: "
-            f"gradstore vacuum {location}"
+            f"; {_size(found['retired_nbytes'])} of it are no longer part of the store; free them "
+            f"with: gradstore vacuum {location}"
             if found["retired_nbytes"]
             else ""
         ),
@@ -55,18 +55,19 @@ def describe(location: str) -> str:
     return "\n".join(map(_plain, lines))
 
 
-def examine(store: Store) -> dict[str, Any]:
-    """A store at a glance: what it holds, how far it is, and what made it.
+def examine(store: StoreLike) -> dict[str, Any]:
+    """Summarise a store: content, progress and provenance.
 
     Returns:
-        What `gradstore info --json` shows. Of each of `checkpoints` the shards that are `sealed`
-        and `missing`, and how many samples were `deleted` and are not vacuumed yet; `nbytes` are
-        all bytes below the store, `retired_nbytes` those that belong to it no more; `made_by` of
-        each of `parts` is all that was recorded of its making.
+        The content of `gradstore info --json`. Each of `checkpoints` has the number of `sealed` and
+        `missing` shards, and of `deleted` samples that are not vacuumed yet. `nbytes` counts all
+        bytes below the store, `retired_nbytes` those no longer part of it. `made_by` in each of
+        `parts` is its recorded provenance.
 
     Raises:
         StoreError: if the store cannot be read.
     """
+    store = as_store(store)
     spec = store.spec
     identity: dict[str, Any] = spec.identity
     of_checkpoint, of_part, total, retired = Counter[int](), Counter[str](), 0, 0
@@ -137,7 +138,7 @@ def _section(identity: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _maker(made_by: dict[str, Any]) -> dict[str, Any]:
-    """What of `made_by` is worth a line: versions, device, engine, arithmetic, dataset."""
+    """Entries of `made_by` to print: versions, device, engine, arithmetic, dataset."""
     names = ("device", "engine", "dataset")
     arithmetic = _section(made_by, "arithmetic")
     known = {**_section(made_by, "config"), **made_by}
@@ -151,7 +152,7 @@ def _size(nbytes: int) -> str:
 
 
 def _plain(line: str) -> str:
-    """A line without what would do something to a terminal: a store's texts may be anybody's."""
+    """Escape unprintable characters, since a store's untrusted text could control a terminal."""
     return "".join(
         one if one.isprintable() else one.encode("unicode_escape").decode() for one in line
     )

@@ -1,8 +1,8 @@
-"""What is asked: the samples of a query store, or sums of them, each as one query.
+"""Queries: the samples of a query store, or weighted sums of them.
 
-Influence is linear on the query's side, and so is the projection: a weighted sum of queries is a
-query like any other, searched by the same index, and the standard error of its scores is told from
-its length in the same way.
+Influence and projection are linear in the query. A weighted sum of queries is therefore an ordinary
+query: the same index searches it, and the standard error of its scores follows from its norm in the
+same way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLOCK_BYTES: Final = 64 * 2**20
 
 @dataclass(frozen=True)
 class Queries:
-    """Named weighted sums of a query store's samples; mostly, the samples themselves.
+    """Named weighted sums of a query store's samples; usually single samples.
 
     Query `i` is the sum over `j` from `starts[i]` to `starts[i + 1]` of `weights[j]` times sample
     `samples[j]`.
@@ -35,8 +35,8 @@ class Queries:
     Attributes:
         store: the query store.
         ids: name of each query.
-        labels: label of each query, None where it has none; None if no query has one.
-        samples: numbers of samples of the store, int64 `[terms]`.
+        labels: label of each query, None for a query without one; None if no query has one.
+        samples: sample numbers in the store, int64 `[terms]`.
         weights: float64 `[terms]`.
         starts: int64 `[queries + 1]`.
     """
@@ -50,7 +50,7 @@ class Queries:
 
     @classmethod
     def of(cls, store: Store) -> Queries:
-        """Every sample of a query store, each by itself."""
+        """Use each sample of a query store as one query."""
         count = store.samples
         return cls(
             store,
@@ -63,18 +63,18 @@ class Queries:
 
     @classmethod
     def combined(cls, store: Store, sums: Mapping[str, Mapping[str, float]]) -> Queries:
-        """Weighted sums of samples of a query store.
+        """Use weighted sums of a query store's samples as queries.
 
         Args:
             store: the query store.
-            sums: weight of each sample, by id, in each query, by name. A query has a label if its
-                samples all have that label.
+            sums: query name → sample id → weight. A query has a label if all its samples share that
+                label.
 
         Raises:
-            QueryError: if there is no query, one is empty, or the store lacks a sample.
+            QueryError: if there is no query, a query has no sample, or the store lacks a sample.
         """
         if not sums or not all(sums.values()):
-            raise QueryError("nothing is asked: name at least one sample for each query")
+            raise QueryError("no query is given: name at least one sample for each query")
         place = store.manifest.position
         lacking = [name for terms in sums.values() for name in terms if name not in place]
         if lacking:
@@ -95,12 +95,12 @@ class Queries:
 
     @classmethod
     def means(cls, store: Store, column: str) -> Queries:
-        """The mean of the samples of each value of a column of the manifest, as `column=value`.
+        """Use the mean of the samples of each value of a manifest column, named `column=value`.
 
-        Samples without a value are left out.
+        Samples without a value are omitted.
 
         Raises:
-            QueryError: if there is no such column, or it is empty.
+            QueryError: if the column does not exist or is empty.
         """
         metadata = store.manifest.metadata
         if column not in metadata:
@@ -116,18 +116,18 @@ class Queries:
         )
 
     def minus(self, name: str) -> Queries:
-        """Every other query less the one of this name: what pushes towards it rather than that.
+        """Subtract the named query from every other: finds what favours one over the other.
 
-        A difference is named `a - b`, and has no label.
+        A difference is named `a - b` and has no label.
 
         Raises:
-            QueryError: if there is no such query, or no other.
+            QueryError: if there is no such query, or no other query.
         """
         if name not in self.ids:
             shown = ", ".join(map(repr, list(self.ids)[:5]))
             raise QueryError(f"there is no query {name!r} to subtract; there are {shown}, ….")
         if len(self) == 1:
-            raise QueryError(f"{name!r} is the only query: there is none to subtract it from.")
+            raise QueryError(f"{name!r} is the only query: there is no other to subtract it from.")
         less = list(self.ids).index(name)
         taken, taken_weights = self._terms(less)
         pairs = [self._terms(query) for query in range(len(self)) if query != less]
@@ -148,7 +148,7 @@ class Queries:
         return self.samples[here], self.weights[here]
 
     def part(self, start: int, stop: int) -> Queries:
-        """Queries `start` to `stop` (one past the last, or beyond)."""
+        """Queries `start` to `stop` (exclusive; it may exceed the number of queries)."""
         starts = self.starts[start : stop + 1]
         here = slice(starts[0], starts[-1])
         return Queries(
@@ -161,14 +161,14 @@ class Queries:
         )
 
     def sample(self, query: int) -> int | None:
-        """Number of the sample that a query is, or None if it is a sum."""
+        """Sample number of a query, or None if the query is a sum."""
         samples, weights = self._terms(query)
         return int(samples[0]) if len(samples) == 1 and weights[0] == 1 else None
 
     def features(self, features: Features) -> NDArray[np.float32]:
-        """Their features, float32 `[queries, dim]`; sums are summed in float64.
+        """Features of the queries, float32 `[queries, dim]`; sums are computed in float64.
 
-        No more than a block of samples' features is held beside them.
+        At most one block of samples' features is held in addition to the result.
         """
         store = self.store
         if len(self.samples) == len(self) and (self.weights == 1).all():

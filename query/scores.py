@@ -1,11 +1,11 @@
-"""All scores of all queries: a matrix that the exact engine writes as it streams the store.
+"""All scores of all queries: a matrix that the exact engine writes while it streams the store.
 
 NAME.zarr/
 zarr.json       attribute `gradstore_scores`: what the scores were made from
-scores          [query, sample]  float32, fill NaN; what is NaN is not computed yet
+scores          [query, sample]  float32; NaN (the fill value) marks scores not computed yet
 query_id        [query]          string
 sample_id       [sample]         string
-done            [block of queries, block of samples]  bool: which are computed
+done            [block of queries, block of samples]  bool: whether the block is computed
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from indexer import ExactEngine, Measure
 
 ATTRIBUTE: Final = "gradstore_scores"
-# A chunk is 4 MB. Blocks are of whole chunks, and what of them is held at once is bounded.
+# A chunk is 4 MB. A block consists of whole chunks, and the bytes held at once are bounded.
 _CHUNK: Final = (64, 1 << 14)
 _MOST_QUERIES: Final = 4096
 _FEATURE_BYTES: Final = 2**29
@@ -52,24 +52,24 @@ def write_scores(
 ) -> None:
     """Write the influence of every training sample on every query, in float32.
 
-    Memory does not grow with either. Killed and run again, it goes on at whole blocks of at most
+    Memory does not grow with either number. Resumes if interrupted, at whole blocks of at most
     4,096 queries × 16,384 samples.
 
     Args:
         engine: the exact engine of the training store.
         queries: a complete query store, or sums of its samples.
-        out: `NAME.zarr`, the matrix; or `NAME.parquet`, a row per query and sample, made from a
-            matrix that stands beside it meanwhile.
-        measure: one that the engine serves though it was made for another; by default its own.
+        out: `NAME.zarr`, the matrix; or `NAME.parquet`, one row per query and sample, made from a
+            temporary matrix beside it.
+        measure: another measure that the engine serves, such as `trak`; by default its own.
 
     Raises:
-        QueryError: if `out` is something else, or of something else; it is not changed.
-        GradstoreError: what `query.search` raises.
+        QueryError: if `out` is something else or was made from other inputs; it is left unchanged.
+        GradstoreError: as raised by `query.search`.
     """
     require_table(out)
     queries = queries if isinstance(queries, Queries) else Queries.of(queries)
     chosen = engine.features.measure if measure is None else measure_of(measure)
-    require_comparable(engine.store, queries.store)  # before anything is made
+    require_comparable(engine.store, queries.store)  # before anything is written
     require_collected(queries.store, engine.features)
     if out.suffix == ".zarr":
         _write_matrix(engine, queries, out, chosen)
@@ -80,7 +80,7 @@ def write_scores(
 
 
 def require_table(out: Path) -> None:
-    """Raise `QueryError` if scores cannot be written to a place, by its name or what is there."""
+    """Raise `QueryError` if scores cannot be written to `out`: wrong suffix, or it exists."""
     if out.suffix not in {".zarr", ".parquet"}:
         raise QueryError(f"{out}: scores are written as NAME.zarr or NAME.parquet.")
     if out.suffix == ".parquet" and out.exists():
@@ -123,10 +123,10 @@ def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Mea
     ]
     with progress(sum(spans), f"scores of {measure.name}", "scores") as bar:
         for row in np.flatnonzero(~done.all(axis=1)).tolist():
-            measure = measure.fitted(engine.store)  # when it is needed, and once
+            measure = measure.fitted(engine.store)  # fitted on first use and only once
             part = queries.part(row * size, (row + 1) * size)
             vectors, _ = prepared(engine, part, measure)
-            # Blocks are written in order: what is left of a row of them is its end.
+            # Blocks are written in order, so the missing blocks of a row are its last ones.
             column = int(np.argmin(done[row]))
             for low, scores in _columns(engine, vectors, column * columns, columns):
                 here = slice(row * size, row * size + len(part))
@@ -137,7 +137,7 @@ def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Mea
 
 
 def _create(store: Store, queries: Queries, out: Path, identity: dict[str, Any]) -> None:
-    """The arrays, empty; made beside and renamed, so that one of its name has all of them."""
+    """Create the empty arrays under a temporary name and rename, so that `out` has all of them."""
     import zarr
 
     size, columns = identity["block"]
@@ -164,7 +164,7 @@ def _create(store: Store, queries: Queries, out: Path, identity: dict[str, Any])
 def _columns(
     engine: ExactEngine, vectors: NDArray[np.float32], start: int, width: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Scores of samples from `start` on, `width` samples at a time, with the first's number."""
+    """Yield scores from sample `start` on, `width` samples at a time, as (first sample, scores)."""
     total = engine.store.samples
     keep = None if start == 0 else np.arange(start, total)
     held = np.empty((len(vectors), width), np.float32)
@@ -178,7 +178,7 @@ def _columns(
 
 
 def _write_table(group: zarr.Group, out: Path) -> None:
-    """A row per query and sample: `query_id`, `sample_id`, `score` (float32)."""
+    """Write one row per query and sample: `query_id`, `sample_id`, `score` (float32)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

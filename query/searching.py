@@ -1,4 +1,4 @@
-"""Searching: the training samples of highest and of lowest influence."""
+"""Search for the training samples of highest and of lowest influence."""
 
 from __future__ import annotations
 
@@ -8,49 +8,55 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradstore.errors import QueryError
-from indexer import measure_of
+from gradstore.store.opening import as_store
+from indexer import ExactEngine, SearchIndex, measure_of
 from indexer.measure import QuerySide
 from indexer.studies.explanation import explain
 from query.checks import require_averaged, require_collected, require_comparable
+from query.engines import engine_of
 from query.queries import Queries
 from query.results.answer import Answer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
-    from indexer import ExactEngine, Measure, SearchIndex
+    from indexer import Measure
 
 
 def search(
-    engine: SearchIndex | ExactEngine,
-    queries: Store | Queries,
+    engine: SearchIndex | ExactEngine | StoreLike,
+    queries: StoreLike | Queries,
     k: int = 10,
     *,
     measure: Measure | str | None = None,
     keep: NDArray[np.int64] | None = None,
 ) -> Answer:
-    """The training samples of highest and of lowest influence on each query.
+    """Find the training samples of highest and of lowest influence on each query.
 
     Args:
-        engine: an index of the training store, or the exact engine.
-        queries: a complete query store, or sums of its samples.
-        k: how many of each.
-        measure: a measure that the engine serves though it was made for another, such as `trak`,
-            which changes the queries alone; by default the engine's.
-        keep: numbers of the training samples to search, rising; by default all.
+        engine: an index of the training store, or the exact engine; or a training store, its path
+            or URL, for which an existing index is used, else the exact engine.
+        queries: a complete query store, its path or URL, or sums of its samples.
+        k: number of proponents and number of opponents.
+        measure: another measure that the engine serves, such as `trak`, which changes only the
+            queries; by default the engine's. Required if `engine` is a store.
+        keep: ascending numbers of the training samples to search; by default all.
 
     Raises:
-        FingerprintError: if the two stores' rows cannot be compared.
-        QueryError: if `k` is larger than the store, or the engine does not serve the measure.
+        FingerprintError: if the rows of the two stores cannot be compared.
+        QueryError: if `k` exceeds the number of samples, or the engine does not serve the measure.
     """
+    if not isinstance(engine, SearchIndex | ExactEngine):
+        engine = _engine(as_store(engine), measure)
     store, features = engine.store, engine.features
-    queries = queries if isinstance(queries, Queries) else Queries.of(queries)
+    queries = queries if isinstance(queries, Queries) else Queries.of(as_store(queries))
     asked, chosen = prepared(engine, queries, measure)
     proponents, opponents = engine.search(asked, k, keep=keep)
     both = np.concatenate([proponents.rows, opponents.rows], axis=1)
     explained = explain(store, features, asked, both)
-    if isinstance(chosen, QuerySide):  # whose queries depend on the projection themselves
+    if isinstance(chosen, QuerySide):  # these queries depend on the projection, so errors are NaN
         unknown = np.full_like(explained.z, np.nan)
         explained = replace(explained, standard_error=unknown, z=unknown)
     return Answer(
@@ -63,16 +69,25 @@ def search(
     )
 
 
+def _engine(store: Store, measure: Measure | str | None) -> SearchIndex | ExactEngine:
+    if measure is None:
+        raise QueryError(
+            f"to search in {store.location}, name a measure: search(store, queries, "
+            "measure='tracin'), or give an engine: ExactEngine(store, 'tracin')."
+        )
+    return engine_of(store, measure)
+
+
 def prepared(
     engine: SearchIndex | ExactEngine, queries: Queries, measure: Measure | str | None = None
 ) -> tuple[NDArray[np.float32], Measure]:
-    """What an engine is asked under a measure, and the measure, fitted to its store.
+    """Compute the query features for an engine and measure, and fit the measure to its store.
 
     Returns:
         float32 `[queries, dim]`, and the measure.
 
     Raises:
-        FingerprintError: if the two stores' rows cannot be compared.
+        FingerprintError: if the rows of the two stores cannot be compared.
         QueryError: if the engine does not serve the measure.
     """
     store, features = engine.store, engine.features

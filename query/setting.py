@@ -1,4 +1,4 @@
-"""Settings of a query: how many gradients are spent on it, and what that leaves of the ranking."""
+"""Settings of a query: the number of gradients to compute, and its effect on the ranking."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Setting:
-    """Timesteps × draws × checkpoints: so many gradients are computed of each query.
+    """Timesteps × draws × checkpoints is the number of gradients per query.
 
     Attributes:
-        timesteps: timesteps of a query.
-        draws: noises averaged into each timestep.
-        checkpoints: how many checkpoints are asked at; None for all.
+        timesteps: timesteps per query.
+        draws: noises averaged at each timestep.
+        checkpoints: number of checkpoints used; None for all.
     """
 
     timesteps: int
@@ -24,16 +24,16 @@ class Setting:
     checkpoints: int | None = None
 
     def etas(self, etas: Sequence[float]) -> list[float]:
-        """Checkpoint weights that leave all but `checkpoints` evenly spaced ones out.
+        """Checkpoint weights that keep only `checkpoints` evenly spaced ones.
 
-        The last is among them. A checkpoint stands for the training since the one before it, so
-        each that is left takes over the weights of those left out before it.
+        The last is always kept. A checkpoint represents the training since the previous one, so
+        each kept checkpoint also receives the weights of the omitted ones before it.
 
         Args:
             etas: the store's checkpoint weights, in training order.
 
         Returns:
-            As many weights with the same sum; those of the store, if it has no more checkpoints.
+            As many weights with the same sum; unchanged if none is omitted.
         """
         count = len(etas) if self.checkpoints is None else min(self.checkpoints, len(etas))
         ends = [len(etas) * (part + 1) // count for part in range(count)]
@@ -43,8 +43,8 @@ class Setting:
         return weights
 
 
-# What `gradstore query --fast` takes: a quarter of the gradients of the usual 10 × 4. By
-# benchmarks/query_cost.py it keeps Spearman's 0.88 to 0.91 with the full question, where 10 × 4
-# keep 0.96. Checkpoints are not saved on: half of them cost more of the ranking than half of the
-# rest.
+# Setting of `gradstore query --fast`: a quarter of the gradients of the default 10 × 4. In
+# benchmarks/query_cost.py its Spearman correlation with the full question is 0.88 to 0.91, against
+# 0.96 for 10 × 4. All checkpoints are kept: omitting half of them costs more of the ranking than
+# halving timesteps or draws.
 FAST: Final = Setting(timesteps=5, draws=2)

@@ -1,8 +1,8 @@
-"""The last step of a search: true influence of the best candidates, from gradients in whole.
+"""Last step of a search: true influence of the best candidates, from full gradients.
 
-A projection leaves an error in every score, and a list's order within it is noise. What was found
-is scored again with full gradients, computed anew from samples and checkpoints: exact influence, as
-the identity projector would give it for all samples, for the price of a few hundred.
+Projection adds an error to every score, and the order of close scores is noise. The candidates are
+rescored with full gradients, recomputed from samples and checkpoints. The result is exact
+influence, as the identity projector gives it for all samples, at the cost of a few hundred samples.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     from query.results.answer import Answer
 
 _FLOAT: Final = 4
-# What share of the memory queries may take.
+# Share of the memory that queries may take.
 _HELD: Final = 0.5
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where gradients come from again, where stores do not know or what they know has moved.
+    """Sources for recomputing gradients, if the stores do not record them or they moved.
 
     Attributes:
-        train: what the training store was made from, or more.
-        queries: what the query store was made from, or more.
-        checkpoints: their checkpoints.
+        train: the training store's dataset, or a superset.
+        queries: the query store's dataset, or a superset.
+        checkpoints: checkpoints of both stores.
     """
 
     train: Any = None
@@ -59,22 +59,23 @@ def rerank(
     sources: Sources | None = None,
     **options: Unpack[CollectOptions],
 ) -> Answer:
-    """The `k` samples of highest and of lowest *true* influence, among those that were found.
+    """Find the `k` candidates of highest and of lowest *true* influence on each query.
 
-    Gradients are unprojected: standard errors are 0 and z is infinite. Queries' sums are held at a
-    checkpoint, as many queries at once as half the memory takes; candidates' gradients are never
-    more at once than their engine computes.
+    Gradients are unprojected, so standard errors are 0 and z is infinite. The queries' gradient
+    sums at one checkpoint are held for as many queries as fit in half the memory. The number of
+    candidates' gradients held at once never exceeds what their engine computes at once.
 
     Args:
-        answer: what was found: as many samples per query and side as are to be scored again.
-        features: the measure's, as of the engine that found it.
-        k: how many of each side are left.
-        sources: samples and checkpoints; by default as the stores record them.
-        options: as of `gradstore.collect.collect`, of which memory, device and batch_size matter.
+        answer: the candidates: all samples of `answer` are rescored.
+        features: features of the measure, from the engine that made the answer.
+        k: number of samples kept per side.
+        sources: datasets and checkpoints; by default as the stores record them.
+        options: options of `gradstore.collect.collect`; memory, device and batch_size have effect.
 
     Raises:
-        QueryError: if fewer than `k` were found, or the measure is not made of rows' weights.
-        GradstoreError: if samples, checkpoints or events cannot be had again as they were.
+        QueryError: if the answer has fewer than `k` candidates per side.
+        ConfigError: if the measure transforms queries instead of weighting rows.
+        GradstoreError: if samples, checkpoints or events cannot be reproduced.
     """
     from gradstore.collect.unprojected import Unprojected
 
@@ -108,7 +109,7 @@ def rerank(
             scores = products.reshape(len(own), slots, *weights.shape) * weights
             if features.slots is None:
                 total = scores.sum(axis=(1, 3))
-            else:  # each slot with the query's own
+            else:  # each slot is matched with the same slot of the query
                 total = np.einsum("qtnt->qn", scores)
             here = slice(start, start + len(own))
             parts[here, :, checkpoint] = np.take_along_axis(total, place[here], axis=1)
@@ -116,7 +117,7 @@ def rerank(
 
 
 def require_rankable(measures: Sequence[str], store: Store) -> None:
-    """Raise `ConfigError` unless a store records its dataset, and every measure is one of rows."""
+    """Raise `ConfigError` unless the store records its dataset and all measures weight rows."""
     for name in measures:
         _require_rows(name)
     for part in store.parts:
@@ -126,15 +127,15 @@ def require_rankable(measures: Sequence[str], store: Store) -> None:
 def _require_rows(measure: str) -> None:
     if isinstance(measure_of(measure), QuerySide):
         raise ConfigError(
-            f"{measure} changes queries by what is projected, and has no true influence to rank "
-            "by. Rank by a measure of rows, such as tracin or retrac."
+            f"{measure} transforms queries in the projected space and has no true influence to "
+            "rank by. Use a measure of rows, such as tracin or retrac."
         )
 
 
 def _shares(
     store: Store, features: Features, checkpoint: int, samples: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """What each gradient weighs in a feature, `[samples, slots]`: its row's weight by its norm."""
+    """Factor of each full gradient in a feature, `[samples, slots]`: its row's weight / norm."""
     columns = store.columns(("norm", "loss", "timestep"), checkpoint, samples)
     norm = columns["norm"].astype(np.float64)
     weights = features.weights(
@@ -146,7 +147,7 @@ def _shares(
 def _coefficients(
     queries: Queries, used: NDArray[np.int64], shares: NDArray[np.float64], matched: int | None
 ) -> NDArray[np.float32]:
-    """What each gradient weighs in each vector, `[vectors, samples, slots]`."""
+    """Factor of each gradient in each vector, `[vectors, samples, slots]`."""
     mixed = np.zeros((len(queries), len(used)))
     owner = np.repeat(np.arange(len(queries)), np.diff(queries.starts))
     np.add.at(mixed, (owner, np.searchsorted(used, queries.samples)), queries.weights)
@@ -157,12 +158,12 @@ def _coefficients(
 
 
 def _ranked(answer: Answer, rows: NDArray[np.int64], parts: NDArray[np.float32], k: int) -> Answer:
-    """The answer whose sides are the best of all candidates by the sums of their parts."""
+    """Replace the sides of an answer by the best candidates by the sums of their parts."""
     scores = parts.sum(axis=2)
     sides, kept = [], []
     for sign in (1, -1):
         ranked = []
-        for query in range(len(rows)):  # whoever is on both sides is ranked once
+        for query in range(len(rows)):  # a sample that is on both sides is ranked once
             own, first = np.unique(rows[query], return_index=True)
             found = best(sign * scores[query, first][None], own[None], k)
             ranked.append(found)

@@ -1,4 +1,4 @@
-"""Small models and images, made once and never changed: copy what a test wants to break."""
+"""Small shared models and images. A test that changes one must copy it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 from benchmarks.worlds import s3
 from gradstore.collect import Recorder, Samples
 
-# Several test processes share the cores; one thread each keeps them out of each other's way.
+# Several test processes share the cores, so each uses one thread.
 torch.set_num_threads(1)
 
 SIDE = 8
@@ -52,7 +52,7 @@ def save_checkpoint(
     model: UNet2DModel | None = None,
     scheduler: Any = None,
 ) -> Path:
-    """A checkpoint as a recorded training run leaves it."""
+    """Save a checkpoint like that of a recorded training run."""
     scheduler = scheduler or DDIMScheduler(beta_schedule="squaredcos_cap_v2")
     DDIMPipeline(model or unet(epoch), scheduler).save_pretrained(folder)
     Recorder(0, 1000).save(
@@ -69,7 +69,7 @@ def images(count: int, seed: int = 0, mode: str = "L") -> list[Image.Image]:
 
 @dataclass(frozen=True)
 class World:
-    """A trained model's world: two checkpoints, its training images and three queries."""
+    """Two checkpoints of a trained model, its training images and three queries."""
 
     checkpoints: list[Path]
     train: Samples
@@ -78,9 +78,9 @@ class World:
 
 @pytest.fixture(autouse=True)
 def _log_level() -> Iterator[None]:
-    """The command line sets the level of the log, and tests share a process."""
+    """Reset the log level: the command line sets it, and tests share a process."""
     log = logging.getLogger("gradstore")
-    log.setLevel(logging.NOTSET)  # also where a fixture that several tests share has set it
+    log.setLevel(logging.NOTSET)  # a shared fixture may have set it
     yield
     log.setLevel(logging.NOTSET)
 

@@ -1,4 +1,4 @@
-"""The definitions, spelled out one backward pass at a time."""
+"""The definitions, computed with one backward pass at a time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def full_gradients(
 ) -> Tensor:
     """Gradients of each row's mean L1 loss over its noises, float64 `[samples, slots, P]`.
 
-    With `square`, of D-TRAK's output function: the mean square of what the model predicts.
+    With `square`, of D-TRAK's output function: the mean square of the model's prediction.
     """
     loaded = load(checkpoint)
     model, levels = loaded.model, loaded.scheduler.alphas_cumprod

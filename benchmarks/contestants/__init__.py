@@ -1,1 +1,1 @@
-"""Peers that benchmarks compare with, each given the same events."""
+"""Peers for the benchmarks, each given the same events."""

@@ -24,7 +24,7 @@ class Captum:
 
     name = "captum, TracInCP"
     measure = TRACIN
-    computes = "all training gradients again for every call, a backward pass each; unprojected"
+    computes = "recomputes all training gradients for every call, by backward passes; unprojected"
     where = ""
 
     def __init__(self, trial: Trial) -> None:
@@ -37,19 +37,19 @@ class Captum:
 
             model, etas = self._trial.denoiser(), self._trial.etas
             for parameter in model.parameters():
-                # captum takes view()s of gradients; a convolution's may be laid out channels last.
+                # captum calls view() on gradients; a convolution's may be channels-last.
                 parameter.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
 
             def load(module: Denoiser, checkpoint: int) -> float:
                 module.load(checkpoint)
                 return etas[checkpoint]
 
-            # `sample_wise_grads_per_batch` would take all at once, but knows convolutions and
-            # linear layers alone, and this model has normalisations that are trained too.
+            # `sample_wise_grads_per_batch` would compute all at once, but it supports only
+            # convolutions and linear layers, and this model also trains normalisations.
             self._tracin = TracInCP(
                 model,
                 dataset_of(self._trial.training),
-                # Not strings: captum puts those into an order of its own.
+                # Not strings: captum reorders those.
                 list(range(len(etas))),
                 checkpoints_load_func=load,
                 loss_fn=model.losses,
@@ -62,7 +62,7 @@ class Captum:
     def ask(self, asked: Asked) -> Scores:
         """See `Contestant`."""
         with peers(vmap=False):
-            # Each query holds a batch of its own: its timesteps.
+            # Each query is a batch of its own: its timesteps.
             found = self._tracin.influence(DataLoader(dataset_of(asked.events), batch_size=1))
         scores: Scores = found.detach().cpu().numpy()
         return scores

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     Scores: TypeAlias = NDArray[np.float32]
 
 
-# What dattri projects to unless it is told otherwise.
+# dattri's default projection dimension.
 DATTRI_DIM: Final = 512
 
 
@@ -30,8 +30,8 @@ class DattriTracIn:
     """dattri's `TracInAttributor`.
 
     Args:
-        trial: what is given.
-        proj_dim: of its projection; None for none.
+        trial: the inputs.
+        proj_dim: dimension of its projection; None for no projection.
     """
 
     measure = TRACIN
@@ -42,7 +42,7 @@ class DattriTracIn:
         self._projection = _projection(proj_dim)
         self.name = "dattri, TracIn" + (f" in {proj_dim} dimensions" if proj_dim else "")
         dims = f"a normal matrix to {proj_dim}" if proj_dim else "unprojected"
-        self.computes = f"all training gradients again for every call, by vmap; {dims}"
+        self.computes = f"recomputes all training gradients for every call, by vmap; {dims}"
 
     def set_up(self) -> None:
         """See `Contestant`."""
@@ -56,7 +56,7 @@ class DattriTracIn:
                 projector_kwargs=self._projection,
                 device=str(choose(None)),
             )
-        # The dictionary of defaults is one for all attributors: who is made later changes it.
+        # All attributors share the dictionary of defaults, and a later one changes it.
         self._attributor.projector_kwargs = dict(self._projection)
 
     def collect(self) -> None:
@@ -64,8 +64,7 @@ class DattriTracIn:
 
     def ask(self, asked: Asked) -> Scores:
         """See `Contestant`."""
-        # Large batches: gradients of all queries are computed again for each batch of training
-        # samples.
+        # Large batches: each batch of training samples recomputes all query gradients.
         with peers():
             found = self._attributor.attribute(
                 DataLoader(dataset_of(self._trial.training), batch_size=self._trial.batch),
@@ -83,11 +82,11 @@ class DattriTracIn:
 
 
 class DattriTrak:
-    """dattri's `TRAKAttributor`, of the loss itself.
+    """dattri's `TRAKAttributor`, with the loss as output.
 
     Args:
-        trial: what is given.
-        ridge: λ, of gradients as they are.
+        trial: the inputs.
+        ridge: λ, for gradients neither scaled nor projected.
     """
 
     name = "dattri, TRAK"
@@ -111,18 +110,18 @@ class DattriTrak:
             count = sum(one.numel() for one in task.get_model().parameters())
             self._attributor = TRAKAttributor(
                 task,
-                # The output is the loss: its derivative is 1, which is what dattri makes of this.
+                # The output is the loss, with derivative 1; dattri derives 1 from this function.
                 correct_probability_func=lambda _, data: data[0].sum() * 0.0,
                 projector_kwargs=self._projection,
                 device=str(choose(None)),
-                # It divides gradients by √parameters, and projects keeping lengths.
+                # dattri divides gradients by √parameters, and its projection preserves lengths.
                 regularization=self._ridge / count,
             )
         self._attributor.projector_kwargs = dict(self._projection)
 
     def collect(self) -> None:
         """See `Contestant`."""
-        # Large batches: the matrix is drawn again for each.
+        # Large batches: the matrix is redrawn for each.
         with peers():
             self._attributor.cache(
                 DataLoader(dataset_of(self._trial.training), batch_size=self._trial.batch)
@@ -148,7 +147,7 @@ class DattriTrak:
 
 
 def _task(trial: Trial) -> Any:
-    """The model and its loss, as dattri has them described."""
+    """The model and its loss as dattri's task."""
     from dattri.task import AttributionTask
 
     model = trial.denoiser()
@@ -171,7 +170,7 @@ def _task(trial: Trial) -> Any:
 
 
 def _projection(proj_dim: int | None) -> dict[str, Any]:
-    """Settings of dattri's projection, all of them."""
+    """All settings of dattri's projection."""
     return {
         # None would mean a projection to 512 dimensions.
         "proj_type": "normal" if proj_dim else "identity",

@@ -1,4 +1,4 @@
-"""gradstore, and the plain way, as contestants."""
+"""gradstore and a plain loop as contestants."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 
 class Plain:
-    """A loop over samples, a backward pass each: what one writes oneself."""
+    """A loop over samples with one backward pass each."""
 
     name = "plain PyTorch loop"
     measure = TRACIN
-    computes = "one backward pass for each sample and checkpoint, nothing kept"
+    computes = "one backward pass per sample and checkpoint, nothing kept"
     where = ""
 
     def __init__(self, trial: Trial) -> None:
@@ -62,10 +62,10 @@ class Plain:
 
 
 class Gradstore:
-    """gradstore: rows are collected once, and a query costs its own.
+    """gradstore: training rows are collected once; a query costs only its own rows.
 
     Args:
-        trial: what is given.
+        trial: the inputs.
         projector: `identity`, `sjlt` or `trak`.
         measure: `TracIn` or `TRAK`.
     """
@@ -86,7 +86,7 @@ class Gradstore:
 
     def set_up(self) -> None:
         """See `Contestant`."""
-        # One object for the store and its queries keeps the matrices that TRAK's projector draws.
+        # The store and its queries share one object, which keeps TRAK's matrices.
         self._projector: Projector | None = None
         if self._spec.projector != "identity":
             made = SjltProjector if self._spec.projector == "sjlt" else TrakProjector

@@ -1,4 +1,4 @@
-"""All contestants."""
+"""Context shared by all peers."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @contextmanager
 def peers(*, vmap: bool = True) -> Iterator[None]:
-    """What the peers need around them: they warn, and most differentiate by vmap.
+    """The context of the peers: it silences their warnings and prepares for vmap.
 
-    vmap has no fused attention; and under `no_grad` torch's own record of what vmap does, which
-    nobody asks for, is not kept.
+    vmap has no fused attention. `no_grad` prevents torch from recording vmap's operations for a
+    backward pass that never runs.
     """
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         if vmap:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             stack.enter_context(torch.no_grad())
-        # captum says what it assumes of a loss that is a plain function: a value per sample. It is.
+        # captum states its assumption for a plain loss function: a value per sample. It holds.
         warnings.filterwarnings("ignore", 'Since `(test_)?loss_fn` has no "reduction"', UserWarning)
-        # dattri compiles functions as it is imported, and torch warns of its own code.
+        # The import of dattri compiles functions, and torch warns about its own code.
         warnings.filterwarnings(
             "ignore", "`torch.jit.script_method` is deprecated", DeprecationWarning
         )

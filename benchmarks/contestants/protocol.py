@@ -1,4 +1,4 @@
-"""What a peer is given, and what it must tell."""
+"""Inputs and outputs of a peer."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ TRAK: Final = "TRAK"
 
 @dataclass(frozen=True)
 class Trial:
-    """What every contestant is given.
+    """The inputs of every contestant.
 
     Attributes:
-        folder: for what is kept; gone when the trial is over.
+        folder: folder for stored results; removed after the trial.
         checkpoints: folders, in training order.
         etas: their weights η.
         train: the training samples.
         training: their events at each checkpoint, one slot.
         timesteps: of every query.
-        proj_dim: what is projected to.
-        batch: training samples whose gradients a peer holds at once.
-        few: those of captum, whose backward passes each run through the whole batch.
+        proj_dim: dimension of projections.
+        batch: number of training gradients that a peer holds at once.
+        few: the same for captum, whose backward passes each run through the whole batch.
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Trial:
     few: int
 
     def denoiser(self) -> Denoiser:
-        """The model, with all its checkpoints in memory, so that nobody's time is the disk's."""
+        """The model with all checkpoints in memory, so that no timing includes the disk."""
         return Denoiser(self.checkpoints, "l1").to(choose(None))
 
 
@@ -65,9 +65,9 @@ class Asked:
     """Some queries.
 
     Attributes:
-        name: of the batch.
-        samples: as gradstore takes them.
-        events: as the others do, a slot for each timestep.
+        name: name of the batch.
+        samples: input of gradstore.
+        events: input of the others, one slot per timestep.
     """
 
     name: str
@@ -77,10 +77,10 @@ class Asked:
 
 @dataclass(frozen=True)
 class Kernel:
-    """How TRAK scores come from gradients: `Σ_k w_k φ_k(z')ᵀ (Φ_kᵀΦ_k + λ_k I)⁻¹ φ_k(z)`.
+    """Formula of TRAK scores: `Σ_k w_k φ_k(z')ᵀ (Φ_kᵀΦ_k + λ_k I)⁻¹ φ_k(z)`.
 
     Attributes:
-        lambdas: λ at each checkpoint, of gradients as they are: neither scaled nor projected.
+        lambdas: λ at each checkpoint, for gradients neither scaled nor projected.
         weights: w at each checkpoint.
     """
 
@@ -89,13 +89,13 @@ class Kernel:
 
 
 class Contestant(Protocol):
-    """A way to scores.
+    """A method that computes scores.
 
     Attributes:
-        name: of the contestant.
+        name: name of the contestant.
         measure: `TracIn` or `TRAK`.
-        computes: what it does, in words.
-        where: where it keeps what it keeps: `disk`, `memory`, or nothing.
+        computes: its method, in words.
+        where: where it keeps its data: `disk`, `memory`, or empty.
     """
 
     name: str
@@ -107,16 +107,16 @@ class Contestant(Protocol):
         """Load models and make objects."""
 
     def collect(self) -> None:
-        """All that can be done before the first query."""
+        """Do all work that needs no query."""
 
     def ask(self, asked: Asked) -> Scores:
         """Influence of every training sample on each query, float32 `[queries, samples]`."""
 
     def nbytes(self) -> int:
-        """Bytes that it keeps between queries, models and projections aside."""
+        """Bytes kept between queries, without models and projections."""
 
     def kernel(self) -> Kernel | None:
-        """How its TRAK scores are weighed; None under TracIn."""
+        """Weights of its TRAK scores; None under TracIn."""
 
 
 def gradients(model: Denoiser, events: Tensors) -> Iterator[Tensor]:
@@ -136,5 +136,5 @@ def on_disk(folder: Path) -> int:
 
 
 def dataset_of(events: Tensors) -> TensorDataset:
-    """The tensors of events, on the device."""
+    """A dataset of events, on the device."""
     return TensorDataset(*(tensor.to(choose(None)) for tensor in events))

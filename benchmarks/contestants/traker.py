@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Loss(AbstractModelOutput):  # type: ignore[misc]
-    """The loss as the output function of `TRAKer`: its gradients are TracIn's, too."""
+    """The loss as the output function of `TRAKer`, with the same gradients as TracIn."""
 
     def __init__(self) -> None:
         pass
@@ -44,17 +44,17 @@ class Loss(AbstractModelOutput):  # type: ignore[misc]
         return loss
 
     def get_out_to_loss_grad(self, *given: Any) -> Tensor:
-        """Ones `[samples, 1]`, for the output is the loss; the last that is given is the batch."""
+        """Ones `[samples, 1]`, because the output is the loss; the last argument is the batch."""
         noisy = given[-1][0]
         return torch.ones(len(noisy), 1, device=noisy.device)
 
 
 class Traker:
-    """TRAK's own `TRAKer`, of the loss itself.
+    """TRAK's own `TRAKer`, with the loss as output.
 
     Args:
-        trial: what is given.
-        ridge: λ, of gradients as they are.
+        trial: the inputs.
+        ridge: λ, for gradients neither scaled nor projected.
     """
 
     name = "TRAKer"
@@ -74,7 +74,7 @@ class Traker:
         trial = self._trial
         self._model = trial.denoiser()
         count = sum(one.numel() for one in self._model.parameters())
-        # It divides gradients by √parameters, and projects without dividing by √dimensions.
+        # TRAKer divides gradients by √parameters, but projections not by √dimensions.
         self._scale = trial.proj_dim / count
         self._traker = TRAKer(
             model=self._model.unet,
@@ -83,7 +83,7 @@ class Traker:
             save_dir=str(self._folder),
             device=str(choose(None)),
             proj_dim=trial.proj_dim,
-            # Half precision has no fast product on a CPU, and loses what the kernel needs.
+            # Half precision has no fast product on a CPU and is too coarse for the kernel.
             use_half_precision=False,
             lambda_reg=self._ridge * self._scale,
             logging_level=logging.ERROR,
@@ -95,7 +95,7 @@ class Traker:
         with peers():
             for checkpoint, weights in enumerate(self._model.weights):
                 self._traker.load_checkpoint(weights, model_id=checkpoint)
-                # Large batches: the matrix is drawn again for each.
+                # Large batches: the matrix is redrawn for each.
                 for start in range(0, len(self._trial.train), self._trial.batch):
                     batch = _at(self._trial.training, checkpoint, start, self._trial.batch)
                     self._traker.featurize(batch, num_samples=len(batch[0]))
@@ -112,7 +112,7 @@ class Traker:
         return np.array(found.T)
 
     def nbytes(self) -> int:
-        """See `Contestant`. Training gradients are not counted: scoring needs them no more."""
+        """See `Contestant`. Excludes training gradients, which scoring does not need."""
         files = [self._folder / f"{k}" / "grads.mmap" for k in range(len(self._trial.etas))]
         return on_disk(self._folder) - sum(file.stat().st_size for file in files)
 

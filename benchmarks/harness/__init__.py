@@ -1,1 +1,1 @@
-"""What every benchmark needs: timing, targets, pages and plots."""
+"""Shared parts of the benchmarks: timing, targets, pages and plots."""

@@ -1,4 +1,4 @@
-"""Processes of their own that start at once: forked from one that has imported everything."""
+"""Processes that start quickly: forked from one that has done all imports."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
 
-# What collecting imports; pandas only because pyarrow looks for it.
+# The imports of collecting; pandas only because pyarrow looks for it.
 _IMPORTED: Final = [
     "pandas",
     "torch",
@@ -20,9 +20,9 @@ _IMPORTED: Final = [
 
 
 def context() -> ForkServerContext:
-    """A context of `multiprocessing` whose processes have imported what collecting imports.
+    """A `multiprocessing` context whose processes have the imports of collecting done.
 
-    There is one server to a process: what it has imported is decided by who starts the first.
+    A process has one server; the first context started decides its imports.
     """
     found = multiprocessing.get_context("forkserver")
     found.set_forkserver_preload(_IMPORTED)

@@ -1,4 +1,4 @@
-"""Means with their spread: over queries by the bootstrap, over training runs as they are."""
+"""Means with their spread: a bootstrap over queries, the plain values over training runs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class Interval:
     """A mean and its 95% percentile bootstrap interval.
 
     Attributes:
-        mean: over what was resampled.
-        low: the 2.5% quantile of the means of resamples.
-        high: the 97.5% quantile.
-        count: how many values were resampled.
-        runs: the mean of each run (a training or projection seed), where there are several.
+        mean: mean of the values.
+        low: 2.5% quantile of the resampled means.
+        high: 97.5% quantile.
+        count: number of resampled values.
+        runs: mean of each run (a training or projection seed), if there are several.
     """
 
     mean: float
@@ -40,19 +40,19 @@ class Interval:
 
 
 def text(figure: Mapping[str, Any], digits: int = 3) -> str:
-    """An interval, as JSON has it, in a table."""
+    """An interval in its JSON form, as text for a table."""
     mean, low, high = (f"{figure[name]:.{digits}f}" for name in ("mean", "low", "high"))
     return f"{mean} ({low} … {high})"
 
 
 def interval(values: ArrayLike, seed: int = 0) -> Interval:
-    """The mean of values, with a bootstrap over them.
+    """The mean of values, with a bootstrap interval.
 
     Args:
-        values: `[values]`, or `[runs, values]` of the same queries in each run: a query's values
-            are averaged over runs, and queries resampled. NaNs are left out of a query's average;
-            a query of nothing else is left out.
-        seed: of the resampling.
+        values: `[values]`, or `[runs, values]` with the same queries in each run: each query's
+            values are averaged over runs, then queries are resampled. Averages skip NaNs;
+            queries with only NaNs are dropped.
+        seed: seed of the resampling.
     """
     array = np.atleast_2d(np.asarray(values, np.float64))
     array = array[:, ~np.isnan(array).all(axis=0)]
@@ -67,7 +67,7 @@ def interval(values: ArrayLike, seed: int = 0) -> Interval:
 
 
 def rank_correlation(left: ArrayLike, right: ArrayLike) -> NDArray[np.float64]:
-    """Spearman's correlation of each row, `[rows, values]` twice; NaN where nothing varies."""
+    """Spearman's correlation of each row, both `[rows, values]`; NaN for constant rows."""
     sides = []
     for one in (left, right):
         ranks = rankdata(np.atleast_2d(np.asarray(one, np.float64)), axis=1)

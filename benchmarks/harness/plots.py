@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def canvas(rows: int, columns: int, *, width: float = 9, height: float = 3.4) -> tuple[Figure, Any]:
-    """A figure of `rows` × `columns` axes, `[rows, columns]`; `height` inches a row."""
+    """A figure and its axes `[rows, columns]`; `height` is inches per row."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height * rows), layout="constrained")
@@ -28,7 +28,7 @@ def keep(figure: Figure, path: Path) -> None:
 
 
 def bars(axes: Any, names: Sequence[str], figures: Sequence[Mapping[str, Any]]) -> None:
-    """Horizontal bars of intervals, as JSON has them, the first on top."""
+    """Horizontal bars of intervals in their JSON form, the first on top."""
     means = np.array([one["mean"] for one in figures])
     low = means - [one["low"] for one in figures]
     high = np.array([one["high"] for one in figures]) - means
@@ -37,7 +37,7 @@ def bars(axes: Any, names: Sequence[str], figures: Sequence[Mapping[str, Any]]) 
 
 
 def band(axes: Any, x: Sequence[float], figures: Sequence[Mapping[str, Any]], label: str) -> None:
-    """A line of intervals, as JSON has them, within their band."""
+    """A line of means with a band, from intervals in their JSON form."""
     (line,) = axes.plot(x, [one["mean"] for one in figures], marker=".", label=label)
     low, high = [one["low"] for one in figures], [one["high"] for one in figures]
     axes.fill_between(x, low, high, color=line.get_color(), alpha=0.2, linewidth=0)

@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: figures with their machine, targets, a plot and a page."""
+"""Results of a benchmark: figures with their machine, targets, a plot and a page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-# Figures of a processor that has AVX2 alone, or is told so, are kept beside those of one with more.
+# Results of a processor with only AVX2, or limited to it, are kept apart from the others.
 _FEW = torch.backends.cpu.get_cpu_capability() == "AVX2"
 RESULTS = Path(__file__).parents[1] / "results" / ("avx2" if _FEW else "")
 NOTES = Path(__file__).parents[1] / "notes"
@@ -26,13 +26,13 @@ NOTES = Path(__file__).parents[1] / "notes"
 
 @dataclass(frozen=True)
 class Target:
-    """A promise and what was measured of it.
+    """A target and its measurement.
 
     Attributes:
-        name: what is promised.
-        target: the promise, in words.
+        name: the measured quantity.
+        target: the target, in words.
         measured: the figure.
-        met: whether it holds.
+        met: whether the target is met.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Target:
 
 
 def machine() -> dict[str, Any]:
-    """The machine that the figures belong to."""
+    """The machine that produced the figures."""
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -70,9 +70,9 @@ def processor() -> str:
 
 
 def instructions() -> str:
-    """What the processor's kernels of torch use, and whether bfloat16 is among its instructions.
+    """The instruction set of torch's CPU kernels, and whether the processor has bfloat16.
 
-    MKL, which multiplies float32, chooses for itself and is not limited by torch's variables.
+    MKL multiplies float32; it chooses by itself, and torch's variables do not limit it.
     """
     flags = Path("/proc/cpuinfo").read_text().split()
     limited = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
@@ -84,7 +84,7 @@ def instructions() -> str:
 def interleaved(
     jobs: Mapping[str, Callable[[], object]], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Time jobs in turns, so that what else runs on the machine troubles all of them alike.
+    """Time jobs in turns, so that other load on the machine affects all of them equally.
 
     Returns:
         Seconds of each job: median, lowest and highest.
@@ -127,19 +127,19 @@ def save(
 
 
 def notes(name: str) -> str:
-    """What a person makes of a benchmark's figures, kept apart from them; empty if nobody has."""
+    """A person's interpretation of a benchmark's figures; empty if there is none."""
     file = NOTES / f"{name}.md"
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def cell(words: str) -> str:
-    """Words within a Markdown table."""
+    """Text escaped for a Markdown table."""
     return words.replace("|", "\\|")
 
 
 def target_table(targets: Sequence[Target]) -> str:
     """Targets as a Markdown table."""
-    lines = ["| target | promised | measured | met |", "|---|---|---|---|"]
+    lines = ["| quantity | target | measured | met |", "|---|---|---|---|"]
     lines += [
         f"| {cell(t.name)} | {t.target} | {t.measured:.2f} | {'yes' if t.met else '**no**'} |"
         for t in targets

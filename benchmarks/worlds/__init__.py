@@ -1,1 +1,1 @@
-"""Models, images, vectors and servers that benchmarks measure with."""
+"""Models, images, vectors and servers for benchmarks."""

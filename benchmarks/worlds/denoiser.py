@@ -1,7 +1,7 @@
-"""A diffusion model and its events as other libraries want them: a module, batches, a loss.
+"""A diffusion model and its events in other libraries' form: a module, batches, a loss.
 
-Most libraries of data attribution hand every checkpoint the same batch, while a sample has other
-events at each checkpoint: so a batch holds all of them, and the checkpoint picks its own.
+Most data attribution libraries give every checkpoint the same batch, but a sample has different
+events at each checkpoint. A batch therefore holds all events, and each checkpoint picks its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tensors: TypeAlias = tuple[Tensor, Tensor, Tensor]
 
 
 class Denoiser(nn.Module):
-    """Predicts the noises of all of a sample's events at the checkpoint that is loaded.
+    """Predicts the noises of all of a sample's events at the loaded checkpoint.
 
     Args:
         folders: the checkpoints; their weights are read once and kept.
@@ -35,14 +35,14 @@ class Denoiser(nn.Module):
     Attributes:
         unet: the model.
         weights: its state at each checkpoint.
-        checkpoint: place of the one that is loaded.
+        checkpoint: position of the loaded checkpoint.
     """
 
     def __init__(self, folders: Sequence[Path], loss: str) -> None:
         super().__init__()
         saved = [UNet2DModel.from_pretrained(folder / "unet") for folder in folders]
         self.unet: Any = saved[-1].eval()
-        # Copies: what is loaded is written into the model's own tensors.
+        # Copies: loading overwrites the model's own tensors.
         self.weights = [
             {name: tensor.clone() for name, tensor in one.state_dict().items()} for one in saved
         ]
@@ -50,7 +50,7 @@ class Denoiser(nn.Module):
         self._loss = loss
 
     def load(self, checkpoint: int) -> None:
-        """Take the weights and the events of a checkpoint."""
+        """Switch to the weights and the events of a checkpoint."""
         self.unet.load_state_dict(self.weights[checkpoint])
         self.checkpoint = checkpoint
 
@@ -63,7 +63,7 @@ class Denoiser(nn.Module):
     def losses(self, predicted: Tensor, label: Tensor) -> Tensor:
         """Loss of each sample, `[samples]`.
 
-        The mean over slots stands in the loss: its gradient is the mean of the rows' gradients.
+        The loss contains the mean over slots: its gradient is the mean of the rows' gradients.
         """
         error = predicted - label[:, self.checkpoint]
         distance = error.abs() if self._loss == "l1" else error.square()
@@ -75,7 +75,7 @@ def event_tensors(
 ) -> Tensors:
     """A plan's events of some samples at every checkpoint, one noise to a slot.
 
-    diffusers adds the noise, so that gradstore's own arithmetic for it is compared as well.
+    diffusers adds the noise, so the comparison covers gradstore's own noise arithmetic as well.
     """
     scheduler = DDIMScheduler.from_pretrained(folders[0] / "scheduler")
     inputs, timesteps, labels = [], [], []

@@ -1,4 +1,4 @@
-"""The models that benchmarks measure with."""
+"""The models of the benchmarks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
         "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         "norm_num_groups": 32,
     },
-    # 0.2 million, for scikit-learn's digits: small enough to be trained a hundred times over.
+    # 0.2 million, for scikit-learn's digits: small enough for a hundred training runs.
     "digits": {
         "sample_size": 8,
         "in_channels": 1,
@@ -47,6 +47,6 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
 
 
 def build(name: str, **other: Any) -> UNet2DModel:
-    """A model of `MODELS` with random weights, of RGB images unless other options are given."""
+    """A model of `MODELS` with random weights; RGB images unless options say otherwise."""
     options = {"sample_size": 32, "in_channels": 3, "out_channels": 3, **MODELS[name], **other}
     return UNet2DModel(**options).eval()

@@ -1,4 +1,4 @@
-"""A real server of the S3 protocol on loopback, and what it was asked."""
+"""A real server of the S3 protocol on loopback, with a count of its requests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Server:
 
     @contextmanager
     def counted(self) -> Iterator[Counter[str]]:
-        """Requests within, by method; `LIST` for a GET that lists. Filled at the end."""
+        """Requests in the context, by method; `LIST` for a listing GET. Filled at its end."""
         counts: Counter[str] = Counter()
         start = self.log.stat().st_size
         yield counts
@@ -47,7 +47,7 @@ class Server:
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Server]:
-    """A server with one bucket, `bucket`, of moto, which keeps it in memory."""
+    """A moto server with one bucket, `bucket`, in memory."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -1,8 +1,8 @@
-"""Training as the paper does, through the `Recorder`: killed, it goes on from its last checkpoint.
+"""The paper's training, through the `Recorder`. After a kill it resumes at the last checkpoint.
 
-The trainer of `gradstore train` builds small models of images in one folder; the paper's model is
-larger, and retraining for counterfactuals wants subsets of one dataset. So this is the README's
-"your own training loop", with Adam's state kept beside the last checkpoint.
+The trainer of `gradstore train` trains small models on the images of one folder. The paper's model
+is larger, and retraining for counterfactuals needs subsets of one dataset. This is therefore the
+README's "your own training loop", with Adam's state kept beside the last checkpoint.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ def fit(
 ) -> list[Path]:
     """Train a noise predictor by DDIM's cosine schedule, L1 loss and Adam, and save checkpoints.
 
-    Weights, order and events are functions of the seed, so a run that was cut off and went on is
-    the run that was not.
+    Weights, order and events are functions of the seed, so an interrupted and resumed run equals an
+    uninterrupted one.
 
     Args:
         make: makes the model; called after torch is seeded.
         samples: tensors of one shape.
-        out: folder of the checkpoints; those that are there are kept.
+        out: folder of the checkpoints; existing ones are kept.
         epochs: passes over the samples.
         checkpoint_every: epochs between checkpoints.
         batch_size: samples per step.
         learning_rate: Adam's.
-        seed: of everything.
+        seed: seed of all random draws.
 
     Returns:
         The checkpoints, in training order. Each holds `loss.json`, the mean loss of its last epoch.
@@ -101,7 +101,7 @@ def fit(
             if epoch not in wanted:
                 continue
             folder = out / f"epoch-{epoch:04d}"
-            # Written beside and renamed: a half-written one never has a checkpoint's name.
+            # Written beside and renamed: a partial folder never has a checkpoint's name.
             writing = folder.with_name(f".{folder.name}.writing")
             model.save_pretrained(writing / "unet")
             scheduler.save_pretrained(writing / "scheduler")

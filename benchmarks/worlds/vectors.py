@@ -1,4 +1,4 @@
-"""Vectors of any number for benchmarks of searching, drawn as a real store's are."""
+"""Any number of random vectors like a real store's, for search benchmarks."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _COMPONENTS: Final = 256
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Second moments of real directions, and real norms: what vectors are drawn from.
+    """Second moments of real directions, and real norms: the distribution of drawn vectors.
 
-    A direction is `Σ_c z_c σ_c v_c` over the first components, and equal noise in all the others.
+    A direction is `Σ_c z_c σ_c v_c` over the first components plus equal noise in all others.
 
     Attributes:
         components: the first eigenvectors times their standard deviations, `[components, dim]`.
-        rest: standard deviation of each entry of what they leave.
-        norms: of the store's rows.
+        rest: standard deviation of each entry of the remainder.
+        norms: norms of the store's rows.
     """
 
     components: NDArray[np.float32]
@@ -47,7 +47,7 @@ class Spectrum:
 
     @classmethod
     def of(cls, store: Store) -> Spectrum:
-        """Fitted to a store's last checkpoint."""
+        """Fit to a store's last checkpoint."""
         rows = store.rows(store.checkpoints - 1)
         direction = rows.direction[:, 0].astype(np.float32)
         count = min(_COMPONENTS, store.samples // 4, store.dim // 4)
@@ -57,7 +57,7 @@ class Spectrum:
         return cls(first.astype(np.float32), float(left) ** 0.5, rows.norm[:, 0])
 
     def described(self) -> dict[str, float]:
-        """How much of the directions' square lies where."""
+        """Shares of the directions' squared length."""
         shares = np.square(self.components).sum(axis=1)
         whole = float(shares.sum() + self.rest**2 * self.components.shape[1])
         return {
@@ -69,7 +69,7 @@ class Spectrum:
         }
 
     def rows(self, count: int, seed: int) -> Rows:
-        """Some rows of one slot each."""
+        """Drawn rows of one slot each."""
         generator = torch.Generator().manual_seed(seed)
         known, dim = self.components.shape
         vectors = torch.randn(count, dim, generator=generator).mul_(self.rest)
@@ -84,21 +84,21 @@ class Spectrum:
         )
 
     def asked(self, count: int, seed: int) -> NDArray[np.float32]:
-        """TracIn features of drawn queries, of ten timesteps each, float32 `[count, dim]`."""
+        """TracIn features of drawn queries with ten timesteps each, float32 `[count, dim]`."""
         drawn = self.rows(10 * count, seed)
         vectors = drawn.direction[:, 0].astype(np.float32) * drawn.norm
         return np.asarray(vectors.reshape(count, 10, -1).mean(axis=1))
 
 
 def generated(folder: Path, real: Store, spectrum: Spectrum, rows: int, seed: int) -> Store:
-    """A store of drawn rows at one checkpoint, or the one that was drawn before.
+    """A store of drawn rows at one checkpoint, or the existing one.
 
     Args:
-        folder: where it is kept.
+        folder: its folder.
         real: the store that the spectrum was fitted to.
-        spectrum: what is drawn from.
-        rows: how many samples.
-        seed: of the draws.
+        spectrum: the distribution.
+        rows: number of samples.
+        seed: seed of the draws.
     """
     identity = only_checkpoints(real.spec.identity, [real.checkpoints - 1])
     path = folder / f"drawn-{rows}-{digest(fingerprint(identity), seed)}.gradstore"

@@ -1,18 +1,20 @@
-"""From training samples to stored rows: the only place that imports torch, diffusers and trak.
+"""Computes stored rows from training samples; the only package that imports diffusers and trak.
 
-models/       checkpoints: folders, records, loading, which parameters
+models/       checkpoints: folders, records, loading, selection of parameters
 data/         datasets as samples with stable ids
 events/       timesteps and noises: planned, replayed, recorded
-objectives/   what is differentiated
+objectives/   the losses to differentiate
 engines/      per-sample gradients
-projectors/   from gradients to directions
-pipeline/     from a dataset and checkpoints to the rows of a store
+projectors/   map gradients to directions
+pipeline/     computes the rows of a store from a dataset and checkpoints
 toy/          a small trainer and sampler
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from gradstore.lazy import exporter
 
@@ -164,3 +166,14 @@ _HOMES = {
     "train": "gradstore.collect.toy.training",
 }
 __getattr__ = exporter(__name__, _HOMES)
+
+
+class _Callable(ModuleType):
+    """Makes the package `gradstore.collect` callable as its function `collect`."""
+
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        """See `gradstore.collect.collect`."""
+        return self.collect(*arguments, **options)
+
+
+sys.modules[__name__].__class__ = _Callable

@@ -1,10 +1,10 @@
-"""What an implementation of a protocol says that it can do, beyond the protocol.
+"""Optional capabilities of an implementation, beyond its protocol.
 
-A class says so by an attribute of its own, set to True. Subclasses say it anew: they may hold
-something that their base does not.
+A class declares a capability with its own attribute, set to True. Subclasses do not inherit the
+declaration, because they may hold more state than their base.
 
     thread_safe     objective, event plan, engine, projector: several threads may share one
-    stays_in_memory projector: a projection is so small that it is kept with the model
+    stays_in_memory projector: a projection is small enough to stay in memory with the model
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Literal
 
 
 def can(implementation: object, what: Literal["thread_safe", "stays_in_memory"]) -> bool:
-    """Whether the class of an implementation, or a class that makes one, says so.
+    """Whether a class, or the class of an instance, declares a capability.
 
     Example:
         >>> class Mine:

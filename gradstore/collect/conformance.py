@@ -1,6 +1,6 @@
-"""Checks that any implementation of a protocol can be run through, a user's own included.
+"""Conformance checks for implementations of the protocols, custom ones included.
 
-Each raises `AssertionError` that says which promise is broken. Call them from your own tests::
+Each check raises `AssertionError` that names the broken promise. Call them from your own tests::
 
     from gradstore.collect.conformance import check_projector
 
@@ -46,12 +46,12 @@ def _close(left: Tensor, right: Tensor, tolerance: float) -> bool:
 def check_projector(
     projector: Projector, *, num_parameters: int = 1003, tolerance: float = 1e-5
 ) -> None:
-    """Check that a projector is linear, repeatable, and indifferent to pieces and to batches.
+    """Check that a projector is linear, repeatable, and independent of pieces and batches.
 
     Args:
-        projector: what to check.
-        num_parameters: length of the gradients to check it with.
-        tolerance: error allowed, relative to the largest entry; a projector that computes in
+        projector: the projector to check.
+        num_parameters: length of the gradients in the check.
+        tolerance: allowed error relative to the largest entry; a projector that computes in
             bfloat16 needs about 0.02.
     """
     device = torch.device("cpu")
@@ -78,9 +78,9 @@ def check_projector(
         "identity() is JSON and the same every time",
         kept=json.loads(json.dumps(identity)) == projector.identity(num_parameters),
     )
-    _require("a sketch does not change", kept=torch.equal(whole, sketch(gradients)))
+    _require("a repeated sketch is identical", kept=torch.equal(whole, sketch(gradients)))
     _require(
-        "a gradient in pieces has the sketch of the whole",
+        "a gradient in pieces has the same sketch",
         kept=_close(sketch(gradients, (7, num_parameters // 2)), whole, tolerance),
     )
     _require(
@@ -105,11 +105,11 @@ def check_objective(
     """Check that an objective gives one finite loss per event and does not mix events.
 
     Args:
-        objective: what to check.
-        model: a model that it fits.
+        objective: the objective to check.
+        model: a model for the objective.
         inputs: at least three clean samples, `[samples, *shape]`.
         conditions: further inputs of the model.
-        tolerance: error allowed, relative to the largest loss.
+        tolerance: allowed error relative to the largest loss.
     """
     count = len(inputs)
     generator = torch.Generator().manual_seed(1)
@@ -147,14 +147,14 @@ def check_engine(
     *,
     tolerance: float = 1e-4,
 ) -> None:
-    """Check a gradient engine against one backward pass per row.
+    """Compare a gradient engine with one backward pass per row.
 
     Args:
         engine: makes the engine from model and objective.
         model: a model in `eval()` mode.
-        objective: an objective that fits it.
+        objective: an objective for the model.
         batch: rows to differentiate.
-        tolerance: error allowed, relative to the largest entry.
+        tolerance: allowed error relative to the largest entry.
     """
     length = count_parameters(model)
 
@@ -172,15 +172,15 @@ def check_engine(
 
     losses, found = gradients(engine(model, objective))
     expected_losses, expected = gradients(LoopEngine(model, objective))
-    _require("losses are the loop's", kept=_close(losses, expected_losses, tolerance))
-    _require("gradients are the loop's", kept=_close(found, expected, tolerance))
+    _require("losses equal the loop engine's", kept=_close(losses, expected_losses, tolerance))
+    _require("gradients equal the loop engine's", kept=_close(found, expected, tolerance))
 
 
 def check_executors(executors: Iterable[Executor]) -> None:
-    """Check that executors which share the work do each task exactly once between them.
+    """Check that executors that share the work do each task exactly once in total.
 
     Args:
-        executors: one per process, or a single one that does it all.
+        executors: one per process, or a single one that does all tasks.
     """
     tasks = [Task(checkpoint, shard) for checkpoint in range(3) for shard in range(5)]
     done: list[Task] = []

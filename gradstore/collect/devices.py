@@ -1,4 +1,4 @@
-"""What this machine computes with."""
+"""The compute devices of this machine."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def choose(device: str | torch.device | None) -> torch.device:
-    """The device asked for; by default cuda if there is one, else cpu.
+    """Choose the given device; by default cuda if available, else cpu.
 
-    Of several cards, where none is named, that of the local rank.
+    If several CUDA devices exist and none is named, the local rank selects one.
 
     Raises:
         ConfigError: if torch does not know the device or cannot use it.
@@ -26,19 +26,19 @@ def choose(device: str | torch.device | None) -> torch.device:
     try:
         chosen = torch.device(device)
         if chosen.type == "cuda" and chosen.index is None:
-            # A launcher may also show each rank its own card only.
+            # A launcher may make only its own device visible to each rank.
             chosen = torch.device("cuda", _local_rank() % max(1, torch.cuda.device_count()))
         torch.empty(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(
             f"device {str(device)!r} cannot be used: {str(error).splitlines()[0]} `gradstore "
-            "doctor` lists what there is."
+            "doctor` lists the available devices."
         ) from error
     return chosen
 
 
 def _local_rank() -> int:
-    """Which of this machine's processes this is, as torchrun or srun says."""
+    """Index of this process on this machine, as set by torchrun or srun."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
         told = os.environ.get(name)
         if told:
@@ -50,18 +50,18 @@ def _local_rank() -> int:
 
 
 def exact_dtype(device: torch.device) -> torch.dtype:
-    """The widest real numbers that a device computes with: mps has no float64."""
+    """The widest float dtype of a device; mps has no float64."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def exact(values: Tensor) -> Tensor:
-    """Values in float64: on their device, or on the CPU where that has none."""
+    """Convert to float64, on the values' device, or on the CPU if the device lacks float64."""
     home = values if exact_dtype(values.device) == torch.float64 else values.cpu()
     return home.double()
 
 
 def describe() -> list[str]:
-    """A line per device that torch can use."""
+    """One line per device that torch can use."""
     lines = [f"cpu, {torch.get_num_threads()} threads"]
     for number in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(number)
@@ -72,7 +72,7 @@ def describe() -> list[str]:
 
 
 def fast_jl() -> str:
-    """Whether TRAK's CUDA kernel works, by running it where it is installed."""
+    """Test TRAK's CUDA kernel, if installed, by running it; return the result as text."""
     try:
         import fast_jl as kernel
     except ImportError:
@@ -85,5 +85,5 @@ def fast_jl() -> str:
         sketch = kernel.project_rademacher_8(ones, 512, 0, multiprocessors)
     except RuntimeError as error:
         return f"installed, but fails: {error}"
-    # On some CUDA versions it returns zeros without complaint.
+    # On some CUDA versions it silently returns zeros.
     return "works" if bool(sketch.any()) else "installed, but returns zeros: do not use it"

@@ -1,4 +1,4 @@
-"""Collecting into a store that stands: more samples, another checkpoint, damaged shards again."""
+"""Collects into an existing store: more samples, another checkpoint, damaged shards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gradstore.errors import ConfigError, StoreError
 from gradstore.store.changes.append import add_parts
 from gradstore.store.changes.checkpoints import begin_checkpoint, commit_checkpoint, next_number
 from gradstore.store.format.fingerprint import with_checkpoint
-from gradstore.store.opening import open_store
+from gradstore.store.opening import as_store, open_store
 from gradstore.store.verify import unseal_unfit
 from gradstore.store.writer import unseal
 
@@ -28,47 +28,50 @@ if TYPE_CHECKING:
     from gradstore.collect.pipeline.job import Job
     from gradstore.collect.projectors import Projector
     from gradstore.config import DatasetSpec
-    from gradstore.store.format.spec import PartSpec
+    from gradstore.store.format.spec import PartSpec, ProjectorSpec
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
     from gradstore.store.verify import ShardReport
 
 
 def append(
     dataset: Any,
-    store: Store,
+    store: StoreLike,
     *,
     checkpoints: Sequence[str | Path] | None = None,
-    projector: Projector | None = None,
+    projector: ProjectorSpec | Projector | str | None = None,
     executor: Executor | None = None,
     **options: Unpack[CollectOptions],
 ) -> Store:
-    """Collect further samples into a store, just as those that it holds were collected.
+    """Collect further samples into a store, with the settings of its existing samples.
 
-    The new samples belong to the store when the last of them is sealed; killed before, run again,
-    it goes on.
+    The new samples belong to the store once the last of them is sealed. An interrupted call
+    resumes when it is run again.
 
     Args:
-        dataset: the new samples; anything that `collect` takes.
+        dataset: the new samples; anything that `collect` accepts.
         store: a complete store.
         checkpoints: the store's checkpoints, if they moved.
-        projector: the store's projector, if it was not one of gradstore's own.
+        projector: the store's projector, if it is not one of gradstore's own.
         executor: as in `collect`.
-        options: see `CollectOptions`; what identifies rows is as in the store.
+        options: see `CollectOptions`; settings that identify rows must match the store.
 
     Returns:
-        The store as it is now.
+        The updated store.
 
     Raises:
-        GradstoreError: if anything does not fit, or the store has one of the samples already.
+        GradstoreError: if anything does not fit, or the store already has one of the samples.
     """
+    store = as_store(store)
     store = open_store(store.objects)
     store.require_complete()
     made_alike = recorded_options(store)
+    own = made_alike.pop("projector")
     job = prepare(
         dataset,
         checkpoints or _folders(store),
-        {store.location: projector or made_alike.pop("projector")},
-        into=Into(append=True),
+        {store.location: projector or own},
+        into=Into.new_part(),
         **{**made_alike, **options},
     )
     return _append(store, job, executor)[0]
@@ -77,7 +80,7 @@ def append(
 def append_config(
     store: Store, dataset: DatasetSpec, executor: Executor | None = None, **given: Any
 ) -> tuple[Store, bool]:
-    """`append` of a dataset that a specification names, by the configuration that made the store.
+    """`append` the dataset of a specification, with the configuration that made the store.
 
     Args:
         store: the store.
@@ -86,53 +89,54 @@ def append_config(
         given: further settings of `CollectConfig`.
 
     Returns:
-        The store as it is now, and whether the samples belong to it. They do when all are done,
-        some of which other ranks may hold.
+        The updated store, and whether the samples belong to it. They do once all are sealed;
+        other ranks may still hold some.
     """
     config = recorded_config(store, store.spec.parts[0], dataset=dataset, **given)
-    return _append(store, prepare_config(config, into=Into(append=True)), executor)
+    return _append(store, prepare_config(config, into=Into.new_part()), executor)
 
 
 def _append(store: Store, job: Job, executor: Executor | None) -> tuple[Store, bool]:
     part = run(job, executor)[0]
     if any(part.missing(number) for number in store.numbers):
-        return open_store(store.objects), False  # the rank that does the last of it adds it
+        return open_store(store.objects), False  # the rank that seals the last shard adds it
     return add_parts(store, [part]), True
 
 
 def add_checkpoint(
-    store: Store,
+    store: StoreLike,
     checkpoint: str | Path,
     *,
     eta: float | None = None,
     datasets: Sequence[Any] | None = None,
-    projector: Projector | None = None,
+    projector: ProjectorSpec | Projector | str | None = None,
     **options: Unpack[CollectOptions],
 ) -> Store:
-    """Collect every sample of a store at one checkpoint more, the latest of them.
+    """Collect every sample of a store at one more, later checkpoint.
 
-    It belongs to the store when its last row is sealed.
+    The checkpoint belongs to the store once its last row is sealed.
 
     Args:
         store: a complete store.
-        checkpoint: the checkpoint, trained further than those that the store has.
+        checkpoint: the checkpoint, trained further than those of the store.
         eta: its weight η; by default as recorded, else 1.
-        datasets: the dataset of each part of the store; by default as the store records.
-        projector: the store's projector, if it was not one of gradstore's own.
+        datasets: the dataset of each part of the store; by default as recorded in the store.
+        projector: the store's projector, if it is not one of gradstore's own.
         options: see `CollectOptions`.
 
     Returns:
-        The store as it is now, with another fingerprint.
+        The updated store, with a new fingerprint.
 
     Raises:
         GradstoreError: if anything does not fit.
     """
+    store = as_store(store)
     store = open_store(store.objects)
     store.require_complete()
     (folder,) = find_checkpoints([checkpoint])
     weights = loading.load(folder).weights_digest()
     if weights in [one.weights for one in Recorded.of(store).checkpoints]:
-        raise StoreError(f"{store.location} has checkpoint {checkpoint} already")
+        raise StoreError(f"{store.location} already has checkpoint {checkpoint}")
     number = next_number(store, weights)
     made_alike: dict[str, Any] = {**recorded_options(store), "etas": None, **options}
     own = made_alike.pop("projector")
@@ -141,7 +145,7 @@ def add_checkpoint(
             _restricted(given, part.spec, store),
             [checkpoint],
             {store.location: projector or own},
-            into=Into(part=part.spec, number=number),
+            into=Into.existing_part(part.spec, number),
             **made_alike,
         )
         for part, given in zip(store.parts, datasets or [None] * len(store.parts), strict=True)
@@ -154,13 +158,13 @@ def add_checkpoint(
     elif spec.learning_rate_sum is not None and last is not None:
         if spec.learning_rate_sum <= last:
             raise ConfigError(
-                f"checkpoint {checkpoint} was not trained further than those that "
-                f"{store.location} has. Give its weight with --eta."
+                f"checkpoint {checkpoint} was not trained further than those of "
+                f"{store.location}. Give its weight with --eta."
             )
         spec = spec.model_copy(update={"eta": spec.learning_rate_sum - last})
     elif spec.learning_rate_sum is not None or last is not None:
         raise ConfigError(
-            f"the weight of {checkpoint} cannot be told, for not all checkpoints record their "
+            f"the weight of {checkpoint} is unknown, because not all checkpoints record their "
             "learning rates. Give it with --eta."
         )
     begin_checkpoint(store, number, weights)
@@ -174,32 +178,33 @@ def add_checkpoint(
 
 
 def repair(
-    store: Store,
+    store: StoreLike,
     reports: Sequence[ShardReport],
     *,
     datasets: Sequence[Any] | None = None,
-    projector: Projector | None = None,
+    projector: ProjectorSpec | Projector | str | None = None,
     **options: Unpack[CollectOptions],
 ) -> None:
-    """Collect damaged shards of a store again, and no others.
+    """Collect only the damaged shards of a store again.
 
     Args:
         store: the store.
-        reports: the shards; their seals are removed when everything is ready to begin.
-        datasets: the dataset of each part of the store; by default as the store records.
-        projector: the store's projector, if it was not one of gradstore's own.
-        options: see `CollectOptions`; only where `datasets` are given.
+        reports: the shards; their seals are removed once everything is ready.
+        datasets: the dataset of each part of the store; by default as recorded in the store.
+        projector: the store's projector, if it is not one of gradstore's own.
+        options: see `CollectOptions`; used only if `datasets` is given.
 
     Raises:
-        ConfigError: if no datasets are given and the store records none, for Python made it.
-        GradstoreError: what `collect` raises.
+        ConfigError: if no datasets are given and the store, made from Python, records none.
+        GradstoreError: as raised by `collect`.
     """
+    store = as_store(store)
     given = datasets or [None] * len(store.parts)
     for part, dataset in zip(store.parts, given, strict=True):
         mine = [report for report in reports if report.part.spec.path == part.spec.path]
         if not mine:
             continue
-        samples, into = _restricted(dataset, part.spec, store), Into(part=part.spec)
+        samples, into = _restricted(dataset, part.spec, store), Into.existing_part(part.spec)
         if dataset is None:
             job = prepare_config(recorded_config(store, part.spec), samples=samples, into=into)
         else:
@@ -218,7 +223,7 @@ def repair(
 
 
 class _Only(InProcess):
-    """Some tasks, here."""
+    """Runs only some tasks, in this process."""
 
     def __init__(self, tasks: Sequence[tuple[int, int]]) -> None:
         self._tasks = set(tasks)
@@ -232,7 +237,7 @@ def _folders(store: Store) -> list[str]:
 
 
 def _restricted(dataset: Any, part: PartSpec, store: Store) -> Samples:
-    """The samples of a part out of its dataset, which may have had more before a vacuum."""
+    """Select a part's samples from its dataset; vacuum may have removed others."""
     samples = (
         Samples.from_spec(recorded_config(store, part)) if dataset is None else Samples.of(dataset)
     )

@@ -1,8 +1,8 @@
-"""What a store records of how its rows were made: a typed view, the only reader of it.
+"""Typed views of how a store's rows were made; the only module that reads these records.
 
-`Recorded` reads the identity of a store, `Provenance` the `made_by` of a part. Both take what they
-know and ignore the rest: a store may come from another version, or from objectives and projectors
-of its user's own. Neither imports torch, so mistakes are reported before it is.
+`Recorded` reads the identity of a store, `Provenance` the `made_by` of a part. Both ignore unknown
+fields, because a store may come from another version or from custom objectives and projectors.
+Neither imports torch, so mistakes are reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ class Objective(_Section):
     """The objective.
 
     Attributes:
-        loss: the loss of `DiffusionLoss`; None of any other objective.
-        num_train_timesteps: timesteps that the model was trained with.
-        autocast: arithmetic, in stores that recorded it here.
+        loss: the loss of `DiffusionLoss`; None for any other objective.
+        num_train_timesteps: number of timesteps in training.
+        autocast: arithmetic, in stores that record it here.
     """
 
     loss: str | None = None
@@ -54,12 +54,12 @@ class Projector(_Section):
     """The projector.
 
     Attributes:
-        name: `trak`, `sjlt`, `identity`, or the name of the user's own.
+        name: `trak`, `sjlt`, `identity`, or the name of a custom projector.
         proj_dim: length of a direction.
         proj_type: distribution of the entries.
         seed: seed of the matrix.
         block_size: columns per block of the matrix.
-        precision: arithmetic, in stores that recorded it here.
+        precision: arithmetic, in stores that record it here.
     """
 
     name: str = ""
@@ -74,11 +74,11 @@ class Events(_Section):
     """The event plan.
 
     Attributes:
-        kind: `planned`, `replayed`, or the name of the user's own.
-        timesteps: the grid of planned events.
+        kind: `planned`, `replayed`, or the name of a custom plan.
+        timesteps: timestep grid of planned events.
         draws: noises per row of planned events.
         seed: seed of planned events.
-        role: whose planned events they are.
+        role: role of the samples with planned events.
     """
 
     kind: str = ""
@@ -91,7 +91,7 @@ class Events(_Section):
         """The specification that plans the same events.
 
         Raises:
-            ConfigError: if the events are the user's own.
+            ConfigError: if the events are custom.
         """
         if self.kind == "planned":
             return EventSpec(
@@ -102,7 +102,7 @@ class Events(_Section):
             )
         if self.kind == "replayed":
             return EventSpec(events="replayed")
-        raise ConfigError(f"the store's events are {self.kind!r}: pass them as events=")
+        raise ConfigError(f"the store has custom events {self.kind!r}. Pass them as events=.")
 
 
 class Checkpoint(_Section):
@@ -116,12 +116,12 @@ class Checkpoint(_Section):
 
 
 class Recorded(_Section):
-    """What identifies the rows of a store.
+    """The identity of the rows of a store.
 
     Attributes:
         model: the model.
-        objective: what was differentiated.
-        projector: what made directions of gradients.
+        objective: the objective.
+        projector: the map from gradients to directions.
         events: timesteps and noises.
         checkpoints: the checkpoints, in training order.
 
@@ -139,10 +139,10 @@ class Recorded(_Section):
 
     @classmethod
     def of(cls, store: Store) -> Recorded:
-        """The view of a store's identity.
+        """Read a store's identity.
 
         Raises:
-            StoreError: if the identity is not of this form.
+            StoreError: if the identity does not have this form.
         """
         try:
             return cls.model_validate(store.spec.identity)
@@ -156,14 +156,14 @@ class Recorded(_Section):
 
     @property
     def projected(self) -> bool:
-        """Whether directions are projections; else they are whole gradients."""
+        """Whether directions are projections; otherwise they are full gradients."""
         return self.projector.name != "identity"
 
     def projector_spec(self) -> ProjectorSpec:
-        """The specification of the projector. Arithmetic is left to this machine.
+        """The specification of the projector; this machine chooses the arithmetic.
 
         Raises:
-            ConfigError: if the projector is not gradstore's own.
+            ConfigError: if the projector is custom.
         """
         found = self.projector
         if found.name == "identity":
@@ -184,15 +184,15 @@ class Recorded(_Section):
 
 
 class Provenance(_Section):
-    """What is known of the making of a part; never compared.
+    """Record of how a part was made; never compared.
 
     Attributes:
-        config: the configuration of the command that made the part; empty where Python made it.
-        gradients: the specification of the gradients.
-        arithmetic: what gradients and projections were computed in.
+        config: configuration of the command that made the part; empty if made from Python.
+        gradients: specification of the gradients.
+        arithmetic: arithmetic of gradients and projections.
         engine: the gradient engine.
         events: events per gradient computation.
-        versions: of the packages that make the numbers.
+        versions: versions of the packages that compute the rows.
         device: type of the torch device.
     """
 
@@ -221,14 +221,14 @@ class Provenance(_Section):
 
     @classmethod
     def of(cls, part: PartSpec) -> Provenance:
-        """The view of a part's `made_by`; whatever is not as expected counts as unknown."""
+        """Read a part's `made_by`; unexpected values count as unknown."""
         return cls.model_validate(part.made_by)
 
     def dataset(self) -> DatasetSpec | None:
-        """The dataset that the part was made from; None where Python made it.
+        """The dataset that the part was made from; None if it was made from Python.
 
         Raises:
-            ConfigError: if what is recorded names no dataset.
+            ConfigError: if the record names no valid dataset.
         """
         if not self.config.get("dataset"):
             return None
@@ -242,7 +242,7 @@ class Provenance(_Section):
 
 
 def require_recorded(store: Store, parts: Sequence[PartSpec]) -> None:
-    """Raise `ConfigError` unless `gradstore collect` made these parts: Python leaves no dataset."""
+    """Raise `ConfigError` unless `gradstore collect` made the parts; Python records no dataset."""
     for part in parts:
         if not Provenance.of(part).config:
             raise ConfigError(
@@ -252,30 +252,30 @@ def require_recorded(store: Store, parts: Sequence[PartSpec]) -> None:
 
 
 def recorded_dataset(store: Store, part: PartSpec) -> DatasetSpec:
-    """The dataset of a part of a store, as `gradstore collect` or `gradstore query` recorded it.
+    """The dataset of a part of a store, as recorded by `gradstore collect` or `gradstore query`.
 
     Raises:
-        ConfigError: if Python made the part, which records no dataset.
+        ConfigError: if the part was made from Python, which records no dataset.
     """
     found = Provenance.of(part).dataset()
     if found is None:
         raise ConfigError(
-            f"{store.location} was collected from Python and does not know its dataset, which true "
-            "gradients are computed from. Call query.rerank with it."
+            f"{store.location} was collected from Python and does not know its dataset, which "
+            "full gradients require. Call query.rerank with the dataset."
         )
     return found
 
 
 def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConfig:
-    """The configuration that made a part, with the store's own place and checkpoints.
+    """The configuration that made a part, with the store's current location and checkpoints.
 
     Args:
         store: the store.
         part: the part.
-        changes: settings to take instead; `dataset` may be a whole `DatasetSpec`.
+        changes: settings that replace recorded ones; `dataset` may be a `DatasetSpec`.
 
     Raises:
-        ConfigError: if the store records none, since Python made it.
+        ConfigError: if the store, made from Python, records none.
     """
     require_recorded(store, [part])
     dataset = changes.pop("dataset", None)
@@ -286,7 +286,7 @@ def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConf
         return CollectConfig.model_validate(
             {
                 **Provenance.of(part).config,
-                "precision": "auto",  # arithmetic is chosen by what is fast here
+                "precision": "auto",  # this machine chooses the arithmetic
                 "autocast": "auto",
                 "store": store.location,
                 "checkpoints": [checkpoint.path for checkpoint in store.spec.checkpoints],
@@ -296,34 +296,34 @@ def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConf
         )
     except ValidationError as error:
         raise ConfigError(
-            f"{store.location}: made_by.config is not what `gradstore collect` takes: "
-            f"{error.errors()[0]['msg']}. Collect anew into another store."
+            f"{store.location}: made_by.config is not valid for `gradstore collect`: "
+            f"{error.errors()[0]['msg']}. Collect again into another store."
         ) from error
 
 
 def recorded_gradients(store: Store) -> GradientSpec:
-    """Which parameters a store's gradients are of. The fingerprint tells if it is not so.
+    """The gradient specification of a store; the fingerprint reveals a mismatch.
 
-    Arithmetic is left to this machine.
+    This machine chooses the arithmetic.
 
     Raises:
-        StoreError: if what is recorded is not what `gradstore collect` writes.
+        StoreError: if the record is not what `gradstore collect` writes.
     """
     try:
         found = GradientSpec.model_validate(Provenance.of(store.spec.parts[0]).gradients)
     except ValidationError as error:
         raise StoreError(
             f"{store.location}: made_by.gradients is not what `gradstore collect` writes: "
-            f"{error.errors()[0]['msg']}. Pass gradients="
+            f"{error.errors()[0]['msg']}. Pass gradients=."
         ) from error
     return found.model_copy(update={"autocast": "auto"})
 
 
 def recorded_options(store: Store) -> dict[str, Any]:
-    """Options of `collect` that make rows as a store's, where gradstore's own classes made it.
+    """Options of `collect` that reproduce a store's rows, if gradstore's own classes made it.
 
     Raises:
-        ConfigError: if the store has a projector or events of its user's own.
+        ConfigError: if the store has a custom projector or custom events.
     """
     found = Recorded.of(store)
     return {

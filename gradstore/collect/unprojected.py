@@ -1,8 +1,7 @@
-"""Full gradients of some of a store's samples, computed again: their sums, and products with those.
+"""Recomputes full gradients of stored samples: weighted sums, and inner products with them.
 
-A store keeps projections. What they approximate is found again from samples, checkpoints and
-events, all of which must be what the store was made from: that is checked, down to each gradient's
-norm.
+A store keeps projections only. This module recomputes full gradients from samples, checkpoints and
+events. All three must match the store; this is checked, down to each gradient's norm.
 """
 
 from __future__ import annotations
@@ -45,27 +44,27 @@ if TYPE_CHECKING:
     from gradstore.collect.pipeline.options import CollectOptions
     from gradstore.store.reader import Store
 
-# A store's norm is float32, and engines differ by rounding: ten times what they may differ by.
+# Stored norms are float32 and engines differ by rounding: ten times the engines' tolerance.
 _SLACK: Final = 10
-# Prepared as if to collect the smallest rows there are; none is collected.
+# The job is prepared for the smallest possible rows; none is collected.
 _NO_ROWS: Final = ProjectorSpec(projector="sjlt", proj_dim=1)
 
 
 class Unprojected:
-    """Some samples of a store, whose full gradients can be had again, a few at a time.
+    """Recomputes the full gradients of some samples of a store, a few at a time.
 
     Args:
         store: the store.
-        samples: numbers of samples, rising.
-        dataset: what the store was made from, with all those samples at least; by default as the
-            store records it.
+        samples: sample numbers, ascending.
+        dataset: the store's dataset, with at least these samples; by default the one that the
+            store records.
         checkpoints: the store's checkpoints, if they moved.
-        options: as of `collect`; objective, events and gradients are the store's.
+        options: as in `collect`; objective, events and gradients are the store's.
 
     Raises:
-        ConfigError: if the store does not record its dataset, and none is given.
-        DatasetError: if a sample is not in the dataset, or not what it was.
-        FingerprintError: if checkpoints, objective or events are not the store's.
+        ConfigError: if the store records no dataset and none is given.
+        DatasetError: if a sample is missing from the dataset or has changed.
+        FingerprintError: if checkpoints, objective or events differ from the store's.
     """
 
     def __init__(
@@ -93,7 +92,7 @@ class Unprojected:
         self._jobs: list[tuple[NDArray[np.int64], Job]] = []
         names = store.manifest.ids
         for own, found in _found(store, samples, dataset):
-            # A place where nothing is, and nothing will be.
+            # A path that does not exist and is never created.
             nowhere = Path(tempfile.gettempdir()) / f"{uuid4().hex}.gradstore"
             job = prepare(
                 found.only([names[row] for row in own.tolist()]),
@@ -108,22 +107,22 @@ class Unprojected:
                 store.spec.identity,
                 job.targets[0].spec.identity,
                 expected_name=store.location,
-                found_name="what is there now",
+                found_name="the current input",
                 sections=("model", "checkpoints", "objective", "events", "noise"),
                 mend="give the checkpoints and events that the store was made from",
             )
             self._jobs.append((own, job))
 
     def sums(self, checkpoint: int, weights: NDArray[np.float32]) -> Tensor:
-        """Weighted sums of the gradients at a checkpoint.
+        """Compute weighted sums of the gradients at a checkpoint.
 
         Args:
-            checkpoint: place of the checkpoint.
-            weights: of each gradient in each sum, float32 `[sums, samples, slots]`.
+            checkpoint: index of the checkpoint.
+            weights: weight of each gradient in each sum, float32 `[sums, samples, slots]`.
 
         Returns:
-            float32 `[sums, parameters]`, on the device. Beside them there are no more gradients
-            than the memory budget lets the engine compute at once.
+            float32 `[sums, parameters]`, on the device. Memory also holds the gradients that the
+            engine computes at once within the memory budget.
         """
         total: Tensor | None = None
         flat = weights.reshape(len(weights), -1)
@@ -138,15 +137,15 @@ class Unprojected:
 
             self._differentiate(checkpoint, piece, add)
         if total is None:
-            raise ConfigError("no sample was named whose gradients are wanted")
+            raise ConfigError("no samples were given. Name at least one.")
         return total
 
     def products(self, checkpoint: int, sums: Tensor) -> NDArray[np.float32]:
-        """Inner products of the gradients at a checkpoint with some vectors.
+        """Compute inner products of the gradients at a checkpoint with given vectors.
 
         Args:
-            checkpoint: place of the checkpoint.
-            sums: float32 `[sums, parameters]`.
+            checkpoint: index of the checkpoint.
+            sums: the vectors, float32 `[sums, parameters]`.
 
         Returns:
             float32 `[sums, samples, slots]`.
@@ -184,7 +183,7 @@ class Unprojected:
                         yield _Piece(place[sample] * slots + slot, part.batch(rows), loaded, events)
                         bar.update(len(rows))
 
-    @torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+    @torch.inference_mode(mode=False)  # the caller may be in inference mode
     @torch.enable_grad()
     def _differentiate(self, checkpoint: int, piece: _Piece, receive: Receive) -> None:
         _, norms = piece.loaded.differentiate(piece.batch, piece.events, receive)
@@ -198,20 +197,20 @@ class Unprojected:
             name = self._store.manifest.ids[int(self._numbers[sample[wrong[0]]])]
             raise FingerprintError(
                 f"a gradient of sample {name!r} at checkpoint {piece.loaded.folder} has norm "
-                f"{found[wrong[0]]:g}, but {self._store.location} holds {stored[wrong[0]]:g}: it "
-                "is not of what the store was made from. Check the store with gradstore verify."
+                f"{found[wrong[0]]:g}, but {self._store.location} holds {stored[wrong[0]]:g}: "
+                "its inputs differ from the store's. Check the store with gradstore verify."
             )
 
 
 @dataclass(frozen=True)
 class _Piece:
-    """Rows to be differentiated at once.
+    """Rows to differentiate at once.
 
     Attributes:
-        rows: their numbers among all samples × slots.
+        rows: their indices in the flattened samples × slots.
         batch: their events.
         loaded: the checkpoint.
-        events: how many events the engine is given at once.
+        events: number of events that the engine gets at once.
     """
 
     rows: NDArray[np.int64]
@@ -221,7 +220,7 @@ class _Piece:
 
 
 def _tolerance(recorded: Recorded, made_by: Provenance) -> float:
-    """How far a store's gradients may be from exact ones, by what they were computed in."""
+    """Tolerance of a store's gradients relative to exact ones, by their arithmetic."""
     cast = "bfloat16" in {recorded.objective.autocast, made_by.arithmetic.get("gradients")}
     return CAST_TOLERANCE if cast else TOLERANCE
 
@@ -229,7 +228,7 @@ def _tolerance(recorded: Recorded, made_by: Provenance) -> float:
 def _found(
     store: Store, samples: NDArray[np.int64], dataset: Any
 ) -> Iterator[tuple[NDArray[np.int64], Samples]]:
-    """Numbers of the samples that are to be found in each dataset of a store's."""
+    """Yield the numbers of the samples in each dataset of a store, and these samples."""
     if dataset is not None:
         yield samples, Samples.of(dataset)
         return
@@ -242,7 +241,7 @@ def _found(
 
 
 def _events(recorded: Recorded, folders: Sequence[Path], numbers: Sequence[int]) -> EventPlan:
-    """The events of a store's rows, planned or replayed again."""
+    """The event plan of a store's rows, planned or replayed."""
     steps, spec = int(recorded.objective.num_train_timesteps or 0), recorded.events.spec()
     if spec.events == "planned":
         return PlannedEvents(spec, steps, recorded.events.role)

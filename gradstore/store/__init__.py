@@ -1,1 +1,1 @@
-"""Bytes on a disk or in an object store: the format, reading, writing and changing it."""
+"""Stores on a disk or in an object store: their format, and how to read, write and change them."""

@@ -1,8 +1,9 @@
-"""Locks between processes, which die with the process that holds them.
+"""Locks between processes.
 
-A lock is a file of its own, which filelock locks: by the operating system, so that it works between
-processes of one machine, and between machines on file systems that share locks, as NFS does; where
-there is no such lock, by the file's being there.
+A lock is a separate file, which filelock locks through the operating system. It works between
+processes of one machine, and between machines on file systems that share locks, such as NFS.
+The operating system releases a lock when its process dies. Without such locks, the existence of the
+file is the lock, and a dead process leaves it behind.
 """
 
 from __future__ import annotations
@@ -16,34 +17,34 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# A folder that was removed while its lock was made, a file that another host of an NFS removed.
+# Transient errors: the folder was removed during locking, or another NFS host removed the file.
 _PASSING: Final = {errno.ENOENT, errno.ESTALE}
 _TRIES: Final = 5
 
 
 def name_of(name: str) -> str:
-    """Name of the file that is locked for another one beside it."""
+    """Name of the lock file of a file in the same folder."""
     return f".{name}.lock"
 
 
 def is_lock(name: str) -> bool:
-    """Whether a file is one of those, and so no part of a store."""
+    """Whether a file is a lock file and not an object of a store."""
     return name.startswith(".") and name.endswith(".lock")
 
 
 @contextmanager
 def locked(file: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether a lock is this process's own, within.
+    """Hold a lock in this context, and yield whether it was acquired.
 
     Args:
-        file: the file that is locked; it and its folder are made. It stays unless it is discarded,
-            or its being there was the lock.
-        wait: whether to wait for the lock until it is had.
+        file: the lock file; it and its folder are created. It remains unless it is discarded, or
+            its existence was the lock.
+        wait: whether to wait until the lock is acquired.
 
     Raises:
-        OSError: if the file cannot be made or locked.
+        OSError: if the file cannot be created or locked.
     """
-    from filelock import FileLock, Timeout  # a tenth of a second, and few need a lock
+    from filelock import FileLock, Timeout  # takes 0.1 s, and few callers need a lock
 
     lock = FileLock(file)
     for again in reversed(range(_TRIES)):
@@ -63,10 +64,10 @@ def locked(file: Path, *, wait: bool) -> Iterator[bool]:
 
 
 def discard(file: Path) -> None:
-    """Remove a lock's file, by whoever holds it, when what it guarded needs no lock any more.
+    """Remove a lock file; only its holder may do so, once the guarded data needs no lock.
 
-    Others may then have the old lock and the new one at once. Windows removes no file that is open:
-    there filelock does it.
+    Afterwards two processes may hold the old lock and a new one at once. Windows cannot remove an
+    open file; there filelock removes it.
     """
     if os.name != "nt":
         with suppress(OSError):

@@ -1,9 +1,9 @@
-"""Opening a store: its root object, read and checked before anything else is."""
+"""Opening a store: its root object is read and checked first."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import ValidationError
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from gradstore.store.format.spec import PartSpec
     from gradstore.store.objects.protocol import Objects
 
+StoreLike: TypeAlias = "Store | str | os.PathLike[str]"
+"""A store, or its path or URL."""
 
 _MOST_ROOT_BYTES = 64 * 2**20
-
-
 _BELIEVED_SAMPLES = 1 << 20
 
 
@@ -33,12 +33,12 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
 
     Args:
         location: its folder or URL.
-        skip_unsealed: leave out samples whose shards are not all sealed yet, and log how many,
-            where reading them would raise.
+        skip_unsealed: leave out samples whose shards are not all sealed yet, and log their number.
+            By default, reading such samples raises an error.
 
     Raises:
         NotAStoreError: if there is no store.
-        StoreError: if it is of a format that this version cannot read, or its attributes are wrong.
+        StoreError: if this version cannot read its format, or its attributes are wrong.
     """
     objects = objects_at(location)
     where = objects.location
@@ -53,8 +53,8 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
             error, FileNotFoundError | NotADirectoryError
         ):
             raise StoreError(
-                f"{where} cannot be read: {error.strerror or error}. Check that the disk or the "
-                "network is there, and the right to read it."
+                f"{where} cannot be read: {error.strerror or error}. Check that the disk or "
+                "network is available and that you have read permission."
             ) from error
         raise NotAStoreError(
             f"{where} is not a gradient store: it has no zarr.json with a 'gradstore' "
@@ -80,10 +80,15 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
     )
 
 
+def as_store(store: StoreLike) -> Store:
+    """Return a store, after opening it if a path or URL is given."""
+    return store if isinstance(store, Store) else open_store(store)
+
+
 def _require_plausible(objects: Objects, parts: Sequence[PartSpec]) -> None:
     """Raise `StoreError` if parts claim more samples than their manifests can list.
 
-    What a file claims is believed up to a million in all; beyond, memory depends on it.
+    Claims of up to a million samples in total are accepted: larger ones could exhaust the memory.
     """
     believed = 0
     for part in sorted(parts, key=lambda part: part.layout.samples):
@@ -102,7 +107,7 @@ def _require_plausible(objects: Objects, parts: Sequence[PartSpec]) -> None:
 
 
 def looks_like_store(location: str | os.PathLike[str] | Objects) -> bool:
-    """Whether a store stands somewhere, whatever its format or state."""
+    """Whether a location holds a store, of any format and in any state."""
     try:
         open_store(location)
     except NotAStoreError:

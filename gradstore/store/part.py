@@ -1,7 +1,7 @@
 """A part of a store: samples that were collected together, their arrays and seals.
 
-Within a part a row is found by arithmetic. Which parts belong to a store, and which of their
-samples were deleted, is the store's affair (`gradstore.store.reader`).
+A part computes the position of a row. The store (`gradstore.store.reader`) decides which parts
+belong to it, and which of their samples are deleted.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _MOST_VERSIONS = 65_536
 
 
 class SealedObject(Spec):
-    """What a seal says of one object: its size, and the SHA-256 that `sha256sum` shows."""
+    """A seal's entry for one object: its size in bytes and its SHA-256, as `sha256sum` shows it."""
 
     nbytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -51,11 +51,12 @@ class Seal(Spec):
     """The seal of a shard.
 
     Attributes:
-        fingerprint: of the rows at this checkpoint, by `row_fingerprint`.
-        rows: how many samples the shard holds.
-        samples_sha256: which ones, by `Manifest.samples_sha256`: a fingerprint is shared by all
-            shards, and by stores of other samples. None in seals made before it was kept.
-        objects: the object of each array.
+        fingerprint: fingerprint of the rows at this checkpoint, from `row_fingerprint`.
+        rows: number of samples in the shard.
+        samples_sha256: hash of these samples, from `Manifest.samples_sha256`. The fingerprint does
+            not identify them: all shards share it, and so do stores of other samples. None in
+            older seals.
+        objects: entry for the object of each array.
     """
 
     fingerprint: str
@@ -68,10 +69,10 @@ class Part:
     """A part of a store.
 
     Attributes:
-        objects: the whole store's objects.
-        spec: its path, layout and origin.
+        objects: objects of the whole store.
+        spec: its path, layout and provenance.
         layout: shapes and partition.
-        location: where it is, as people write it.
+        location: path or URL, as users write it.
         fingerprints: fingerprint of the rows at each checkpoint, by the checkpoint's number.
     """
 
@@ -103,7 +104,7 @@ class Part:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """All the part's samples, those that were deleted as well."""
+        """All samples of the part, including deleted ones."""
         where = f"{self.location}/{MANIFEST}"
         try:
             content = self.objects.read(self.key(MANIFEST))
@@ -114,19 +115,19 @@ class Part:
             ) from error
         if self.spec.manifest_sha256 not in {None, sha256(content).hexdigest()}:
             raise StoreError(
-                f"{where} is not what was written when the part was made. Restore the file from a "
-                "copy of the store, or collect again."
+                f"{where} has changed since the part was created. Restore the file from a copy of "
+                "the store, or collect again."
             )
         return Manifest.parse(content, where=where, samples=self.layout.samples)
 
     def sealed(self, number: int) -> set[int]:
-        """The sealed shards of a checkpoint, as they are now."""
+        """The currently sealed shards of a checkpoint."""
         try:
             names = self.objects.names(self.key(f"seals/{number}"))
         except OSError as error:
             raise StoreError(
                 f"{self.location}: the seals of checkpoint {number} cannot be listed: "
-                f"{_reason(error)}. Check that the disk or the network is there."
+                f"{_reason(error)}. Check that the disk or network is available."
             ) from error
         stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
         return {int(stem) for stem in stems if stem.isdecimal() and len(stem) < 20}
@@ -140,14 +141,14 @@ class Part:
             raise self.unsealed(number, {shard}) from None
         except OSError as error:
             raise StoreError(
-                f"{where} cannot be read: {_reason(error)}. Check that the disk or the network "
-                "is there."
+                f"{where} cannot be read: {_reason(error)}. Check that the disk or network is "
+                "available."
             ) from error
         try:
             return Seal.model_validate_json(content[:_MOST_SEAL_BYTES])
         except ValidationError as error:
             raise StoreError(
-                f"{where} is damaged. Make it and its shard anew: gradstore verify "
+                f"{where} is damaged. Recreate it and its shard: gradstore verify "
                 f"{self.objects.location} --repair"
             ) from error
 
@@ -156,20 +157,20 @@ class Part:
         return sorted(set(range(self.layout.shards)) - self.sealed(number))
 
     def unsealed(self, number: int, shards: Iterable[int]) -> UnsealedError:
-        """What to raise where shards are not sealed."""
+        """The error to raise if shards are not sealed."""
         listed = sorted(shards)
         shown = ", ".join(map(str, listed[:5])) + (", …" if len(listed) > 5 else "")
         return UnsealedError(
             f"{self.location}: checkpoint {number} lacks {len(listed)} of {self.layout.shards} "
-            f"shards ({shown}). Run the `gradstore collect` that makes it once more: it goes on "
-            "from what is sealed."
+            f"shards ({shown}). Run the `gradstore collect` of this store again: it keeps the "
+            "sealed shards."
         )
 
     def require_sealed(self, number: int, shards: Iterable[int]) -> None:
         """Raise `UnsealedError` unless these shards of a checkpoint are sealed."""
         wanted = set(shards)
         if len(wanted) == 1 and self._has_seal(number, *wanted):
-            return  # whoever reads shard after shard does not list all seals for each
+            return  # a reader of single shards does not list all seals for each
         lacking = wanted - self.sealed(number)
         if lacking:
             raise self.unsealed(number, lacking)
@@ -177,15 +178,15 @@ class Part:
     def _has_seal(self, number: int, shard: int) -> bool:
         try:
             self.objects.size(self.seal_key(number, shard))
-        except OSError:  # of any kind: the list tells why
+        except OSError:  # of any kind: listing the seals reports the reason
             return False
         return True
 
     def read(self, number: int, start: int, stop: int) -> Arrays:
-        """The stored arrays of samples `start` to `stop` at a checkpoint, which must be sealed.
+        """Stored arrays of samples `start` to `stop` at a checkpoint; all must be sealed.
 
         Raises:
-            UnsealedError: if a shard is not.
+            UnsealedError: if a shard is not sealed.
             StoreError: if an object is missing or damaged.
         """
         shards = self.layout.shards_of(start, stop)
@@ -207,14 +208,14 @@ class Part:
         rows: NDArray[np.int64],
         columns: Sequence[str] | None = None,
     ) -> Arrays:
-        """The stored arrays of some samples at a checkpoint, in the order asked for.
+        """Stored arrays of some samples at a checkpoint, in the given order.
 
-        Reads no more than the chunks that hold them.
+        Only the chunks that hold them are read.
 
         Args:
-            number: the checkpoint.
-            rows: numbers of samples, in any order, also twice.
-            columns: which arrays beside the directions; by default all.
+            number: number of the checkpoint.
+            rows: sample numbers, in any order; duplicates are allowed.
+            columns: arrays to read in addition to the directions; by default all.
 
         Raises:
             UnsealedError: if a shard is not sealed.
@@ -229,12 +230,12 @@ class Part:
         wanted, back = np.unique(rows, return_inverse=True)
         shards = np.unique(wanted // layout.shard_samples)
         self.require_sealed(number, shards.tolist())
-        # Every chunk that is needed, once, side by side in one buffer.
+        # Each needed chunk once, contiguous in one buffer.
         chunks = np.unique(wanted // step)
         ends = np.searchsorted(chunks, (shards + 1) * (layout.shard_samples // step))
         pieces = list(zip(shards.tolist(), pairwise([0, *ends.tolist()]), strict=True))
         buffer = self._chunks(number, pieces[0][0], chunks[: ends[0]])
-        if len(pieces) > 1:  # made when the first shard has shown that chunks are of this size
+        if len(pieces) > 1:  # allocated after the first shard confirmed the size of chunks
             head, buffer = buffer, np.empty((len(chunks), self.codec.stride), np.uint8)
             buffer[: ends[0]] = head
 
@@ -255,16 +256,16 @@ class Part:
     def tiles(
         self, number: int, start: int, stop: int, scratch: NDArray[np.uint8]
     ) -> Iterator[NDArray[Any]]:
-        """Stored directions of neighbours in one shard, some samples at a time, in order.
+        """Stored directions of consecutive samples in one shard, in order, a few at a time.
 
         Args:
-            number: the checkpoint.
+            number: number of the checkpoint.
             start: the first sample.
-            stop: one past the last.
-            scratch: memory of some whole chunks, that the samples of a tile are read into.
+            stop: one past the last sample.
+            scratch: buffer of some whole chunks, which each tile is read into.
 
         Yields:
-            `[samples, slots, dim]`, until the next is asked for.
+            `[samples, slots, dim]`, valid until the next tile is requested.
 
         Raises:
             UnsealedError: if the shard is not sealed.
@@ -284,11 +285,10 @@ class Part:
     def _checked(
         self, key: str, first: int, nbytes: int, out: NDArray[np.uint8] | None = None
     ) -> Iterator[NDArray[np.uint8]]:
-        """Whole chunks of an object from byte `first` on, checked: as many at a time as `out` has.
+        """Checked whole chunks of an object from byte `first` on, as many at a time as fit `out`.
 
-        Checksums take as long as reading from the system's cache, so what is read again and again,
-        as for query after query, is checked when it is read for the first time, and whenever the
-        file has changed.
+        A checksum takes as long as a read from the system's cache. So data that every query reads
+        is checked when it is first read, and again after its file has changed.
         """
         place = key, first, nbytes
         before = self.objects.version(key)
@@ -306,7 +306,7 @@ class Part:
             if len(self._versions) >= _MOST_VERSIONS:
                 self._versions.clear()
             self._versions[place] = before
-        elif known:  # what was yielded was not checked
+        elif known:  # the yielded chunks were not checked
             raise StoreError("it was changed while it was read")
 
     def _chunks(
@@ -316,18 +316,18 @@ class Part:
         chunks: NDArray[np.int64],
         out: NDArray[np.uint8] | None = None,
     ) -> NDArray[np.uint8]:
-        """Some chunks of a shard, checked, with their checksums: uint8 `[chunks, bytes]`.
+        """Checked chunks of a shard, including their checksums: uint8 `[chunks, bytes]`.
 
         Args:
-            number: the checkpoint.
-            shard: the shard.
-            chunks: numbers of chunks within the part, rising.
-            out: where they go; by default into a new array.
+            number: number of the checkpoint.
+            shard: number of the shard.
+            chunks: chunk numbers within the part, ascending.
+            out: destination; by default a new array.
         """
         own = chunks - shard * (self.layout.shard_samples // self.layout.chunk_samples)
         stride = self.codec.stride
         spans: list[tuple[int, int]] = []
-        for chunk in own.tolist():  # runs of neighbours: one read for each
+        for chunk in own.tolist():  # one read per run of consecutive chunks
             if spans and sum(spans[-1]) == chunk * stride:
                 spans[-1] = spans[-1][0], spans[-1][1] + stride
             else:
@@ -343,7 +343,7 @@ class Part:
         here: slice,
         columns: Iterable[str],
     ) -> Arrays:
-        """Arrays of neighbours in a shard, by their places in it."""
+        """Arrays of consecutive samples in a shard, by their positions in it."""
         first, nbytes = self.codec.span(here.start, here.stop)
         with self._reading(number, "direction", shard) as key:
             skip = here.start % self.layout.chunk_samples
@@ -355,7 +355,7 @@ class Part:
         }
 
     def read_columns(self, number: int, names: Sequence[str], rows: NDArray[np.int64]) -> Arrays:
-        """Arrays `[rows, slots]` of some samples at a checkpoint, whose numbers rise, by name.
+        """Arrays `[rows, slots]`, by name, of samples with ascending numbers at a checkpoint.
 
         Raises:
             UnsealedError: if a shard is not sealed.
@@ -382,7 +382,7 @@ class Part:
         return _Reading(self, number, name, shard)
 
     def in_parallel(self, do: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """`do` for each item: where a request takes milliseconds, several at once."""
+        """Apply `do` to each item, in parallel if a request takes milliseconds."""
         if not self.objects.remote or len(items) < 2:
             return [do(item) for item in items]
         with ThreadPoolExecutor(_MOST_REQUESTS) as pool:
@@ -390,7 +390,7 @@ class Part:
 
 
 class _Reading:
-    """Says of an object that cannot be read which it is, and what to do."""
+    """Context of reading an object: errors name the object and the fix."""
 
     def __init__(self, part: Part, number: int, name: str, shard: int) -> None:
         self._part, self._number, self._name, self._shard = part, number, name, shard
@@ -404,8 +404,8 @@ class _Reading:
             raise StoreError(
                 f"{self._part.location}: {self._name} of checkpoint {self._number}, shard "
                 f"{self._shard} cannot be read: {reason}. Run `gradstore verify "
-                f"{self._part.objects.location}` to see what is damaged; if it was vacuumed "
-                "meanwhile, open it again."
+                f"{self._part.objects.location}` to see what is damaged; if another process "
+                "vacuumed the store, open it again."
             ) from error
 
 

@@ -1,6 +1,6 @@
 """Reading a store: its samples, checkpoints and rows.
 
-Nothing is read that the store's root does not name, and no row is returned that is not sealed.
+Only objects that the store's root names are read, and only sealed rows are returned.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import gradstore
 from gradstore.errors import StoreError, UnsealedError
 from gradstore.store.format.deletions import Deletions
 from gradstore.store.format.fingerprint import row_fingerprint
@@ -38,20 +39,20 @@ _log = logging.getLogger("gradstore")
 class Store:
     """A gradient store: rows `[checkpoint, sample, slot]` of one sample set.
 
-    Open one with `gradstore.open_store`. Samples are numbered 0 … `samples` − 1, in the order in
-    which they were collected and appended, without those that were deleted. The object shows the
-    store as it was when it was opened; `is_current` tells whether it still is so. A store may be
-    read while it is being collected: what is sealed can be read, the rest raises.
+    Open one with `gradstore.open_store`. Samples are numbered 0 … `samples` − 1, in the order of
+    collection and appending, without deleted ones. The object shows the store as it was when it
+    was opened; `is_current` tells whether the store is unchanged. A store can be read during its
+    collection: sealed rows can be read, other rows raise an error.
 
     Attributes:
-        objects: where its bytes lie.
-        location: path or URL, as people write it.
+        objects: objects of the store.
+        location: path or URL, as users write it.
         spec: its attributes.
         parts: its parts, in order.
         samples: number of samples.
         slots: rows per sample and checkpoint.
         dim: length of a direction.
-        dtype: dtype of the directions as stored: float16, float32 or int8.
+        dtype: stored dtype of the directions: float16, float32 or int8.
     """
 
     def __init__(
@@ -77,20 +78,45 @@ class Store:
             f"samples={self.samples}, slots={self.slots}, dim={self.dim})"
         )
 
+    def __len__(self) -> int:
+        return self.samples
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples, without deleted ones."""
+        return self.samples
+
+    @property
+    def num_checkpoints(self) -> int:
+        """Number of checkpoints."""
+        return self.checkpoints
+
+    def info(self) -> dict[str, Any]:
+        """Contents and provenance of the store; see `gradstore.examine`."""
+        return gradstore.examine(self)
+
+    def append(self, dataset: Any, **options: Any) -> Store:
+        """Append samples and return the new store; see `gradstore.append`."""
+        return gradstore.append(dataset, self, **options)
+
+    def delete(self, ids: Sequence[str]) -> Store:
+        """Delete samples and return the new store; see `gradstore.delete`."""
+        return gradstore.delete(self, ids)
+
     @property
     def name(self) -> str:
-        """The last part of its location, without `.gradstore`."""
+        """Last component of the location, without `.gradstore`."""
         return self.location.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gradstore")
 
     @property
     def path(self) -> Path:
-        """Its folder.
+        """Folder of the store.
 
         Raises:
-            StoreError: if it has none, because it lies under a URL.
+            StoreError: if the store is below a URL and has no folder.
         """
         if not isinstance(self.objects, LocalObjects):
-            raise StoreError(f"{self.location} is not a local folder. Name one to write to.")
+            raise StoreError(f"{self.location} is not a local folder. Give one to write to.")
         return self.objects.root
 
     @property
@@ -110,7 +136,7 @@ class Store:
 
     @cached_property
     def deletions(self) -> Deletions:
-        """Which samples were deleted and are not vacuumed yet."""
+        """Deleted samples that are not vacuumed yet."""
         if self.spec.deleted is None:
             return Deletions({})
         where = f"{self.location}/{self.spec.deleted}"
@@ -122,19 +148,19 @@ class Store:
                     f"{self.location} was changed since it was opened. Open it again."
                 ) from error
             raise StoreError(
-                f"{where}, which tells what was deleted, cannot be read: {error.strerror}. "
+                f"{where}, the table of deleted rows, cannot be read: {error.strerror}. "
                 "Restore it from a copy of the store."
             ) from error
         if self.spec.deleted != f"deleted/{digest(content)}.parquet":
             raise StoreError(
-                f"{where}, which tells what was deleted, is not what was written. Restore it from "
-                "a copy of the store."
+                f"{where}, the table of deleted rows, has changed since it was written. Restore it "
+                "from a copy of the store."
             )
         return Deletions.parse(content, where=where, parts=self.spec.parts)
 
     @cached_property
     def _kept(self) -> NDArray[np.int64] | None:
-        """Where the samples stand among all of all parts; None if none is left out."""
+        """Positions of the samples among all samples of all parts; None if all are kept."""
         kept = np.ones(self._starts[-1], bool)
         for part, start in zip(self.parts, self._starts, strict=False):
             kept[start + self.deletions.rows(part.spec.path)] = False
@@ -146,14 +172,14 @@ class Store:
                     kept[start + low : start + high] = False
             if kept.sum() < left:
                 _log.warning(
-                    "%s: %s of %s samples are skipped, for their shards are not sealed yet",
+                    "%s: %s of %s samples are skipped because their shards are not sealed yet",
                     self.location,
                     f"{left - kept.sum():,}",
                     f"{left:,}",
                 )
         if not kept.any():
             raise UnsealedError(
-                f"{self.location} has no sample to read. Run the `gradstore collect` that makes it."
+                f"{self.location} has no sample to read. Run the `gradstore collect` of this store."
             )
         return None if kept.all() else np.flatnonzero(kept)
 
@@ -163,7 +189,7 @@ class Store:
         return int(self._starts[-1]) if self._kept is None else len(self._kept)
 
     def _pieces(self, start: int, stop: int) -> list[tuple[Part, NDArray[np.int64]]]:
-        """The parts that hold samples `start` to `stop`, and the samples' numbers in each."""
+        """Parts that hold samples `start` to `stop`, with the sample numbers within each part."""
         if not 0 <= start < stop <= self.samples:
             raise StoreError(
                 f"{self.location} holds samples 0:{self.samples}; {start}:{stop} were asked for"
@@ -172,7 +198,7 @@ class Store:
         return self._by_part(np.arange(start, stop) if kept is None else kept[start:stop])
 
     def _by_part(self, places: NDArray[np.int64]) -> list[tuple[Part, NDArray[np.int64]]]:
-        """Rising places among all samples of all parts, as numbers within each part."""
+        """Convert ascending positions among samples of all parts to numbers within each part."""
         cuts = np.searchsorted(places, self._starts)
         return [
             (part, places[low:high] - first)
@@ -184,14 +210,14 @@ class Store:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The samples, in order."""
+        """Manifest of the samples, in order."""
         pieces = self._pieces(0, self.samples)
         if len(pieces) == 1 and len(pieces[0][1]) == len(pieces[0][0]):
             return pieces[0][0].manifest
         return Manifest.joined([part.manifest.chosen(rows) for part, rows in pieces])
 
     def number(self, checkpoint: int) -> int:
-        """The number of the checkpoint at a place, which names its arrays."""
+        """Number of the checkpoint at a position; the number names its arrays."""
         if not 0 <= checkpoint < self.checkpoints:
             raise StoreError(
                 f"{self.location} has checkpoints 0 … {self.checkpoints - 1}, no {checkpoint}"
@@ -199,7 +225,7 @@ class Store:
         return self.spec.checkpoints[checkpoint].number
 
     def missing(self) -> list[tuple[int, int, int]]:
-        """Every (place of the checkpoint, place of the part, shard) that is not sealed yet."""
+        """Every unsealed shard as (position of the checkpoint, position of the part, shard)."""
         return [
             (checkpoint, place, shard)
             for checkpoint, number in enumerate(self.numbers)
@@ -210,7 +236,7 @@ class Store:
     def require_complete(self) -> None:
         """Raise `UnsealedError` unless every shard of every checkpoint is sealed.
 
-        A store that was opened with `skip_unsealed` is complete by what it leaves out.
+        A store that was opened with `skip_unsealed` is complete, because it leaves out the rest.
         """
         if self.skip_unsealed:
             return
@@ -236,14 +262,14 @@ class Store:
         return Rows.restored(_joined(found))
 
     def take(self, checkpoint: int, samples: Sequence[int] | NDArray[np.int64]) -> Rows:
-        """Rows of some samples at a checkpoint, in the order asked for.
+        """Rows of some samples at a checkpoint, in the given order.
 
-        Reads no more than the chunks that hold them, of each shard at once. Rising numbers are
+        Only the chunks that hold them are read, those of a shard together. Ascending numbers are
         fastest: any other order costs one more copy of all directions.
 
         Args:
-            checkpoint: place of the checkpoint.
-            samples: numbers of samples, in any order, also twice.
+            checkpoint: position of the checkpoint.
+            samples: sample numbers, in any order; duplicates are allowed.
 
         Raises:
             UnsealedError: if a shard that holds one of them is not sealed.
@@ -256,14 +282,14 @@ class Store:
         checkpoint: int,
         samples: Sequence[int] | NDArray[np.int64],
     ) -> NDArray[Any]:
-        """Directions alone of some samples at a checkpoint, `[samples, slots, dim]`.
+        """Only the directions of some samples at a checkpoint, `[samples, slots, dim]`.
 
-        Of a few samples of many shards that is a quarter of the objects that `take` reads. See
-        there for what is raised.
+        For a few samples in many shards, this reads a quarter of the objects that `take` reads. It
+        raises the same errors as `take`.
 
         Args:
-            checkpoint: place of the checkpoint.
-            samples: numbers of samples, in any order, also twice.
+            checkpoint: position of the checkpoint.
+            samples: sample numbers, in any order; duplicates are allowed.
         """
         columns = ("scale",) if self.dtype == "int8" else ()
         arrays = self._taken(checkpoint, samples, columns)
@@ -272,18 +298,18 @@ class Store:
     def tiles(
         self, checkpoint: int, samples: NDArray[np.int64], scratch: NDArray[np.uint8]
     ) -> Iterator[NDArray[Any]]:
-        """`directions` of some samples, some at a time, in order.
+        """`directions` of some samples, in order, a few at a time.
 
-        As many come at once as `scratch` holds: what was just read is still in the processor's
-        cache when it is worked on. Of an object store, neighbours in one shard come at once.
+        A tile has as many samples as `scratch` holds, so that it is still in the processor's cache
+        when it is used. From an object store, consecutive samples in one shard form one tile.
 
         Args:
-            checkpoint: place of the checkpoint.
-            samples: numbers of samples, rising.
-            scratch: memory from `scratch` to read into.
+            checkpoint: position of the checkpoint.
+            samples: sample numbers, ascending.
+            scratch: buffer to read into, from `scratch`.
 
         Yields:
-            `[samples, slots, dim]`, until the next is asked for.
+            `[samples, slots, dim]`, valid until the next tile is requested.
         """
         number, places = self.number(checkpoint), self._places(samples)
         owners = np.searchsorted(self._starts, places, side="right") - 1
@@ -293,7 +319,7 @@ class Store:
         ends = np.flatnonzero((np.diff(owners) != 0) | (np.diff(shards) != 0)) + 1
         for low, high in pairwise([0, *ends.tolist(), len(places)]):
             part, first, last = self.parts[owners[low]], int(local[low]), int(local[high - 1])
-            # int8 has scales of its own, in another object.
+            # int8 directions also need scales from another object.
             if self.dtype != "int8" and last - first == high - low - 1:
                 whole = len(scratch) // part.codec.stride * part.codec.stride
                 yield from part.tiles(number, first, last + 1, scratch[:whole])
@@ -303,7 +329,7 @@ class Store:
                 yield self.directions(checkpoint, samples[start : min(start + step, high)])
 
     def scratch(self, nbytes: int) -> NDArray[np.uint8]:
-        """Memory of about so many bytes for `tiles`; of one chunk at least."""
+        """Buffer of about `nbytes` bytes for `tiles`, at least one chunk long."""
         return np.empty(max(nbytes, *(part.codec.stride for part in self.parts)), np.uint8)
 
     def _taken(
@@ -342,8 +368,8 @@ class Store:
     ) -> NDArray[Any]:
         """`norm`, `loss` or `timestep` at a checkpoint, `[samples, slots]`.
 
-        Reads no direction, so it is cheap for any store. See `columns` for the arguments and what
-        is raised.
+        No direction is read, so this is cheap for any store. See `columns` for the arguments and
+        the errors.
         """
         return self.columns((name,), checkpoint, samples)[name]
 
@@ -355,9 +381,9 @@ class Store:
         The seals are listed once for all of them.
 
         Args:
-            names: which.
-            checkpoint: place of the checkpoint.
-            samples: numbers of samples, rising; by default all.
+            names: names of the arrays.
+            checkpoint: position of the checkpoint.
+            samples: sample numbers, ascending; by default all.
 
         Raises:
             UnsealedError: if a shard is not sealed.
@@ -372,7 +398,7 @@ class Store:
         return _joined([part.read_columns(number, names, rows) for part, rows in pieces])
 
     def blocks(self) -> Iterator[tuple[int, int]]:
-        """Ranges of samples that cover all of them, each within one shard."""
+        """Ranges that cover all samples, each within one shard."""
         kept = np.arange(self._starts[-1]) if self._kept is None else self._kept
         edges = [
             start + edge
@@ -385,7 +411,7 @@ class Store:
                 yield low, high
 
     def iter_rows(self, checkpoint: int) -> Iterator[tuple[int, Rows]]:
-        """All rows of a checkpoint, a shard at a time, as (first sample, rows)."""
+        """All rows of a checkpoint as (first sample, rows), one shard at a time."""
         for start, stop in self.blocks():
             yield start, self.rows(checkpoint, start, stop)
 
@@ -398,7 +424,7 @@ class Store:
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk, all overhead included."""
+        """Bytes on disk, including all overhead."""
         return sum(size for _, size in self.objects.sizes())
 
 

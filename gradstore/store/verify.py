@@ -1,4 +1,4 @@
-"""Checking a store against its seals: every byte of every sealed shard, or names and sizes."""
+"""Verifying a store against its seals: every byte of every sealed shard, or names and sizes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardReport:
-    """What was found of one shard.
+    """Result of verifying one shard.
 
     Attributes:
-        part: the part that it is of.
+        part: the part that holds the shard.
         checkpoint: number of the checkpoint.
         shard: number of the shard.
-        problem: what is wrong with it, or None.
-        sealed: whether it has a seal. One that has none is not damaged, but not finished.
+        problem: description of the problem, or None.
+        sealed: whether the shard has a seal. A shard without one is unfinished, not damaged.
     """
 
     part: Part
@@ -41,14 +41,14 @@ class ShardReport:
 
 
 def verify(store: Store) -> Iterator[ShardReport]:
-    """Read every object of every shard and compare it with its seal, reporting each as it is done.
+    """Compare every object of every shard with its seal, and yield one report per shard.
 
     Raises:
-        StoreError: if what describes the arrays is damaged: there is nothing to compare then.
+        StoreError: if array metadata is damaged, so that nothing can be compared.
     """
     for part in store.parts:
         _check_description(part, store.numbers)
-    _ = store.deletions  # whose table is compared with its name when it is read
+    _ = store.deletions  # reading the table compares it with its name
     for number in store.numbers:
         for part in store.parts:
             sealed = part.sealed(number)
@@ -58,17 +58,17 @@ def verify(store: Store) -> Iterator[ShardReport]:
 
 
 def _check_description(part: Part, numbers: list[int]) -> None:
-    """Compare what Zarr is told of the arrays with what the layout says."""
-    _ = part.manifest  # whose bytes are compared with their digest when it is read
+    """Raise `StoreError` if the Zarr metadata of the arrays does not match the layout."""
+    _ = part.manifest  # reading its bytes compares them with their digest
     for key, _, problem in _false_descriptions(part, numbers):
         raise StoreError(
-            f"{part.location}/{key} {problem}. Write it anew: gradstore verify "
+            f"{part.location}/{key} {problem}. Rewrite it: gradstore verify "
             f"{part.objects.location} --repair"
         )
 
 
 def _false_descriptions(part: Part, numbers: list[int]) -> Iterator[tuple[str, bytes, str]]:
-    """What Zarr is told falsely: key within the part, what belongs there, what is wrong."""
+    """Wrong Zarr metadata, as (key within the part, correct content, problem)."""
     for key, content in array_objects(part.layout, numbers).items():
         if part.key(key) == ROOT:
             continue
@@ -78,17 +78,17 @@ def _false_descriptions(part: Part, numbers: list[int]) -> Iterator[tuple[str, b
             yield key, content, f"cannot be read: {error.strerror or error}"
             continue
         if _json(found) != _json(content):
-            yield key, content, "does not describe the array that the layout says"
+            yield key, content, "does not describe the array of the layout"
 
 
 def describe_anew(store: Store) -> list[str]:
-    """Write what Zarr is told of the arrays where it is false: it follows from the layout.
+    """Rewrite wrong Zarr metadata of the arrays, which follows from the layout.
 
     Returns:
-        What was written, as keys below the store.
+        Keys of the written objects, below the store.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if an object cannot be written.
     """
     written = []
     for part in store.parts:
@@ -98,8 +98,8 @@ def describe_anew(store: Store) -> list[str]:
                 part.objects.flush([part.key(key)])
             except OSError as error:
                 raise StoreError(
-                    f"{part.location}/{key} cannot be written: {error.strerror or error}. Make "
-                    "room or get the right to write, and run the same command again."
+                    f"{part.location}/{key} cannot be written: {error.strerror or error}. Free "
+                    "disk space or get write permission, and run the same command again."
                 ) from error
             written.append(part.key(key))
     return written
@@ -116,13 +116,13 @@ def _json(content: bytes) -> object:
 
 
 def unseal_unfit(part: Part, number: int) -> None:
-    """Remove the seals that cannot be right, so that their shards are collected anew.
+    """Unseal invalid shards of an uncommitted part or checkpoint, so that they are recollected.
 
-    Of a part or a checkpoint that does not belong to the store yet: what was cut off, or written by
-    two at once, may have left seals of other rows, or seals whose objects were removed.
+    An interrupted process, or two that wrote at once, may have left seals of other rows, or seals
+    whose objects were removed.
 
     Raises:
-        OSError: if it cannot be done.
+        OSError: if objects cannot be listed or a seal cannot be removed.
     """
     sealed = sorted(part.sealed(number))
     sizes = dict(part.objects.sizes(part.key(f"checkpoints/{number}")))
@@ -145,7 +145,7 @@ def unseal_unfit(part: Part, number: int) -> None:
 
 
 def check(part: Part, number: int, shard: int) -> str | None:
-    """Compare every byte of a sealed shard with its seal: what is wrong with it, or None."""
+    """Compare every byte of a sealed shard with its seal; return the problem, or None."""
     try:
         seal = part.seal(number, shard)
     except StoreError as error:
@@ -163,12 +163,12 @@ def check(part: Part, number: int, shard: int) -> str | None:
         if len(content) != one.nbytes:
             wrong.append(f"{name} has {len(content)} bytes, not {one.nbytes}")
         elif sha256(content).hexdigest() != one.sha256:
-            wrong.append(f"{name} is not what was sealed")
+            wrong.append(f"{name} differs from its seal")
     return "; ".join(wrong) or None
 
 
 def _problem(part: Part, number: int, shard: int, seal: Seal) -> str | None:
-    """What is wrong with what a seal says."""
+    """The problem with a seal's content, or None."""
     start, stop = part.layout.span(shard)
     if seal.fingerprint != part.fingerprints[number]:
         return "its seal has another fingerprint: it comes from another run"

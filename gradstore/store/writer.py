@@ -1,4 +1,4 @@
-"""Writing a store: create it whole or not at all, then fill it a sealed shard at a time."""
+"""Writing a store: create it atomically, then fill it one sealed shard at a time."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
 
 
 PART: Final = "gradstore_part"
-"""Attribute of a part's group that describes it."""
+"""Attribute of a part's group that describes the part."""
 
-# `c.7.0.0`, not `c/7/0/0`: no folder for each shard, which would have to be flushed as well.
+# `c.7.0.0`, not `c/7/0/0`: a folder per shard would have to be flushed as well.
 _KEYS: Final[Any] = {"name": "default", "separator": "."}
 
 
@@ -47,15 +47,15 @@ def create(
 ) -> Store:
     """Create an empty store.
 
-    There is either a whole store afterwards, or none.
+    Afterwards there is either a complete store or none.
 
     Args:
-        location: folder or URL; nothing may stand there.
+        location: folder or URL, which must not exist.
         spec: attributes of the store, with one part.
-        manifest: its samples, as many as the part's layout says.
+        manifest: its samples, in the number of the part's layout.
 
     Raises:
-        StoreError: if something stands there, or it cannot be written.
+        StoreError: if the location exists or cannot be written.
     """
     objects = objects_at(location)
     refuse_existing(objects)
@@ -64,16 +64,16 @@ def create(
     try:
         objects.create("", contents)
     except OSError as error:
-        refuse_existing(objects)  # if another process was faster
+        refuse_existing(objects)  # if another process created it first
         raise StoreError(
-            f"{objects.location} cannot be created: {error.strerror or error}. Check that there is "
-            "room and the right to write, or choose another --store."
+            f"{objects.location} cannot be created: {error.strerror or error}. Free disk space or "
+            "get write permission, or choose another --store."
         ) from error
     return open_store(objects)
 
 
 def refuse_existing(objects: Objects) -> None:
-    """Raise `StoreError` if something stands at a place already."""
+    """Raise `StoreError` if a location already exists."""
     store = looks_like_store(objects)
     local = isinstance(objects, LocalObjects) and (
         objects.root.exists() or objects.root.is_symlink()
@@ -89,19 +89,19 @@ def refuse_existing(objects: Objects) -> None:
 def part_objects(
     spec: PartSpec, numbers: Iterable[int], manifest: Manifest
 ) -> tuple[PartSpec, dict[str, bytes]]:
-    """An empty part, and its objects by key below it: its manifest, and what Zarr says of arrays.
+    """An empty part and its objects by key below it: manifest and Zarr metadata of the arrays.
 
     Args:
         spec: the part.
-        numbers: the numbers of the checkpoints that it has arrays for.
+        numbers: numbers of the checkpoints that have arrays in the part.
         manifest: its samples.
 
     Returns:
-        The part with the digest of its manifest, and the objects. It stands in the attributes of
-        its group, too, so that whoever goes on with one that was begun does so in the same way.
+        The part with the digest of its manifest, and the objects. The attributes of the part's
+        group also hold the part, so that another process resumes it with the same layout.
 
     Raises:
-        StoreError: if there are not as many samples as the layout says.
+        StoreError: if the number of samples differs from the layout.
     """
     layout = spec.layout.layout()
     if len(manifest) != layout.samples:
@@ -115,12 +115,12 @@ def part_objects(
 def array_objects(
     layout: Layout, numbers: Iterable[int], attributes: Mapping[str, Any] | None = None
 ) -> dict[str, bytes]:
-    """What Zarr says of the arrays of some checkpoints, by key below the part.
+    """Zarr metadata of the arrays of some checkpoints, by key below the part.
 
     Args:
-        layout: their shapes.
-        numbers: the numbers of the checkpoints.
-        attributes: of the part's group.
+        layout: shapes of the arrays.
+        numbers: numbers of the checkpoints.
+        attributes: attributes of the part's group.
     """
     found: dict[str, Any] = {}
     zarr.create_group(
@@ -132,7 +132,7 @@ def array_objects(
 
 @lru_cache(maxsize=8)
 def _arrays(layout: Layout, numbers: tuple[int, ...]) -> Mapping[str, bytes]:
-    """`array_objects`, of a group without attributes. Questions are all of a few layouts."""
+    """`array_objects` for a group without attributes, cached because layouts are few."""
     found: dict[str, Any] = {}
     root = zarr.create_group(MemoryStore(found), zarr_format=3)
     for number in numbers:
@@ -147,11 +147,11 @@ def _create_arrays(group: zarr.Group, layout: Layout) -> None:
         chunks=(layout.chunk_samples, layout.slots, layout.dim),
         shards=(layout.shard_samples, layout.slots, layout.dim),
         dtype=layout.dtype,
-        # NaN marks what was never written: a missing chunk reads as the fill value, silently.
+        # NaN marks unwritten values: a missing chunk silently reads as the fill value.
         fill_value=0 if layout.dtype == "int8" else float("nan"),
         filters=None,
-        # Sharding checks only its own index: the chunks bring their own checksum. No compression:
-        # zstd saves 8% and makes a scattered read eight times slower.
+        # The sharding codec checks only its index, so each chunk has its own checksum. No
+        # compression: zstd saves 8% and makes a scattered read eight times slower.
         compressors=Crc32cCodec(),
         dimension_names=["sample", "slot", "dim"],
         chunk_key_encoding=_KEYS,
@@ -174,7 +174,7 @@ def _fill(dtype: str) -> float:
     return -1 if dtype == "int32" else float("nan")
 
 
-# Bytes of a shard that are written before a thread has begun.
+# Bytes: a smaller shard is written faster than a thread starts.
 _SMALL: Final = 1 << 20
 
 STEPS: Final = ("begun", "unsealed", "written", "flushed", "sealed", "seal flushed")
@@ -182,21 +182,21 @@ STEPS: Final = ("begun", "unsealed", "written", "flushed", "sealed", "seal flush
 
 
 def reached(step: str) -> None:
-    """Called at each of `STEPS`. Does nothing; tests put something in its place."""
+    """Called at each of `STEPS`. Does nothing; tests replace it."""
 
 
 def write_shard(part: Part, number: int, shard: int, rows: Rows) -> None:
     """Write one whole shard, then its seal.
 
-    The seal is a single small object, written last and atomically: a shard without one does not
-    count, so a crash at any point leaves the shard either finished or to be done again. What the
-    seal vouches for is flushed to the disk before it, so that this holds after a loss of power.
+    The seal is a single small object, written last and atomically. A shard without a seal does not
+    count, so a crash at any point leaves the shard either finished or to be written again. The
+    sealed objects are flushed to the disk before the seal, so this also holds after a power loss.
 
     Args:
         part: the part of the store.
         number: number of the checkpoint.
         shard: number of the shard.
-        rows: exactly the shard's rows.
+        rows: exactly the rows of the shard.
 
     Raises:
         StoreError: if the rows do not fit the shard, are not finite, or cannot be written.
@@ -217,13 +217,13 @@ def write_shard(part: Part, number: int, shard: int, rows: Rows) -> None:
 
 
 def _finite(array: NDArray[Any]) -> bool:
-    if array.dtype == np.float16:  # by its bits: numpy's own takes six times longer
+    if array.dtype == np.float16:  # tests the bits: numpy's own test takes six times longer
         return bool((array.view(np.uint16) & 0x7FFF).max(initial=0) < 0x7C00)
     return bool(np.isfinite(array).all())
 
 
 def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """`write_shard` of arrays as a store holds them."""
+    """`write_shard` for arrays in their stored form."""
     where = f"{part.location}: checkpoint {number}, shard {shard}"
     objects, layout = part.objects, part.layout
     contents: dict[str, bytes | bytearray] = {"direction": part.codec.encode(arrays["direction"])}
@@ -235,7 +235,7 @@ def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArr
         unseal(part, number, shard)
         reached("unsealed")
         if objects.remote or len(contents["direction"]) > _SMALL:
-            with ThreadPoolExecutor(len(contents)) as pool:  # disks and networks keep one waiting
+            with ThreadPoolExecutor(len(contents)) as pool:  # disks and networks have latency
                 sums = pool.map(sha256, contents.values())
                 list(pool.map(objects.write, keys.values(), contents.values()))
         else:
@@ -260,15 +260,15 @@ def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArr
         reached("seal flushed")
     except OSError as error:
         raise StoreError(
-            f"{where} cannot be written: {error.strerror or error}. What was sealed before is "
-            "safe; make room or restore the disk and run the same command again to go on."
+            f"{where} cannot be written: {error.strerror or error}. Sealed shards are safe. Free "
+            "disk space or restore the disk, and run the same command again to resume."
         ) from error
 
 
 def unseal(part: Part, number: int, shard: int) -> None:
-    """Remove a shard's seal, if it has one: its rows do not count any more, and can be made anew.
+    """Remove a shard's seal, if any: its rows no longer count and can be written again.
 
     Raises:
-        OSError: if it cannot be removed.
+        OSError: if the seal cannot be removed.
     """
     part.objects.remove(part.seal_key(number, shard))

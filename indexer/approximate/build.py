@@ -1,9 +1,9 @@
-"""Building an index, and bringing one up to date.
+"""Building and updating an index.
 
-An index is a folder `NAME.MEASURE.index` with `vectors.faiss`, `index.json`, which says what it
-was built from and what it was measured to find, and `samples.parquet`, whose vectors they are. It
-is refused for any other store, and for the same store after samples were added or deleted; then it
-can be brought up to date.
+An index is a folder `NAME.MEASURE.index` with `vectors.faiss`, `index.json`, which records what it
+was built from and its measured recall, and `samples.parquet`, which lists the indexed samples. It
+is refused for any other store. It is also refused for the same store after samples are added or
+deleted, until it is updated.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gradstore.errors import (
 from gradstore.progress import progress
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.objects.location import objects_at
+from gradstore.store.opening import as_store
 from indexer.approximate.crossover import exact_from
 from indexer.approximate.factory import DEFAULT, estimated_bytes, recorded
 from indexer.approximate.first_stage import FirstStage
@@ -45,17 +46,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
     from indexer.feature import Tile
     from indexer.measure import Measure
 
 
-# An index that grew no further than this is taken to find what it found before.
+# Maximum growth in samples before the recall is measured again.
 _MEASURED_UP_TO: Final = 1.25
 
 
 def estimated_nbytes(
-    store: Store,
+    store: StoreLike,
     measure: Measure | str,
     path: str | Path | None = None,
     *,
@@ -63,11 +65,12 @@ def estimated_nbytes(
     matched: bool = False,
     factory: str | None = None,
 ) -> int:
-    """About how many bytes `build_index` with the same arguments takes, in memory and on the disk.
+    """Estimate the bytes that `build_index` with the same arguments takes in memory and on disk.
 
     Raises:
-        ConfigError: if FAISS knows no such index.
+        ConfigError: if FAISS rejects the factory string.
     """
+    store = as_store(store)
     if path is None:
         path = index_path(store, measure, etas=etas, matched=matched)
     width = store.dim * (store.slots if matched else 1)
@@ -75,7 +78,7 @@ def estimated_nbytes(
 
 
 def build_index(
-    store: Store,
+    store: StoreLike,
     measure: Measure | str,
     path: str | Path | None = None,
     *,
@@ -84,26 +87,26 @@ def build_index(
     factory: str | None = None,
     queries: Store | None = None,
 ) -> SearchIndex:
-    """Build the index of a store under a measure, or open the one that stands there already.
+    """Build the index of a store under a measure, or open the existing one.
 
-    One that was built before samples were added to the store or deleted from it is brought up to
-    date: vectors of what is gone are removed, and only what is new is read.
+    An index built before samples were added or deleted is updated: vectors of deleted samples are
+    removed, and only new samples are read.
 
     Args:
         store: a complete store.
-        measure: a measure, or its name.
+        measure: a measure or its name.
         path: the index's folder; by default `index_path`.
         etas: checkpoint weights η_k; by default the store's.
-        matched: match slots timestep by timestep.
-        factory: what FAISS keeps of each vector: one of `factory.NAMES`, or a string of FAISS's
-            `index_factory`; by default what the index that stands there has, else one bit
-            per dimension.
-        queries: a query store to measure the recall with; by default training samples.
+        matched: match slots by timestep.
+        factory: encoding of the vectors: one of `factory.NAMES`, or a string for FAISS's
+            `index_factory`; by default that of the existing index, else one bit per dimension.
+        queries: query store used to measure the recall; by default training samples.
 
     Raises:
         UnsealedError: if the store is not complete.
-        SearchIndexError: if another index stands at `path`; it is not changed.
+        SearchIndexError: if a different index exists at `path`; it is left unchanged.
     """
+    store = as_store(store)
     measure = indexed(measure)
     if path is None:
         path = index_path(store, measure, etas=etas, matched=matched)
@@ -120,7 +123,7 @@ def build_index(
         stage, start, was = FirstStage.empty(factory, store, features), 0, None
     measured = None if was is None else was.measured
     recall = Recall(store, features, queries) if measured is None else None
-    # Read once for the pass, for what is measured after it, and for the questions to come.
+    # Read once for this pass, the recall measurement, and later searches.
     weights = RowWeights(store, features) if recall is not None else None
     _fill(stage, start, store, features, recall=recall, weights=weights)
     known = None if was is None else was.exact_from
@@ -152,7 +155,7 @@ def _fill(
     recall: Recall | None,
     weights: RowWeights | None,
 ) -> None:
-    """Add the samples from `start` on to a first stage, in one pass."""
+    """Add the samples from `start` on to a first stage in one pass."""
 
     def work(samples: NDArray[np.int64], tiles: Iterator[Tile]) -> list[NDArray[Any]]:
         encoded = []
@@ -181,7 +184,7 @@ def _fill(
 
 
 def _factory(given: str | None, path: Path) -> str:
-    """What is to be kept of each vector: what is given, what the index there has, or one bit."""
+    """Encoding of the vectors: `given`, else that of the existing index, else one bit."""
     if given is not None:
         return recorded(given)
     try:
@@ -193,15 +196,16 @@ def _factory(given: str | None, path: Path) -> str:
 def _outdated(
     path: Path, wanted: BuiltFrom, store: Store, features: Features
 ) -> tuple[FirstStage | None, int, IndexSpec | None]:
-    """An index of the store as it was, without the vectors of what is gone, and how many are left.
+    """Read an outdated index and remove the vectors of deleted samples.
 
-    Samples keep their order whatever is done to a store, and new ones come last: so the vectors
-    that are left are those of the store's first samples.
+    All changes to a store preserve the order of its samples and append new ones. The remaining
+    vectors are therefore those of the store's first samples.
 
     Returns:
-        The first stage, how many vectors it holds, and its specification, whose measurements stay
-        true; None if so much was added since that it must be measured anew. No first stage if the
-        index is up to date or of something else, which `open_index` tells.
+        The first stage, its number of vectors, and its specification, whose measurements still
+        hold. The specification is None if so many samples were added that the index must be
+        measured again. The first stage is None if the index is up to date or was built from other
+        inputs; `open_index` tells these cases apart.
     """
     try:
         files = objects_at(path)

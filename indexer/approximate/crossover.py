@@ -1,9 +1,9 @@
-"""Which engine is faster: for how many queries at once a pass over the store pays.
+"""Smallest batch of queries from which exact search is never slower than an index.
 
-The first stage takes so long for every query; the exact engine reads the store once for all of
-them. Where they meet depends on the machine and on the store, so it is measured when an index is
-built: what building it told of the first stage, the exact engine's pass over a part of the store,
-and what a row takes with more queries. None of it is another pass over the store.
+The first stage takes constant time per query. The exact engine reads the store once for all
+queries. Their crossover depends on the machine and the store, so `build_index` measures it. It
+combines the first stage's time during the build, the exact engine's time on a part of the store,
+and the time per row for more queries. None of these needs another pass over the store.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
     from indexer.exact.engine import ExactEngine
 
 _COUNTS: Final = (1, 4, 16, 64, 256)
-# Queries and candidates of each that are scored again.
+# Number of queries in a rescoring trial, and candidates per query.
 _RESCORED: Final = 16
 _MOST_CANDIDATES: Final = 50
 _TRIES: Final = 2
-# The parts of a store that are passed over, samples.
+# Sizes, in samples, of the parts of a store that are timed.
 _PARTS: Final = (2048, 8192)
 _K: Final = 10
 _MOST: Final = 1_000_000
 
 Times = list[tuple[int, float]]
-"""Queries at once, rising, and the seconds they took; two of them at least."""
+"""Pairs of (queries per batch, seconds), ascending; at least two."""
 
 
 def meeting(index: Times, exact: Times) -> int | None:
-    """From how many queries at once on the exact engine is never slower; None if not by a million.
+    """Smallest batch from which exact search is never slower; None above 10^6.
 
-    Between what was measured, seconds lie on a line; beyond, on the last one.
+    Seconds are interpolated linearly between measurements and extrapolated on the last segment.
     """
     queries = np.arange(1, _MOST + 1)
     slower = np.flatnonzero(_seconds_of(queries, exact) > _seconds_of(queries, index))
@@ -60,24 +60,24 @@ def _seconds_of(queries: NDArray[np.int64], times: Times) -> NDArray[np.float64]
 
 
 def grown(parts: tuple[float, float], seconds: tuple[float, float], samples: int) -> float:
-    """Seconds for all samples, by the line through those for two parts of them."""
+    """Extrapolate seconds linearly from two parts of the samples to all of them."""
     each = max(0.0, (seconds[1] - seconds[0]) / max(1, parts[1] - parts[0]))
     return seconds[1] + each * (samples - parts[1])
 
 
 def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> int | None:
-    """From how many queries at once on the exact engine is faster than an index of its store.
+    """Smallest batch from which exact search is never slower than an index of the same store.
 
-    For whoever asks again and again: the store is in the system's cache, and its checksums were
-    checked. The first pass of a process takes longer.
+    The measurement assumes repeated searches: the store is in the system's cache and its checksums
+    are verified. The first pass of a process takes longer.
 
     Args:
         exact: the exact engine.
-        candidates: how many of each end of a query the index scores again.
-        vector_seconds: what its first stage takes for each end of a query.
+        candidates: number of candidates that the index rescores at each end of a query.
+        vector_seconds: seconds of the index's first stage per end of a query.
 
     Returns:
-        The number; None if it is so of none up to a million.
+        The number of queries; None above 10^6.
     """
     store, features = exact.store, exact.features
     draws = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> in
     drawn = draws.integers(store.samples, size=(_RESCORED, _MOST_CANDIDATES))
 
     def again(count: int) -> float:
-        """Seconds to score a candidate of each of some queries again."""
+        """Seconds to rescore one candidate of each of `count` queries."""
         job = partial(rescored, store, features, probes[:count], drawn[:count], exact.weights)
         return _seconds(job) / _MOST_CANDIDATES
 
@@ -100,7 +100,7 @@ def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> in
         _seconds(partial(exact.search, probes[:1], k, keep=np.arange(part))) for part in parts
     ]
     one = grown((parts[0], parts[1]), (passes[0], passes[1]), store.samples)
-    # What is left to add for more queries: products, and the ends that are scored again.
+    # Extra time for more queries: their products, and rescoring at both ends.
     rows = store.samples * len(features.checkpoints) / cores()
     width = features.width(store)
     dtype = features.dtype(store)
@@ -116,7 +116,7 @@ def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> in
 
 
 def _seconds(job: Callable[[], object]) -> float:
-    """The least of a few tries: what else runs only adds."""
+    """Minimum of several runs, since other processes can only add time."""
     taken: list[float] = []
     for _ in range(_TRIES):
         start = perf_counter()

@@ -1,4 +1,4 @@
-"""Which FAISS index: by name, whose sizes follow the store's, or by FAISS's own factory string."""
+"""Choice of the FAISS index: a name, whose sizes depend on the store, or a factory string."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from indexer.approximate.codes import code_bytes
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# One bit per dimension, whatever the size: from a few thousand samples on nothing else finds as
-# much in as little, and where reading the store is faster the exact engine is taken (`choice`).
+# One bit per dimension for every store size. From a few thousand samples on, no other encoding
+# finds as much in as few bytes. Where a pass is faster, the exact engine is used (`exact_from`).
 DEFAULT: Final = "RaBitQ"
 NAMES: Final[Mapping[str, str]] = {
     "rabitq": "RaBitQ",
@@ -21,20 +21,20 @@ NAMES: Final[Mapping[str, str]] = {
     "hnsw": "HNSW32,SQ8",
     "ivf": "IVF{lists},RaBitQ",
 }
-# Of an inverted file by name, so many lists are searched: a fourth of the time, and most of what
-# is to be found.
+# A quarter of a named inverted file's lists is searched. This takes a quarter of the time and finds
+# most of the nearest samples.
 _SEARCHED: Final = 4
-# Indexes that must be trained are trained on so many samples at most, of which FAISS wants so many
-# per list.
+# Maximum number of training samples of indexes that need training, and the number of training
+# samples that FAISS requests per list.
 TRAINED_ON: Final = 16_384
 _PER_LIST: Final = 39
 
 
 def faiss_module() -> Any:
-    """FAISS, whichever of its builds is installed.
+    """Import FAISS, whichever of its two builds is installed.
 
     Raises:
-        DependencyError: if there is none.
+        DependencyError: if FAISS is not installed.
     """
     try:
         import faiss
@@ -47,16 +47,16 @@ def faiss_module() -> Any:
 
 
 def recorded(factory: str) -> str:
-    """How an index's `index.json` names it: as FAISS does, but for a name whose sizes vary."""
+    """Factory as recorded in `index.json`: FAISS's string, or the name if its sizes vary."""
     known = NAMES.get(factory, factory)
     return factory if "{" in known else known
 
 
 def factory_string(factory: str, samples: int) -> str:
-    """What FAISS calls an index, given by one of `NAMES` or by FAISS's own factory string.
+    """FAISS factory string for one of `NAMES`; other strings are returned unchanged.
 
-    An inverted file by name has about 4·√samples lists, or as many as can be trained; a power of
-    two.
+    A named inverted file has about 4·√samples lists, limited by the number of training samples and
+    rounded down to a power of two.
     """
     if factory not in NAMES:
         return factory
@@ -65,15 +65,15 @@ def factory_string(factory: str, samples: int) -> str:
 
 
 def empty_vectors(factory: str, dim: int, samples: int) -> Any:
-    """A FAISS index of no vectors, not trained yet.
+    """Create an empty, untrained FAISS index.
 
     Args:
         factory: one of `NAMES`, or a factory string.
         dim: length of a vector.
-        samples: how many vectors it will hold.
+        samples: number of vectors it will hold.
 
     Raises:
-        ConfigError: if FAISS knows no such factory string.
+        ConfigError: if FAISS rejects the factory string.
     """
     faiss = faiss_module()
     try:
@@ -92,26 +92,26 @@ def empty_vectors(factory: str, dim: int, samples: int) -> Any:
 
 
 def estimated_bytes(factory: str, dim: int, samples: int) -> int:
-    """About how many bytes an index will take, in memory and on the disk, before it is built.
+    """Estimate the bytes of an index in memory and on disk before it is built.
 
     Args:
         factory: one of `NAMES`, or a factory string.
         dim: length of a vector.
-        samples: how many vectors it will hold.
+        samples: number of vectors it will hold.
 
     Raises:
-        ConfigError: if FAISS knows no such factory string.
+        ConfigError: if FAISS rejects the factory string.
     """
-    if factory_string(factory, samples) == DEFAULT:  # asked before there may be FAISS
+    if factory_string(factory, samples) == DEFAULT:  # avoids FAISS, which may not be installed
         return samples * code_bytes(dim)
     faiss, vectors = faiss_module(), empty_vectors(factory, dim, samples)
     fixed = len(faiss.serialize_index(vectors))
     if isinstance(vectors, faiss.IndexHNSW):
         links = vectors.hnsw.nb_neighbors(1)
-        # Twice as many at the lowest level, of which each has its place and its height; one of so
-        # many samples is on the next level, and so on.
+        # The lowest level has 2 × links per sample, plus an offset and a level number. Each higher
+        # level has 1/links of the samples of the level below.
         graph = 4 * (2 * links + 3) + 4 * links / (links - 1)
         return fixed + int(samples * (faiss.downcast_index(vectors.storage).sa_code_size() + graph))
-    if isinstance(vectors, faiss.IndexIVF):  # with the number of each vector, and the centroids
+    if isinstance(vectors, faiss.IndexIVF):  # plus the 8-byte id of each vector, and the centroids
         return fixed + samples * (int(vectors.code_size) + 8) + 4 * int(vectors.nlist) * dim
     return fixed + samples * int(vectors.sa_code_size())

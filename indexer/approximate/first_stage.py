@@ -1,4 +1,4 @@
-"""The first stage of a search: candidates, from what FAISS keeps of features in memory."""
+"""First stage of a search: candidates from encoded features that FAISS holds in memory."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     from gradstore.store.reader import Store
     from indexer.feature import Features, Part
 
-# Bits that each entry of a query is rounded to. With 4, FAISS takes half as long again, and as many
-# candidates hold what is to be found; with 1, twice as many are needed; at 0, FAISS's default, it
-# takes a thousand times as long (`benchmarks/notes/search.md`).
+# Bits per entry of a quantised query. Compared with 2: 4 bits take 50% longer and need the same
+# number of candidates; 1 bit needs twice as many candidates; 0, FAISS's default, takes 1000 times
+# as long (`benchmarks/notes/search.md`).
 QUERY_BITS: Final = 2
 
 
 class FirstStage:
     """A FAISS index of features, summed over checkpoints.
 
-    Checkpoints are projected independently, so what their parts have to do with each other is
-    noise, and a vector as long as one checkpoint's finds as good candidates as one that holds all.
+    Checkpoints are projected independently, so products between their parts are noise. A vector as
+    long as one checkpoint's part finds as good candidates as the concatenation of all parts.
 
     Args:
         vectors: the FAISS index.
-        checkpoints: how many parts a feature has.
-        query_bits: bits that each entry of a query is rounded to, where vectors have one.
+        checkpoints: number of parts of a feature.
+        query_bits: bits per entry of a quantised query, for vectors of one bit per dimension.
 
     Attributes:
         query_bits: as given.
@@ -45,22 +45,22 @@ class FirstStage:
         self._vectors = vectors
         self._checkpoints = checkpoints
         self.query_bits = query_bits
-        # RaBitQ of more than one bit per dimension makes its own codes.
+        # Only one-bit RaBitQ is encoded here; RaBitQ with more bits uses FAISS's encoder.
         signs = isinstance(vectors, faiss_module().IndexRaBitQ)
         self._by_signs = signs and vectors.code_size == code_bytes(vectors.d)
 
     @classmethod
     def empty(cls, factory: str, store: Store, features: Features) -> FirstStage:
-        """One of no vectors, trained, if it must be, on samples drawn at random.
+        """Create an empty stage; train it on random samples if its kind needs training.
 
         Raises:
-            ConfigError: if FAISS knows no such factory string.
+            ConfigError: if FAISS rejects the factory string.
         """
         dim = features.width(store)
         vectors = empty_vectors(factory, dim, store.samples)
         stage = cls(vectors, len(features.etas))
         if stage._by_signs:
-            vectors.train(np.zeros((1, dim), np.float32))  # a centroid of zero: see `codes`
+            vectors.train(np.zeros((1, dim), np.float32))  # sets a zero centroid, see `codes`
         elif not vectors.is_trained:
             chosen = np.random.default_rng(0).permutation(store.samples)[:TRAINED_ON]
             vectors.train(stage._folded(features.take(store, np.sort(chosen))))
@@ -68,11 +68,11 @@ class FirstStage:
 
     @classmethod
     def read(cls, file: Path, features: Features, query_bits: int) -> FirstStage:
-        """One that was written."""
+        """Read a stage from a file."""
         return cls(faiss_module().read_index(str(file)), len(features.etas), query_bits)
 
     def write(self, file: Path) -> None:
-        """Write it to a file."""
+        """Write the stage to a file."""
         faiss_module().write_index(self._vectors, str(file))
 
     def __len__(self) -> int:
@@ -84,10 +84,10 @@ class FirstStage:
         return int(self._vectors.d)
 
     def encoded(self, parts: Mapping[int, Part]) -> NDArray[Any]:
-        """What `add` takes of samples, of the parts of their features that are each checkpoint's.
+        """Encode samples for `add`, given each checkpoint's part of their features.
 
         Returns:
-            Codes where they are made here, uint8 `[samples, bytes]`; else vectors, float32
+            Codes if they are computed here, uint8 `[samples, bytes]`; else vectors, float32
             `[samples, dim]`.
         """
         (vectors, scale), *others = parts.values()
@@ -99,14 +99,14 @@ class FirstStage:
         return encode(vectors, scale) if self._by_signs else vectors
 
     def add(self, encoded: NDArray[Any]) -> None:
-        """Add samples, as `encoded` gives them."""
+        """Add samples encoded by `encoded`."""
         if self._by_signs:
             self._vectors.add_sa_codes(encoded)
         else:
             self._vectors.add(encoded)
 
     def remove(self, rows: NDArray[np.int64]) -> bool:
-        """Remove samples; False if this kind of index cannot."""
+        """Remove samples; return False if this kind of index cannot."""
         try:
             self._vectors.remove_ids(rows)
         except RuntimeError:
@@ -116,9 +116,9 @@ class FirstStage:
     def search(
         self, queries: NDArray[np.float32], count: int, keep: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
-        """Candidates of each query, `[queries, count]`, all of them among `keep`, if it is given.
+        """Candidates of each query, `[queries, count]`, restricted to `keep` if given.
 
-        Where an index finds fewer, as those do that look at a part of themselves, the rest is -1.
+        Indexes that search only a part of their vectors may find fewer; the rest is -1.
 
         Raises:
             SearchIndexError: if this kind of index cannot search among some samples only.
@@ -132,12 +132,12 @@ class FirstStage:
                 raise
             raise SearchIndexError(
                 f"{type(self._vectors).__name__} of FAISS cannot search among some samples only: "
-                f"{str(error).splitlines()[-1]}. Search without the index, or build another."
+                f"{str(error).splitlines()[-1]}. Search without the index, or build another kind."
             ) from error
         return found
 
     def _parameters(self, count: int, keep: NDArray[np.int64] | None) -> Any:
-        """What a search is told beside its queries; each kind of index takes another kind of it."""
+        """FAISS search parameters; each kind of index has its own class."""
         faiss, vectors = faiss_module(), self._vectors
         given = {} if keep is None else {"sel": faiss.IDSelectorBatch(keep)}
         if self._by_signs:
@@ -163,7 +163,7 @@ class FirstStage:
 
 
 def faiss_description() -> str:
-    """Version, CPU instructions and number of GPUs of the FAISS build at hand."""
+    """Version, CPU instructions and number of GPUs of the installed FAISS build."""
     faiss = faiss_module()
     gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     return f"{faiss.get_compile_options().strip()}, {gpus} GPUs"

@@ -1,9 +1,8 @@
-"""A search index: the first stage of a search, in memory, whose candidates the store decides.
+"""Search index: the first stage finds candidates in memory, the store scores them exactly.
 
-What is indexed is the sum of a sample's features over checkpoints. Checkpoints are projected
-independently, so products between parts of different checkpoints are noise, and a vector as long
-as one checkpoint's finds as good candidates as one that holds all of them, in a fraction of the
-bytes. Candidates are scored again, exactly, from the store.
+The index holds the sum of a sample's features over checkpoints. Checkpoints are projected
+independently, so products between parts of different checkpoints are noise. A vector as long as one
+checkpoint's part finds as good candidates as the concatenation of all parts, in fewer bytes.
 """
 
 from __future__ import annotations
@@ -33,13 +32,13 @@ if TYPE_CHECKING:
 
 
 class SearchIndex:
-    """An index in memory, ready to search.
+    """A search index in memory.
 
     Attributes:
         path: its folder.
         spec: what it was built from.
-        store: the store that it was built from.
-        features: how rows become the features that are searched.
+        store: the store it was built from.
+        features: computes features from rows.
     """
 
     def __init__(
@@ -67,32 +66,32 @@ class SearchIndex:
 
     @property
     def measure(self) -> Measure:
-        """The measure that it was built for, as it was fitted to the store."""
+        """The measure it was built for, fitted to the store."""
         return self.features.measure
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk, which are about those in memory."""
+        """Bytes on disk, about the same as in memory."""
         return (self.path / VECTORS_NAME).stat().st_size
 
     def search(
         self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
     ) -> tuple[Ranking, Ranking]:
-        """The `k` training samples of highest and of lowest influence on each query.
+        """Find the `k` training samples of highest and of lowest influence on each query.
 
-        By `approximate`, or, for so many queries at once that it is faster, by the exact engine.
+        Uses `approximate`, or the exact engine if it is faster for this number of queries.
 
         Args:
             queries: features, float32 `[queries, dim]`.
-            k: how many.
-            keep: numbers of the samples to search, rising; by default all.
+            k: number of samples on each side.
+            keep: ascending numbers of the samples to search; by default all.
 
         Returns:
             Proponents and opponents.
 
         Raises:
-            QueryError: if `k` is larger than the store, or the features have another length.
-            SearchIndexError: if the store changed since it was opened.
+            QueryError: if `k` exceeds the number of samples, or features have the wrong length.
+            SearchIndexError: if the store changed since the index was opened.
         """
         share = 1.0 if keep is None else len(keep) / self.spec.count
         if self.spec.exact_from is not None and len(queries) >= share * self.spec.exact_from:
@@ -103,27 +102,27 @@ class SearchIndex:
     def approximate(
         self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
     ) -> tuple[Ranking, Ranking]:
-        """`search` by the index, however many queries there are.
+        """Run `search` with the index, whatever the number of queries.
 
-        Candidates come from the index, scores from the store: they are exact, in float32. Which
-        samples are found is not quite: `spec.measured` tells the recall.
+        Candidates come from the index. Scores come from the store and are exact, in float32. The
+        index may miss samples; `spec.measured` records its recall.
 
         Args:
             queries: features, float32 `[queries, dim]`.
-            k: how many.
-            keep: numbers of the samples to search, rising; by default all.
+            k: number of samples on each side.
+            keep: ascending numbers of the samples to search; by default all.
 
         Returns:
             Proponents and opponents.
 
         Raises:
-            QueryError: if `k` is larger than the store, or the features have another length.
-            SearchIndexError: if the store changed since it was opened.
+            QueryError: if `k` exceeds the number of samples, or features have the wrong length.
+            SearchIndexError: if the store changed since the index was opened.
         """
         self._require_searchable(queries, k, keep)
         left = self.spec.count if keep is None else len(keep)
         count = min(left, max(self.spec.measured.candidates, 2 * k))
-        # Both ends at once: FAISS gives each query a thread, and threads share what they read.
+        # Search both ends in one call: FAISS runs one thread per query, and threads share reads.
         found_twice = self._stage.search(np.concatenate([queries, -queries]), count, keep)
         high, low = np.split(found_twice, 2)
         both = np.concatenate([high, low], axis=1)
@@ -135,8 +134,8 @@ class SearchIndex:
             found = best(np.where(rows < 0, -np.inf, sign * exact).astype(np.float32), rows, k)
             if (found.rows < 0).any():
                 raise SearchIndexError(
-                    f"index {self.path} ({self.spec.factory}) looks at a part of itself and found "
-                    f"fewer than {k} samples. Ask for fewer, or build another: "
+                    f"index {self.path} ({self.spec.factory}) searches only a part of its vectors "
+                    f"and found fewer than {k} samples. Use a smaller --k, or build another kind: "
                     f"{update(self.store, self.features)}"
                 )
             sides.append(Ranking(found.rows, sign * found.scores))
@@ -149,12 +148,14 @@ class SearchIndex:
         if not self.store.is_current():
             raise SearchIndexError(
                 f"{self.store.location} changed since index {self.path} was opened: samples may "
-                f"have been deleted. Bring it up to date: {update(self.store, self.features)}"
+                f"have been deleted. Update the index: {update(self.store, self.features)}"
             )
         if queries.ndim != 2 or queries.shape[1] != self.features.dim(self.store):
             raise QueryError(
                 f"the queries have shape {queries.shape}, but features of {self.store.location} "
-                f"have length {self.features.dim(self.store)}. Make them with indexer.features."
+                f"have length {self.features.dim(self.store)}. Make them with indexer.Features."
             )
         if not np.isfinite(queries).all():
-            raise QueryError("a query's features are not finite: its gradients are damaged")
+            raise QueryError(
+                "a query's features are not finite: its gradients are damaged. Collect it again."
+            )

@@ -1,4 +1,4 @@
-"""Opening an index that was built, and refusing any other."""
+"""Opening an index, and refusing one that was built from other inputs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gradstore.errors import (
     SearchIndexError,
 )
+from gradstore.store.opening import as_store
 from indexer.approximate.factory import recorded
 from indexer.approximate.first_stage import FirstStage
 from indexer.approximate.index import SearchIndex
@@ -25,32 +26,34 @@ from indexer.feature import Features
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
     from indexer.measure import Measure
 
 
 def open_index(
     path: str | Path,
-    store: Store,
+    store: StoreLike,
     measure: Measure | str,
     *,
     etas: Sequence[float] | None = None,
     matched: bool = False,
     factory: str | None = None,
 ) -> SearchIndex:
-    """Open an index that was built from this store, measure and checkpoint weights.
+    """Open an index built from this store, measure and checkpoint weights.
 
     Args:
         path: the index's folder.
-        store: the store that it was built from.
-        measure: a measure, or its name.
+        store: the store it was built from.
+        measure: a measure or its name.
         etas: checkpoint weights η_k; by default the store's.
-        matched: whether slots are matched timestep by timestep.
-        factory: what FAISS must keep of each vector; by default, whatever the index has.
+        matched: whether slots are matched by timestep.
+        factory: required encoding of the vectors; by default any.
 
     Raises:
-        SearchIndexError: if there is none, it is damaged, or it was built from something else.
+        SearchIndexError: if the index is missing, damaged, or built from other inputs.
     """
+    store = as_store(store)
     path = Path(path)
     measure = indexed(measure)
     features = Features.of(store, measure, etas=etas, matched=matched)
@@ -61,7 +64,7 @@ def open_index(
     if name == "samples":
         raise SearchIndexError(
             f"index {path} was built from {spec.count:,} samples; {store.location} has "
-            f"{store.samples:,} now, and not the same. Bring it up to date: "
+            f"{store.samples:,} now, and not the same. Update the index: "
             f"{update(store, features)}"
         )
     if name is not None:

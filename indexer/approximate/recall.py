@@ -1,4 +1,4 @@
-"""What a first stage finds of what the exact engine finds."""
+"""Recall of a first stage, measured against the exact engine."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ _ENOUGH: Final = 0.995
 
 
 class Measured(Spec):
-    """What an index was measured to find, against the exact engine.
+    """Measured recall of an index, compared with the exact engine.
 
     Attributes:
-        queries: how many queries it was measured with.
-        origin: what they were: `samples` of the training set, drawn at random, of which none was to
-            find itself, or the location of a query store.
-        samples: how many vectors the index held.
-        candidates: how many of each query it was asked for, of which the exact scores decide.
-        query_bits: bits that each entry of a query was rounded to, and is when it is searched, if
-            vectors have one bit per dimension. 4 in indexes made before it was kept.
-        recall_at_10: share of the 10 samples of highest influence that it finds.
-        recall_at_100: share of the highest 100, of twice as many candidates at least.
+        queries: number of queries used.
+        origin: source of the queries: `samples` for random training samples, each excluded from its
+            own results, or the location of a query store.
+        samples: number of vectors in the index.
+        candidates: number of candidates per query, which are rescored exactly.
+        query_bits: bits per entry of a quantised query, in the measurement and in searches, if
+            vectors have one bit per dimension. 4 in indexes from before this field existed.
+        recall_at_10: share found of the 10 samples of highest influence.
+        recall_at_100: share found of the highest 100, with at least 200 candidates.
     """
 
     queries: Annotated[int, Field(ge=1)]
@@ -59,11 +59,11 @@ class Recall:
 
     Args:
         store: the training store.
-        features: how rows become features.
-        queries: a query store to measure with; by default training samples drawn at random.
+        features: computes features from rows.
+        queries: query store used to measure; by default random training samples.
 
     Attributes:
-        vector_seconds: what the first stage took for each probe.
+        vector_seconds: seconds of the first stage per query.
     """
 
     def __init__(self, store: Store, features: Features, queries: Store | None = None) -> None:
@@ -71,7 +71,7 @@ class Recall:
         source = queries or store
         chosen = np.sort(np.random.default_rng(0).permutation(source.samples)[:_PROBES])
         self._probes = features.take(source, chosen)
-        # No sample is to find itself, which is easy.
+        # Exclude each sample from its own results, because finding itself is trivial.
         self._own = chosen if queries is None else np.full(len(chosen), -1)
         self._origin = "samples" if queries is None else queries.location
         self._multiply = Products(store, features, self._probes)
@@ -80,11 +80,11 @@ class Recall:
         self.vector_seconds = 0.0
 
     def add(self, samples: NDArray[np.int64], tiles: Iterable[Tile]) -> None:
-        """See the features of some samples; in several threads at once."""
+        """Score samples from their features; several threads may call this at once."""
         self._ends.add(samples, self._multiply(len(samples), tiles))
 
     def of(self, stage: FirstStage) -> Measured:
-        """The recall with the fewest candidates that find what is to be found."""
+        """Measure recall, with the fewest candidates that reach the target recall."""
         (ranking,) = self._ends.rankings
         rows, scores = ranking.rows, ranking.scores
         if self._multiply.rounds:

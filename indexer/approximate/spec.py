@@ -1,4 +1,4 @@
-"""What an index was built from, and how its store's place names it."""
+"""Specification of an index, and its default path."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from pydantic import Field
 
 from gradstore.store.format.spec import Identity, Spec
+from gradstore.store.opening import as_store
 from indexer.approximate.recall import Measured
 from indexer.artifact import samples_hash
 from indexer.measure import QuerySide
@@ -17,6 +18,7 @@ from indexer.measures.registry import measure_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
     from indexer.feature import Features
     from indexer.measure import Measure
@@ -32,17 +34,17 @@ SAMPLES_NAME = "samples.parquet"
 
 
 class BuiltFrom(Spec):
-    """What an index is made of, by which it is told whether it is the one that is needed.
+    """Inputs of an index, compared to decide whether an existing index can be used.
 
     Attributes:
         fingerprint: fingerprint of the store.
         measure: identity of the measure.
         etas: checkpoint weights η_k.
-        matched: whether slots are matched timestep by timestep.
+        matched: whether slots are matched by timestep.
         factory: FAISS factory string.
         dim: length of a vector.
-        samples: hash of ids and digests, in row order. It comes last: what differs in nothing else
-            can be brought up to date.
+        samples: hash of ids and digests, in row order. It is compared last: an index that differs
+            only here can be updated.
     """
 
     fingerprint: str
@@ -55,15 +57,15 @@ class BuiltFrom(Spec):
 
 
 class IndexSpec(BuiltFrom):
-    """What an index was built from, and what it is, `index.json`.
+    """Content of `index.json`: the inputs and properties of an index.
 
     Attributes:
         format_version: version of the index format.
         count: number of vectors.
-        measured: what it was measured to find.
-        exact_from: from how many queries at once on the exact engine is taken, because it is
-            faster by what building told; None if it never is.
-        sha256: of `vectors.faiss`, which FAISS is given to read only if it is so.
+        measured: measured recall.
+        exact_from: smallest batch of queries for which the exact engine is used, because it is
+            faster by the build's measurement; None if it never is.
+        sha256: SHA-256 of `vectors.faiss`, verified before FAISS reads the file.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -74,16 +76,17 @@ class IndexSpec(BuiltFrom):
 
 
 def index_path(
-    store: Store,
+    store: StoreLike,
     measure: Measure | str,
     *,
     etas: Sequence[float] | None = None,
     matched: bool = False,
 ) -> Path:
-    """Where the index of a store under a measure stands unless told otherwise.
+    """Default path of the index of a store under a measure.
 
-    One of other checkpoint weights than the store's, or of matched slots, has a place of its own.
+    Other checkpoint weights than the store's, and matched slots, have their own paths.
     """
+    store = as_store(store)
     name = f"{store.name}.{indexed(measure).name.replace(':', '-')}"
     if matched:
         name += ".matched"
@@ -91,18 +94,18 @@ def index_path(
         given = ",".join(f"{eta:g}" for eta in etas)
         name += f".etas-{blake2b(given.encode(), digest_size=4).hexdigest()}"
     name += ".index"
-    # FAISS reads files: the index of a store under a URL stands in the current folder.
+    # FAISS reads local files, so the index of a store under a URL is in the current folder.
     return Path(name) if store.objects.remote else store.path.with_name(name)
 
 
 def indexed(measure: Measure | str) -> Measure:
-    """The measure of the vectors: a preconditioned one changes the queries alone."""
+    """Measure of the indexed vectors; a preconditioned measure changes only the queries."""
     given = measure_of(measure)
     return given.indexed if isinstance(given, QuerySide) else given
 
 
 def update(store: Store, features: Features) -> str:
-    """The command that builds an index, or brings it up to date."""
+    """Command that builds or updates an index."""
     command = f"gradstore index --store {store.location} --measures {features.measure.name}"
     if list(features.etas) != store.etas:
         command += f" --etas {','.join(f'{eta:g}' for eta in features.etas)}"
@@ -110,7 +113,7 @@ def update(store: Store, features: Features) -> str:
 
 
 def built_from(store: Store, features: Features, factory: str) -> BuiltFrom:
-    """What an index of these features of a store would be built from."""
+    """Inputs of an index of these features of a store."""
     return BuiltFrom(
         fingerprint=store.spec.fingerprint,
         measure=features.measure.identity(),

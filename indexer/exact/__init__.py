@@ -1,1 +1,1 @@
-"""Exact search: every training sample is scored."""
+"""Exact search: scores every training sample."""

@@ -1,4 +1,4 @@
-"""The highest and the lowest scores of a stream of samples."""
+"""Highest and lowest scores of a stream of samples."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ if TYPE_CHECKING:
 
 
 class Highest:
-    """The highest scores of a stream of samples, which come in the order of the store.
+    """Highest scores of a stream of samples that arrives in store order.
 
-    What may be among them is put by, and sorted out when there is much of it: after the first
-    blocks that is seldom.
+    Possible members are collected and sorted in batches. After the first blocks, sorts are rare.
 
     Args:
         queries: number of queries.
-        count: how many are kept of each.
-        sign: -1 for the lowest scores; what is kept of them is their negative.
+        count: number of scores kept per query.
+        sign: -1 for the lowest scores, which are then stored negated.
     """
 
     def __init__(self, queries: int, count: int, sign: int = 1) -> None:
@@ -36,31 +35,31 @@ class Highest:
 
     @classmethod
     def of(cls, several: Sequence[Highest]) -> Highest:
-        """The highest of all that were added to any of several."""
+        """Merge several collections into one."""
         one = cls(several[0]._queries, several[0]._count)
         one._found = [found for other in several for found in other._found]
         return one
 
     def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
-        """Some more samples, and their scores `[queries, samples]`."""
-        # After the first blocks most queries find nothing new, which one look at each block's end
-        # tells. (Not `>`: of a block that holds NaN the rest is looked at.)
+        """Add samples and their scores `[queries, samples]`."""
+        # After the first blocks, most queries find nothing new; each block's extreme shows it.
+        # `~(<=)` rather than `>`, so that a block with NaN is examined in full.
         high = self._sign > 0
         end = scores.max(axis=1) if high else -scores.min(axis=1)
         some = np.flatnonzero(~(end <= self._least))
         if not len(some):
             return
-        if 2 * len(some) > self._queries:  # else a copy is less than the others are
+        if 2 * len(some) > self._queries:  # otherwise copying a few queries is cheaper
             some = np.arange(self._queries)
         else:
             scores = scores[some]
         least = self._sign * self._least[some, None]
-        above = scores > least if high else scores < least  # of equal scores the earlier stays
+        above = scores > least if high else scores < least  # among equal scores the earlier is kept
         if np.count_nonzero(above) > 2 * len(some) * self._count:
             signed = np.where(above, self._sign * scores, -np.inf)
             place = signed.shape[1] - self._count
             above &= signed >= np.partition(signed, place, axis=1)[:, place, None]
-        # (Of one axis it takes a fraction of the time.)
+        # Flattened to one axis because flatnonzero is then much faster.
         query, place = np.divmod(np.flatnonzero(above), scores.shape[1])
         self._found.append((some[query], samples[place], self._sign * scores[query, place]))
         self._waiting += len(query)
@@ -68,11 +67,11 @@ class Highest:
             self._sort()
 
     def _sort(self, *, in_order: bool = True) -> None:
-        """Keep the highest of each query.
+        """Keep the highest scores of each query.
 
         Args:
-            in_order: whether what was found is in the order of the store, for every query: the
-                sort is stable, and a third key takes half as long again.
+            in_order: whether the samples of each query are in store order. A stable sort then needs
+                no third key, which would take 50% longer.
         """
         query, rows, scores = (np.concatenate(column) for column in zip(*self._found, strict=True))
         order = np.lexsort((-scores, query) if in_order else (rows, -scores, query))
@@ -85,7 +84,7 @@ class Highest:
 
     @property
     def ranking(self) -> Ranking:
-        """The highest, as far as samples were added."""
+        """Ranking of the samples added so far."""
         self._sort(in_order=False)
         _, rows, scores = self._found[0]
         shape = (self._queries, len(rows) // self._queries)
@@ -93,11 +92,11 @@ class Highest:
 
 
 class Ends:
-    """The highest and the lowest scores, of blocks that come in several threads.
+    """Highest and lowest scores of blocks that arrive in several threads.
 
     Args:
         queries: number of queries.
-        count: how many are kept of each, at each end.
+        count: number of scores kept per query at each end.
         signs: which ends: 1 for the highest scores, -1 for the lowest.
     """
 
@@ -107,7 +106,7 @@ class Ends:
         self._all: list[list[Highest]] = []
 
     def add(self, samples: NDArray[np.int64], scores: NDArray[np.float32]) -> None:
-        """Some more samples, in each thread in the order of the store; `[queries, samples]`."""
+        """Add samples, in store order within each thread, with scores `[queries, samples]`."""
         if not hasattr(self._own, "ends"):
             self._own.ends = [Highest(self._queries, self._count, sign) for sign in self._signs]
             self._all.append(self._own.ends)
@@ -116,5 +115,5 @@ class Ends:
 
     @property
     def rankings(self) -> list[Ranking]:
-        """The ends, as far as samples were added; of the lower one, scores times -1."""
+        """Rankings of the samples added so far; scores of the lowest end are negated."""
         return [Highest.of(side).ranking for side in zip(*self._all, strict=True)]

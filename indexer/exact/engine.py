@@ -1,4 +1,4 @@
-"""The exact engine: one pass over the store for any number of queries, no index, bounded memory."""
+"""Exact engine: one pass over the store for any number of queries, no index, bounded memory."""
 
 from __future__ import annotations
 
@@ -8,51 +8,65 @@ import numpy as np
 
 from gradstore.errors import QueryError
 from gradstore.progress import progress
+from gradstore.store.opening import as_store
 from indexer.exact.ends import Ends
 from indexer.exact.products import Products
 from indexer.exact.ranking import Ranking, best, require_k
 from indexer.exact.rescoring import rescored
-from indexer.feature import RowWeights
+from indexer.feature import Features, RowWeights
+from indexer.measure import QuerySide
+from indexer.measures.registry import measure_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
-    from gradstore.store.reader import Store
-    from indexer.feature import Features, Tile
+    from gradstore.store.opening import StoreLike
+    from indexer.feature import Tile
+    from indexer.measure import Measure
 
 
 T = TypeVar("T")
 
 
-# Beside k: enough that what two bytes put in another order is among the candidates.
+# Candidates beyond k: enough to cover samples that two-byte rounding moves in the order.
 _MORE: Final = 32
 
-# Of the scores of a block, which every core has several copies of.
+# Bytes of the scores of a block; each core holds several copies.
 _SCORE_BYTES: Final = 8 * 2**20
 
-# A gap of so many root mean square errors is taken for certain.
+# Score gaps above this number of root mean square errors count as certain.
 _CERTAIN: Final = 8.0
 
-# Candidates at each end, at least, whose exact scores tell what the error is.
+# Minimum number of candidates at each end whose exact scores estimate the rounding error.
 _TELLING: Final = 8
 
 
 class ExactEngine:
-    """Scores of every training sample, in one pass over the store.
+    """Scores every training sample in one pass over the store.
 
     Args:
-        store: a complete training store.
-        features: how its rows become features.
-        weights: of the store's rows, if they are at hand.
+        store: a complete training store, or its path or URL.
+        features: computes features from rows; or a measure, or its name.
+        weights: the store's row weights, if already read.
 
     Attributes:
-        weights: of the store's rows, kept once they were read.
+        weights: the store's row weights, kept after the first read.
     """
 
-    def __init__(self, store: Store, features: Features, weights: RowWeights | None = None) -> None:
+    def __init__(
+        self,
+        store: StoreLike,
+        features: Features | Measure | str,
+        weights: RowWeights | None = None,
+    ) -> None:
+        store = as_store(store)
         self.store = store
+        if not isinstance(features, Features):
+            measure = measure_of(features)
+            served = measure.indexed if isinstance(measure, QuerySide) else measure
+            features = Features.of(store, served)
         self.features = features
         self.weights = RowWeights(store, features) if weights is None else weights
 
@@ -65,14 +79,14 @@ class ExactEngine:
         *,
         keep: NDArray[np.int64] | None = None,
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """Influence of every sample on every query, a block of samples at a time.
+        """Yield the influence of every sample on every query, one block of samples at a time.
 
         Args:
             queries: features of the queries, float32 `[queries, dim]`.
-            keep: numbers of the samples to score, rising; by default all.
+            keep: ascending numbers of the samples to score; by default all.
 
         Yields:
-            Numbers of samples, and scores, float32 `[queries, samples]`.
+            Sample numbers and scores, float32 `[queries, samples]`.
         """
         multiply = self._products(queries, exact=True)
         yield from self._pass(
@@ -87,7 +101,9 @@ class ExactEngine:
                 f"length {features.dim(store)}. Make them with indexer.Features."
             )
         if not np.isfinite(queries).all():
-            raise QueryError("a query's features are not finite: its gradients are damaged")
+            raise QueryError(
+                "a query's features are not finite: its gradients are damaged. Collect it again."
+            )
         return Products(store, features, queries, exact=exact)
 
     def _pass(
@@ -96,7 +112,7 @@ class ExactEngine:
         keep: NDArray[np.int64] | None,
         queries: int,
     ) -> Iterator[tuple[NDArray[np.int64], T]]:
-        """One pass over the store, as `Features.each`, for so many queries."""
+        """Run `Features.each` over the store, with blocks sized for `queries` queries."""
         total = self.store.samples if keep is None else len(keep)
         with progress(total, "searching", "samples") as bar:
             for samples, made in self.features.each(
@@ -112,18 +128,17 @@ class ExactEngine:
     def search(
         self, queries: NDArray[np.float32], k: int, *, keep: NDArray[np.int64] | None = None
     ) -> tuple[Ranking, Ranking]:
-        """The `k` samples of highest and of lowest influence on each query.
+        """Find the `k` samples of highest and of lowest influence on each query.
 
-        Candidates are found in the arithmetic that is fastest on this machine, and scored again in
-        float32. Where that arithmetic rounds, and scores lie too close together for it to be
-        certain, the query is searched once more in float32 throughout.
+        Rank in bfloat16 or float16 where faster, rescore in float32, rerun ambiguous queries in
+        float32. A query is ambiguous if the rounding error could change its `k` samples.
 
         Returns:
-            Proponents and opponents. Scores are float32 sums; where two are equal, the sample that
-            comes first in the store is ranked first.
+            Proponents and opponents. Scores are float32 sums; among equal scores, samples rank in
+            store order.
 
         Raises:
-            QueryError: if there are fewer than `k` samples, or the queries have another length.
+            QueryError: if there are fewer than `k` samples, or features have the wrong length.
         """
         require_k(k, self.store, keep)
         sides, certain = self._search(queries, k, keep, exact=False)
@@ -141,7 +156,7 @@ class ExactEngine:
         *,
         exact: bool,
     ) -> tuple[tuple[Ranking, Ranking], NDArray[np.bool_]]:
-        """Proponents and opponents, and of which queries they are certain."""
+        """Find proponents and opponents, and which queries are unambiguous."""
         left = self.store.samples if keep is None else len(keep)
         multiply = self._products(queries, exact=exact)
         count = min(left, 2 * k + _MORE if multiply.rounds else k)
@@ -174,21 +189,21 @@ class ExactEngine:
         k: int,
         telling: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Exact scores of those candidates that may be among the first `k`.
+        """Exact scores of the candidates that may rank among the first `k`.
 
-        The first ones tell how far rough scores are off; of the others, only those are scored that
-        may come before one of the first `k`.
+        The first candidates show the error of rough scores. Of the others, only those are rescored
+        that may rank above one of the first `k`.
 
         Args:
             queries: features, float32 `[queries, dim]`.
             rows: candidates of both ends, `[2, queries, candidates]`.
-            rough: their scores, of the lower end with the opposite sign.
-            k: how many are wanted.
-            telling: how many are scored in any case.
+            rough: their rough scores, negated for the lower end.
+            k: number of samples wanted.
+            telling: number of candidates that are always rescored.
 
         Returns:
-            Scores, as `rough` has them, -inf where they were not needed, and the root mean square
-            error of rough ones, float32 `[queries]`.
+            Scores with the sign of `rough`, -inf where not needed; and the root mean square error
+            of rough scores, float32 `[queries]`.
         """
         signs = np.array([1, -1], np.float32)[:, None, None]
 

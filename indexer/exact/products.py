@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class Products:
-    """Queries, ready to be scored with the parts of features.
+    """Multiplies queries with the parts of features.
 
     Args:
         store: the training store.
-        features: how its rows become features.
+        features: computes features from its rows.
         queries: features of the queries, float32 `[queries, dim]`.
-        exact: whether to multiply in float32; by default, the fastest way on this machine, which
-            may round both sides to two bytes, with an error of about 0.3% of what two unrelated
-            gradients of the same lengths score.
+        exact: multiply in float32; by default the fastest way on this machine. It may round both
+            sides to two bytes, with an error of about 0.3% of the typical score of two unrelated
+            gradients of the same norms.
 
     Attributes:
         rounds: whether products are rounded to two bytes.
@@ -53,10 +53,10 @@ class Products:
         self._own = local()
 
     def __call__(self, samples: int, tiles: Iterable[Tile]) -> NDArray[np.float32]:
-        """Scores of a block of so many samples, float32 `[queries, samples]`.
+        """Scores of a block of `samples` samples, float32 `[queries, samples]`.
 
-        They lie in memory that this thread's next call uses again: fresh memory for every block
-        costs as much as reading it.
+        The result is overwritten by this thread's next call: allocating memory for every block
+        would cost as much as reading the block.
         """
         import torch
 

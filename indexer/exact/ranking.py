@@ -1,4 +1,4 @@
-"""Rankings: the samples of highest scores, and rules for equal ones."""
+"""Rankings: samples with the highest scores, and the order of ties."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Ranking:
 
 
 def best(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranking:
-    """The `k` highest of `[queries, candidates]`; of equal ones, what comes first in the store."""
+    """The `k` highest of `[queries, candidates]`; ties rank in store order."""
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
     return Ranking(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 
 
 def require_k(k: int, store: Store, keep: NDArray[np.int64] | None = None) -> None:
-    """Raise `QueryError` unless there are `k` samples to find."""
+    """Raise `QueryError` unless at least `k` samples can be found."""
     left = store.samples if keep is None else len(keep)
     if left == 0:
         raise QueryError(f"no sample of {store.location} is left by the filter.")

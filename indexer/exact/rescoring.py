@@ -1,4 +1,4 @@
-"""Exact scores of candidates, from the store, in float32."""
+"""Exact float32 scores of candidates, computed from the store."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from indexer.feature import Features, RowWeights
 
 
-# Of rows that are scored again at once: they stay near the processor.
+# Bytes of the rows rescored at once: few enough to stay in the processor's cache.
 _ROW_BYTES: Final = 2 * 2**20
 
 _ROW_THREADS: Final = 8
@@ -28,16 +28,16 @@ def rescored(
     candidates: NDArray[np.int64],
     weights: RowWeights | None = None,
 ) -> NDArray[np.float32]:
-    """Exact scores of each query's own candidates, from the store, in float32.
+    """Exact float32 scores of each query's own candidates, computed from the store.
 
-    Every row that is some query's candidate is read once, in the order of the store.
+    Every row that is a candidate of any query is read once, in store order.
 
     Args:
         store: the training store.
-        features: how its rows become features.
+        features: computes features from its rows.
         queries: features of the queries, float32 `[queries, dim]`.
-        candidates: numbers of samples, `[queries, candidates]`; -1 where there is none.
-        weights: of the store's rows, if they are at hand.
+        candidates: sample numbers, `[queries, candidates]`; -1 for none.
+        weights: the store's row weights, if already read.
 
     Returns:
         float32 `[queries, candidates]`, NaN where there is no candidate.
@@ -46,13 +46,13 @@ def rescored(
     wanted = np.unique(candidates)
     wanted = wanted[wanted >= 0]
     place = np.where(candidates < 0, -1, np.searchsorted(wanted, candidates))
-    averaged = store.slots if features.slots is None else 1  # which are read, too
+    averaged = store.slots if features.slots is None else 1  # all slots are read before averaging
     step = max(1, _ROW_BYTES // (4 * features.dim(store) * averaged))
     if weights is not None:
-        for checkpoint in features.checkpoints:  # read once, and not in every thread
+        for checkpoint in features.checkpoints:  # read here once instead of in every thread
             weights.at(checkpoint)
 
-    # Where each row is somebody's candidate.
+    # Candidate positions, sorted by row.
     order = np.argsort(place, axis=None, kind="stable")
     ranked = place.ravel()[order]
 
@@ -62,7 +62,7 @@ def rescored(
         for some in range(low, high, step):
             here = order[some : min(some + step, high)]
             rows, asking = vectors[place.flat[here] - start], queries[here // place.shape[1]]
-            # Not a product of BLAS, which rounds a row by where it stands: equal rows have to tie.
+            # No BLAS product: its rounding depends on a row's position, and equal rows must tie.
             scores.flat[here] = np.einsum("nd,nd->n", rows, asking)
 
     starts = range(0, len(wanted), step)

@@ -1,1 +1,1 @@
-"""Measures: how rows become influence."""
+"""Measures: weights of rows, which define influence."""

@@ -1,7 +1,7 @@
-"""Cholesky's factor in the place of its matrix, a few columns at a time.
+"""Blocked in-place Cholesky factorisation.
 
-A matrix of 16,384 × 16,384 takes 2 GiB in float64, and LAPACK by way of numpy or torch copies it at
-every step. Here nothing as large is made beside it, and it may lie in a file.
+A 16,384 × 16,384 matrix takes 2 GiB in float64, and LAPACK called through numpy or torch copies it
+at every step. This code allocates nothing of that size, and the matrix may be a memory-mapped file.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _BLOCK: Final = 512
 
 
 class Cholesky:
-    """The lower factor L of a symmetric, positive definite matrix L·Lᵀ.
+    """Lower Cholesky factor L of a symmetric positive definite matrix L·Lᵀ.
 
     Args:
-        matrix: float64 `[dim, dim]`, of which the lower triangle is read. It becomes the factor.
+        matrix: float64 `[dim, dim]`. Only its lower triangle is read. It is overwritten by L.
 
     Raises:
-        numpy.linalg.LinAlgError: if it is not positive definite.
+        numpy.linalg.LinAlgError: if the matrix is not positive definite.
     """
 
     def __init__(self, matrix: NDArray[np.float64]) -> None:
@@ -40,18 +40,18 @@ class Cholesky:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the factor."""
+        """Size of the factor in bytes."""
         return self._factor.nbytes
 
     def put_aside(self) -> None:
-        """Move the factor into a temporary file, of which memory holds what it has room for."""
+        """Move the factor to a memory-mapped temporary file; the OS caches what fits in memory."""
         with TemporaryFile(prefix="gradstore-") as file:
             aside = np.memmap(file, np.float64, "w+", shape=self._factor.shape)
         aside[:] = self._factor
         self._factor = aside
 
     def solve(self, vectors: NDArray[Any]) -> NDArray[np.float64]:
-        """`matrix⁻¹` times each of some vectors `[vectors, dim]`, float64."""
+        """Multiply `matrix⁻¹` by each of the vectors `[vectors, dim]`, float64."""
         factor, right = self._factor, np.array(vectors.T, np.float64, order="C")
         for low, high in self._blocks():
             right[low:high] -= factor[low:high, :low] @ right[:low]

@@ -1,8 +1,8 @@
-"""TRAK's kernel on stored rows: a measure whose queries are preconditioned, searched as TracIn is.
+"""TRAK's kernel on stored rows: a measure that preconditions queries and searches TracIn's index.
 
-Everything linear on the query's side is served by an index that stands already. TRAK's scores
-(arXiv 2303.14186) are `φ(z')ᵀ (ΦᵀΦ + λI)⁻¹ φ(z)` per checkpoint, where Φ are the features of all
-training samples at that checkpoint: the inverse is put to the query.
+Any linear transform of the query works with an existing index. TRAK's scores (arXiv 2303.14186)
+are `φ(z')ᵀ (ΦᵀΦ + λI)⁻¹ φ(z)` per checkpoint, where Φ are the features of all training samples at
+that checkpoint. The inverse is applied to the query.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
     from indexer.measure import Measure
 
 
-# Of all checkpoints' factors so much is held in memory, and the rest in temporary files.
+# Maximum bytes of factors held in memory; the rest are in temporary files.
 _HELD: Final = 2**31
-# So many samples are summed up at once, so many columns at a time: going through a matrix of many
-# dimensions takes longer than multiplying a few samples.
+# Samples summed at once, and matrix columns processed at once. In high dimensions, traversing the
+# matrix takes longer than multiplying a few samples.
 _SAMPLES: Final = 1024
 _COLUMNS: Final = 1024
 
@@ -41,17 +41,17 @@ _COLUMNS: Final = 1024
 class Trak:
     """`φ(z')ᵀ (ΦᵀΦ + λI)⁻¹ φ(z)` per checkpoint k, times η_k, summed over checkpoints.
 
-    φ is the mean over slots of norm · direction, as in TracIn. Over rows of the loss this is TRAK
-    without its weighting by the loss's derivative; over rows of ‖ε_θ‖² (`loss: square`) it is
+    φ is the mean over slots of norm · direction, as in TracIn. With rows of the loss, this is TRAK
+    without its weighting by the loss's derivative. With rows of ‖ε_θ‖² (`loss: square`), it is
     D-TRAK (arXiv 2311.00500).
 
-    λ is chosen by a rule that looks at no test score: `share` times the mean eigenvalue of ΦᵀΦ,
-    which is its trace divided by dim. So it follows the number of samples and the scale of
-    gradients, and the matrix's condition number is at most dim / share + 1.
+    λ is chosen without any test score: `share` times the mean eigenvalue of ΦᵀΦ, which is its trace
+    divided by dim. It therefore scales with the number of samples and with the gradients, and the
+    matrix's condition number is at most dim / share + 1.
 
     Attributes:
-        share: λ as a share of the mean eigenvalue.
-        lambdas: λ at each checkpoint, once it is known.
+        share: λ as a multiple of the mean eigenvalue.
+        lambdas: λ at each checkpoint; None before fitting.
     """
 
     share: float = 1.0
@@ -62,7 +62,7 @@ class Trak:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.share) and self.share > 0):
-            raise ConfigError(f"trak: λ is {self.share:g} mean eigenvalues; it must be above 0")
+            raise ConfigError(f"trak: λ is {self.share:g} × mean eigenvalue; it must be above 0")
 
     @property
     def name(self) -> str:
@@ -74,29 +74,29 @@ class Trak:
         return {"name": "trak", "share": self.share, "lambdas": list(self.lambdas or ())}
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
-        """The norms."""
+        """Return the norms."""
         return self.indexed.weights(rows, checkpoint)
 
     def fitted(self, store: Store) -> Self:
-        """With ΦᵀΦ of a store, from one pass over it; itself, if it was fitted already.
+        """Fit to ΦᵀΦ of a store in one pass over it; return itself if already fitted.
 
-        Makes a factor of float64 `[dim, dim]` per checkpoint, with little beside it: at 16,384
-        dimensions 2 GiB, of which one is held in memory and the others in temporary files. A
-        checkpoint where every gradient is zero has none, and scores nothing.
+        Creates one float64 factor `[dim, dim]` per checkpoint, with little extra memory: 2 GiB at
+        16,384 dimensions. One such factor is held in memory, the others in temporary files. A
+        checkpoint whose gradients are all zero has no factor and contributes 0 to scores.
         """
         if self.lambdas is not None:
             return self
         return self.of(grams(store))
 
     def of(self, grams: Iterable[NDArray[np.float64]]) -> Self:
-        """The measure, fitted to what ΦᵀΦ is at each checkpoint; those are changed."""
+        """Fit to ΦᵀΦ of each checkpoint, given in order; the arrays are overwritten."""
         lambdas, factors = [], list[Cholesky | None]()
         held = 0
         for gram in grams:
             lambdas.append(self.share * float(np.trace(gram)) / len(gram))
             gram[np.diag_indices(len(gram))] += lambdas[-1]
             factor = Cholesky(gram) if lambdas[-1] > 0 else None
-            del gram  # the next is made when this one is put aside
+            del gram  # frees it before the next one is computed
             if factor is not None:
                 held += factor.nbytes
                 if held > _HELD:
@@ -106,9 +106,9 @@ class Trak:
         return replace(self, lambdas=tuple(lambdas), _factors=tuple(factors))
 
     def prepared(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Queries, multiplied with (ΦᵀΦ + λI)⁻¹ of each checkpoint, in float64."""
+        """Multiply queries by (ΦᵀΦ + λI)⁻¹ of each checkpoint, in float64."""
         if self.lambdas is None:
-            raise ConfigError("trak does not know the store's rows: use trak.fitted(store)")
+            raise ConfigError("trak is not fitted to a store: use trak.fitted(store)")
         parts = np.split(queries, len(self._factors), axis=1)
         return np.concatenate(
             [
@@ -120,9 +120,9 @@ class Trak:
 
 
 def grams(store: Store) -> Iterator[NDArray[np.float64]]:
-    """ΦᵀΦ at each checkpoint of a store, float64 `[dim, dim]`, by one pass over it.
+    """Yield ΦᵀΦ at each checkpoint of a store, float64 `[dim, dim]`, in one pass over it.
 
-    Φ are TracIn's features, whatever the checkpoints weigh; sums are kept in float64.
+    Φ are TracIn's features, independent of checkpoint weights; sums are in float64.
     """
     features = Features(Trak.indexed, (1.0,) * store.checkpoints)
     with progress(store.checkpoints * store.samples, "preconditioning", "samples") as bar:
@@ -144,7 +144,7 @@ def grams(store: Store) -> Iterator[NDArray[np.float64]]:
 
 
 def _add_products(gram: NDArray[np.float64], part: NDArray[np.float64]) -> None:
-    """Add Φᵀ Φ of some samples `[samples, dim]`, on and below the diagonal, and a little above."""
+    """Add ΦᵀΦ of samples `[samples, dim]`, on and below the diagonal and slightly above it."""
     for low in range(0, len(gram), _COLUMNS):
         high = low + _COLUMNS
         gram[low:high, :high] += part[:, low:high].T @ part[:, :high]

@@ -32,13 +32,13 @@ PARAMETRIC: dict[str, Callable[[float], Measure]] = {"power": Power, "clip": Cli
 
 
 def measure_of(measure: Measure | str) -> Measure:
-    """`measure` itself, or the one of that name: `tracin`, `power:0.5`, `clip:0.9`, `trak`, ….
+    """Return `measure`, or the measure of that name: `tracin`, `power:0.5`, `clip:0.9`, `trak`, ….
 
-    `package.module.NAME` is a measure of one's own: an object, or what makes one; of a number, if
-    `:NUMBER` follows.
+    `package.module.NAME` is a user-defined measure: an object, or a callable that makes one. With
+    `:NUMBER` appended, the callable is called with that number.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is no such measure.
     """
     if not isinstance(measure, str):
         return measure
@@ -58,13 +58,13 @@ def measure_of(measure: Measure | str) -> Measure:
     except (KeyError, ValueError):
         known = [*MEASURES, *(f"{one}:NUMBER" for one in PARAMETRIC)]
         raise ConfigError(
-            f"there is no measure {measure!r}; use {', '.join(known)}, or one of your own, "
+            f"there is no measure {measure!r}; use {', '.join(known)}, or your own as "
             "package.module.NAME: an object with `name`, `identity`, `fitted` and `weights`."
         ) from None
 
 
 def _imported(name: str) -> Measure:
-    """A measure from anybody's module."""
+    """Import a user-defined measure."""
     path, colon, parameter = name.partition(":")
     module, _, attribute = path.rpartition(".")
     try:
@@ -74,13 +74,13 @@ def _imported(name: str) -> Measure:
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ConfigError(
             f"measure {name!r} cannot be made: {error}. Its module must be installed or on "
-            "PYTHONPATH, and NAME be a measure, or make one, of a number if one is given."
+            "PYTHONPATH, and NAME a measure or a callable that makes one, of NUMBER if given."
         ) from error
     lacking = [one for one in ("identity", "fitted", "weights") if not hasattr(made, one)]
     if lacking or getattr(made, "name", None) != name:
         raise ConfigError(
             f"{name!r} is no measure: "
             + (f"it has no {lacking[0]!r}" if lacking else f"its name is not {name!r}")
-            + ". See indexer.Measure for what one has."
+            + ". See indexer.Measure for the protocol."
         )
     return cast("Measure", made)

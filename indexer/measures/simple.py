@@ -1,4 +1,4 @@
-"""Measures that weigh each row by its norm alone."""
+"""Measures that weight each row by its norm alone."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ if TYPE_CHECKING:
 
 
 class TracIn:
-    """Diffusion-TracIn (arXiv 2401.09031, section 4): rows weigh their norm."""
+    """Diffusion-TracIn (arXiv 2401.09031, section 4): a row's weight is its norm."""
 
     name = "tracin"
 
     def identity(self) -> Identity:
-        """Its name."""
+        """Name."""
         return {"name": self.name}
 
     def fitted(self, store: Store) -> Self:  # noqa: ARG002
-        """Itself."""
+        """Return itself; there is nothing to fit."""
         return self
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:  # noqa: ARG002
-        """The norms."""
+        """Return the norms."""
         return rows.norm
 
 
 class ReTrac:
-    """Diffusion-ReTrac (arXiv 2401.09031, section 5): rows weigh the same, whatever their norm.
+    """Diffusion-ReTrac (arXiv 2401.09031, section 5): all rows have the same weight.
 
-    Each row is normalised by the norm of its *full* gradient, after averaging noises and before
-    averaging timesteps; the mean is not normalised again.
+    Each row is normalised by the norm of its *full* gradient, after averaging over noises and
+    before averaging over timesteps. The mean is not normalised again.
     """
 
     name = "retrac"
 
     def identity(self) -> Identity:
-        """Its name."""
+        """Name."""
         return {"name": self.name}
 
     def fitted(self, store: Store) -> Self:  # noqa: ARG002
-        """Itself."""
+        """Return itself; there is nothing to fit."""
         return self
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:  # noqa: ARG002
-        """Ones."""
+        """Return ones."""
         return np.ones_like(rows.norm)
 
 
 @dataclass(frozen=True)
 class Power:
-    """Between the two: rows weigh norm^(1 − α). TracIn at 0, ReTrac at 1.
+    """Interpolates between TracIn (α = 0) and ReTrac (α = 1): a row's weight is norm^(1 − α).
 
     Attributes:
         alpha: 0 … 1.
@@ -81,25 +81,25 @@ class Power:
         return {"name": "power", "alpha": self.alpha}
 
     def fitted(self, store: Store) -> Self:  # noqa: ARG002
-        """Itself."""
+        """Return itself; there is nothing to fit."""
         return self
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:  # noqa: ARG002
-        """Powers of the norms; 0 for a zero gradient, whose direction is 0 as well."""
+        """Powers of the norms; 0 for a zero gradient, whose direction is also 0."""
         exact = np.where(rows.norm > 0, rows.norm, 1).astype(np.float64) ** (1 - self.alpha)
         return np.where(rows.norm > 0, exact, 0).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """Normalise only what is dominant: rows longer than the q-quantile of their checkpoint.
+    """Limits dominant rows: norms are clipped at the q-quantile of their checkpoint.
 
-    A middle ground that the paper suggests: a row weighs its norm, but no more than the quantile of
+    The paper suggests this middle ground: a row's weight is its norm, but at most the q-quantile of
     the training store's norms at its checkpoint.
 
     Attributes:
         q: 0 … 1.
-        thresholds: the quantile at each checkpoint, once it is known.
+        thresholds: the quantile at each checkpoint; None before fitting.
     """
 
     q: float
@@ -118,12 +118,12 @@ class Clip:
         return {"name": "clip", "q": self.q, "thresholds": list(self.thresholds or ())}
 
     def fitted(self, store: Store) -> Self:
-        """With the quantiles of a store's norms."""
+        """Fit to the quantiles of a store's norms."""
         norms = (store.column("norm", k).astype(np.float64) for k in range(store.checkpoints))
         return replace(self, thresholds=tuple(float(np.quantile(one, self.q)) for one in norms))
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
-        """Norms, but no more than the threshold."""
+        """Norms, clipped at the threshold."""
         if self.thresholds is None:
-            raise ConfigError("clip does not know the store's norms: use clip.fitted(store)")
+            raise ConfigError("clip is not fitted to a store: use clip.fitted(store)")
         return np.minimum(rows.norm, np.float32(self.thresholds[checkpoint]))

@@ -1,4 +1,4 @@
-"""Measures that compare a row with the store's other rows."""
+"""Measures that depend on timesteps: `calibrated`, and another measure within a range."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ _BINS: Final = 50
 
 @dataclass(frozen=True)
 class Calibrated:
-    """Take out only the timestep's share of the norm: norm / mean norm at that timestep.
+    """Removes only the timestep's share of the norm: norm / mean norm at that timestep.
 
-    The paper's finding is that a row's norm depends on its timestep, so that TracIn ranks samples
-    by the timestep that they happened to get. Here a row weighs how long it is among those of its
-    timestep and checkpoint in the training store. Where timesteps were drawn at random there are
-    few rows of each; neighbours are taken together, in at most 50 groups of equal number.
+    The paper finds that a row's norm depends on its timestep, so TracIn ranks samples by the
+    timesteps they happened to draw. Here, a row's weight is its norm relative to the training
+    store's rows of the same timestep and checkpoint. If timesteps were drawn at random, each has
+    few rows; adjacent timesteps then form at most 50 groups of equal size.
 
     Attributes:
-        edges: first timestep of each group, at each checkpoint, once it is known.
-        means: mean norm of each group.
+        edges: first timestep of each group, per checkpoint; None before fitting.
+        means: mean norm of each group, per checkpoint; None before fitting.
     """
 
     edges: tuple[tuple[int, ...], ...] | None = None
@@ -40,7 +40,7 @@ class Calibrated:
     name = "calibrated"
 
     def identity(self) -> Identity:
-        """Name, groups and means."""
+        """Name, group edges and mean norms."""
         return {
             "name": self.name,
             "edges": [list(one) for one in self.edges or ()],
@@ -48,7 +48,7 @@ class Calibrated:
         }
 
     def fitted(self, store: Store) -> Self:
-        """With the mean norms of a store's rows."""
+        """Fit to the mean norms of a store's rows."""
         edges, means = [], []
         for checkpoint in range(store.checkpoints):
             timesteps = store.column("timestep", checkpoint).ravel()
@@ -63,11 +63,9 @@ class Calibrated:
         return replace(self, edges=tuple(edges), means=tuple(means))
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
-        """Norms over the mean norm of their timesteps; of the nearest group before, if unknown."""
+        """Norms over their group's mean norm; timesteps before the first group use the first."""
         if self.edges is None or self.means is None:
-            raise ConfigError(
-                "calibrated does not know the store's norms: use calibrated.fitted(store)"
-            )
+            raise ConfigError("calibrated is not fitted to a store: use calibrated.fitted(store)")
         edges, means = np.array(self.edges[checkpoint]), np.array(self.means[checkpoint])
         group = np.searchsorted(edges, rows.timestep, side="right") - 1
         mean = means[np.maximum(group, 0)]
@@ -78,12 +76,14 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class Within:
-    """Another measure within a range of timesteps: rows outside weigh nothing, on either side.
+    """Applies another measure within a range of timesteps; rows outside have weight 0.
+
+    This holds for training rows and query rows.
 
     Attributes:
         measure: the other measure.
         low: first timestep.
-        high: last timestep.
+        high: last timestep (inclusive).
     """
 
     measure: Measure
@@ -96,7 +96,7 @@ class Within:
         if hasattr(self.measure, "prepared"):
             raise ConfigError(
                 f"{self.measure.name} preconditions whole samples, not rows within {self.low}-"
-                f"{self.high}; use another measure within timesteps"
+                f"{self.high}; use another measure for a range of timesteps"
             )
 
     @property
@@ -105,14 +105,14 @@ class Within:
         return f"{self.measure.name}@{self.low}-{self.high}"
 
     def identity(self) -> Identity:
-        """The other measure's, and the range."""
+        """Identity of the other measure, and the range."""
         return {"name": "within", "of": self.measure.identity(), "range": [self.low, self.high]}
 
     def fitted(self, store: Store) -> Within:
-        """With the other measure fitted."""
+        """Fit the other measure."""
         return replace(self, measure=self.measure.fitted(store))
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:
-        """The other measure's weights, or 0."""
+        """Weights of the other measure within the range, else 0."""
         inside = (rows.timestep >= self.low) & (rows.timestep <= self.high)
         return np.where(inside, self.measure.weights(rows, checkpoint), np.float32(0))

@@ -1,1 +1,1 @@
-"""What a store's influences say beside rankings."""
+"""Analyses of influence beyond rankings."""

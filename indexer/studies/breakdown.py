@@ -1,4 +1,4 @@
-"""One score by checkpoint and timestep."""
+"""Splits one score by checkpoint and timestep."""
 
 from __future__ import annotations
 
@@ -7,39 +7,42 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradstore.errors import QueryError
+from gradstore.store.opening import as_store
 from indexer.measure import QuerySide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from gradstore.store.reader import Store
+    from gradstore.store.opening import StoreLike
     from indexer.feature import Features
 
 
 def breakdown(
-    train: Store, queries: Store, features: Features, query: int, sample: int
+    train: StoreLike, queries: StoreLike, features: Features, query: int, sample: int
 ) -> NDArray[np.float32]:
-    """One score by checkpoint, the query's slot and the sample's: what each pair of rows adds.
+    """Split one score by checkpoint, query slot and sample slot.
 
     Args:
         train: the training store.
         queries: the query store.
-        features: how rows become features.
+        features: computes features from rows.
         query: number of the query.
         sample: number of the training sample.
 
     Returns:
-        float32 `[checkpoints, slots of the query, slots of the sample]`, whose sum is the score.
-        The slots' timesteps are the stores' columns `timestep`.
+        float32 `[checkpoints, slots of the query, slots of the sample]`; its sum is the score. The
+        stores' columns `timestep` hold the slots' timesteps.
 
     Raises:
-        QueryError: if slots are to be matched and are not as many, or the measure changes the
-            queries, whose scores are no sums over pairs of rows.
+        QueryError: if slots are matched and their numbers differ, or if the measure transforms
+            queries, so that scores are no sums over pairs of rows.
     """
+    queries = as_store(queries)
+    train = as_store(train)
     if isinstance(features.measure, QuerySide):
         raise QueryError(
-            f"{features.measure.name} changes the average of a query's rows, so that its scores "
-            "are no sums over pairs of rows. Break down a score of another measure."
+            f"{features.measure.name} transforms the mean of a query's rows, so its scores are no "
+            "sums over pairs of rows. Use another measure."
         )
     if features.slots is not None and queries.slots != features.slots:
         raise QueryError(

@@ -1,4 +1,4 @@
-"""Scores by checkpoint, and the error that projection gives them."""
+"""Scores by checkpoint, and their standard error from the projection."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gradstore.collect.recorded import Recorded
+from gradstore.tabular import Tabular
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
@@ -19,21 +21,44 @@ if TYPE_CHECKING:
 _BLOCK_BYTES: Final = 64 * 2**20
 
 
-@dataclass(frozen=True)
-class Explanation:
-    """Scores of some samples on each query, taken apart.
+@dataclass(frozen=True, repr=False)
+class Explanation(Tabular):
+    """Scores of samples on each query, split by checkpoint.
 
     Attributes:
-        parts: what each checkpoint adds to the score, float32 `[queries, samples, checkpoints]`.
+        parts: each checkpoint's part of the score, float32 `[queries, samples, checkpoints]`.
         standard_error: of the score, from the projection, float32 `[queries, samples]`.
-        z: the score over the standard error of two gradients of these lengths that have nothing to
-            do with each other, float32 `[queries, samples]`. Among N samples the largest of noise
-            alone is about √(2 ln N): 4.1 of 5,000, 5.3 of a million. 0 where a length is 0.
+        z: the score divided by the standard error for two unrelated gradients of the same norms,
+            float32 `[queries, samples]`. Among N samples, the maximum of noise alone is about
+            √(2 ln N): 4.1 for 5,000, 5.3 for a million. 0 if a norm is 0.
     """
 
     parts: NDArray[np.float32]
     standard_error: NDArray[np.float32]
     z: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __repr__(self) -> str:
+        queries, samples, checkpoints = self.parts.shape
+        return f"Explanation(queries={queries}, samples={samples}, checkpoints={checkpoints})"
+
+    def to_table(self) -> pa.Table:
+        """One row per query and position among its samples."""
+        import pyarrow as pa
+
+        queries, samples, _ = self.parts.shape
+        return pa.table(
+            {
+                "query": np.repeat(np.arange(queries), samples),
+                "place": np.tile(np.arange(samples), queries),
+                "score": self.parts.sum(axis=2).ravel(),
+                "standard_error": self.standard_error.ravel(),
+                "z": self.z.ravel(),
+                "parts": self.parts.reshape(queries * samples, -1).tolist(),
+            }
+        )
 
 
 def explain(
@@ -42,32 +67,32 @@ def explain(
     queries: NDArray[np.float32],
     samples: NDArray[np.int64],
 ) -> Explanation:
-    """Take scores apart by checkpoint, and tell their error.
+    """Split scores by checkpoint and compute their standard error.
 
-    For random projections P with E⟨Pg, Ph⟩ = ⟨g, h⟩, as `trak` and `sjlt` are, the variance of
-    ⟨Pg, Ph⟩ is (|g|²|h|² + ⟨g, h⟩²) / dim for normal entries, and for Rademacher and sparse ones
-    less by 2 Σ g²h² / dim, which is next to nothing unless a few parameters hold most of a gradient
-    (Achlioptas 2003; Li, Hastie and Church 2006). Checkpoints are projected independently, so their
-    variances add. Slots that are matched share a projection: the variance of Σ_t ⟨Pg_t, Ph_t⟩ is
-    Σ_tu (⟨g_t, g_u⟩⟨h_t, h_u⟩ + ⟨g_t, h_u⟩⟨g_u, h_t⟩) / dim. Lengths and products are those of the
-    projected features, which estimate the true ones within 1/√(2 dim) of the lengths; what float16
-    or int8 rounds away is far less.
+    For random projections P with E⟨Pg, Ph⟩ = ⟨g, h⟩, such as `trak` and `sjlt`, the variance of
+    ⟨Pg, Ph⟩ is (|g|²|h|² + ⟨g, h⟩²) / dim for normal entries. For Rademacher and sparse entries it
+    is smaller by 2 Σ g²h² / dim, which is negligible unless a few parameters hold most of a
+    gradient (Achlioptas 2003; Li, Hastie and Church 2006). Checkpoints are projected independently,
+    so their variances add. Matched slots share a projection: the variance of Σ_t ⟨Pg_t, Ph_t⟩ is
+    Σ_tu (⟨g_t, g_u⟩⟨h_t, h_u⟩ + ⟨g_t, h_u⟩⟨g_u, h_t⟩) / dim. Norms and products are computed from
+    projected features, which estimate the true ones within 1/√(2 dim) of the norms. Rounding to
+    float16 or int8 adds much less.
 
     Args:
         store: the training store.
-        features: how its rows become features.
+        features: computes features from its rows.
         queries: features of the queries, float32 `[queries, dim]`; not preconditioned.
-        samples: numbers of samples, `[queries, samples]`.
+        samples: sample numbers, `[queries, samples]`.
 
     Returns:
-        The explanation. Standard errors are 0, and z infinite, where nothing was projected.
+        The explanation. Without projection, standard errors are 0 and z is infinite.
     """
     width, slots = features.width(store), features.slots or 1
     wanted, place = np.unique(samples, return_inverse=True)
     parts = np.zeros((*samples.shape, len(features.etas)), np.float32)
     null, own = np.zeros(samples.shape), np.zeros(samples.shape)
-    # Pairs of a query and a sample, by the sample's place in the store, whose rows are read once
-    # and no more than a few at a time.
+    # Process pairs of query and sample in store order, so that each row is read once and only a few
+    # rows are in memory.
     order = np.argsort(place.ravel(), kind="stable")
     asker, ranked = order // samples.shape[1], place.ravel()[order]
     step = max(1, _BLOCK_BYTES // (4 * width * store.slots))
@@ -103,7 +128,7 @@ def explain(
 
 
 def slot_products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Slots by slots, `[n, slots, dim]` twice to float64 `[n, slots, slots]`."""
+    """Products of all pairs of slots, `[n, slots, dim]` twice to float64 `[n, slots, slots]`."""
     if left.shape[1] == 1:
         one = np.einsum("nd,nd->n", left[:, 0], right[:, 0], dtype=np.float64)
         return np.asarray(one[:, None, None])
@@ -111,5 +136,5 @@ def slot_products(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDAr
 
 
 def is_projected(store: Store) -> bool:
-    """Whether directions were projected at random, and not kept whole."""
+    """Whether directions were projected at random rather than stored in full."""
     return Recorded.of(store).projected

@@ -1,4 +1,4 @@
-"""Influence of whole groups of training samples: exact totals, from one pass over the store."""
+"""Influence of groups of training samples: exact totals in one pass over the store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstore.errors import QueryError
+from gradstore.tabular import Tabular
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
     from indexer.exact.engine import ExactEngine
 
 
-@dataclass(frozen=True)
-class Rollup:
-    """Influence by group, each `[queries, groups]`.
+@dataclass(frozen=True, repr=False)
+class Rollup(Tabular):
+    """Influence by group; arrays are `[queries, groups]` unless stated otherwise.
 
     Attributes:
         groups: the groups, sorted.
-        counts: samples in each, int64 `[groups]`.
-        total: sum of the scores of all of them, float64.
-        highest: the highest score, float32.
-        top_mean: mean of the `top` highest scores, or of all where there are fewer, float64.
-        top: how many those are.
+        counts: number of samples per group, int64 `[groups]`.
+        total: sum of the scores of all samples, float64.
+        highest: highest score, float32.
+        top_mean: mean of the `top` highest scores, or of all if there are fewer, float64.
+        top: maximum number of scores in `top_mean`.
     """
 
     groups: list[Any]
@@ -38,15 +39,27 @@ class Rollup:
     top_mean: NDArray[np.float64]
     top: int
 
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __repr__(self) -> str:
+        return f"Rollup(groups={len(self)}, queries={len(self.total)}, top={self.top})"
+
     @property
     def mean(self) -> NDArray[np.float64]:
-        """Mean of the scores of all samples of each group."""
+        """Mean score of all samples per group."""
         return self.total / self.counts
 
-    def to_table(self, query_ids: Sequence[str]) -> pa.Table:
-        """One row per query and group, of highest total first."""
+    def to_table(self, query_ids: Sequence[str] | None = None) -> pa.Table:
+        """One row per query and group, by descending total.
+
+        Args:
+            query_ids: ids of the queries; by default their numbers.
+        """
         import pyarrow as pa
 
+        if query_ids is None:
+            query_ids = [str(number) for number in range(len(self.total))]
         order = np.argsort(-self.total, axis=1, kind="stable")
         columns: dict[str, Any] = {
             "query_id": np.repeat(np.asarray(query_ids, object), len(self.groups)).tolist(),
@@ -66,23 +79,23 @@ def rollup(
     *,
     keep: NDArray[np.int64] | None = None,
 ) -> Rollup:
-    """Sum, mean, maximum and mean of the highest few scores of each group of samples.
+    """Compute each group's sum, mean, maximum, and mean of the highest scores.
 
     Args:
-        engine: searches the training store.
+        engine: exact engine of the training store.
         queries: features of the queries, float32 `[queries, dim]`.
-        groups: the group of each sample of the store, such as a column of its manifest. Samples
-            whose group is None are in none.
-        top: how many of each group's highest scores are averaged.
-        keep: numbers of the samples that count, rising; by default all.
+        groups: group of each sample of the store, such as a column of its manifest. None means no
+            group.
+        top: number of highest scores per group that are averaged.
+        keep: ascending numbers of the samples to include; by default all.
 
     Raises:
-        QueryError: if there is not one group per sample, or none at all.
+        QueryError: if `groups` is not one group per sample, or all are None.
     """
     if len(groups) != engine.store.samples:
         raise QueryError(
             f"{len(groups)} groups were given for the {engine.store.samples} samples of "
-            f"{engine.store.location}."
+            f"{engine.store.location}. Give one per sample, or None."
         )
     names = sorted({group for group in groups if group is not None}, key=str)
     if not names:

@@ -1,4 +1,4 @@
-"""The influence of a sample on itself."""
+"""Influence of a sample on itself."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 def self_influence(store: Store, features: Features) -> NDArray[np.float32]:
     """Influence of every sample on itself, ⟨feature, feature⟩, float32 `[samples]`; one pass.
 
-    Samples that the model finds hard, and mislabelled or strange ones, score high
-    (TracIn, arXiv 2002.08484, section 4.1).
+    Hard, mislabelled and atypical samples have high self-influence (TracIn, arXiv 2002.08484,
+    section 4.1).
     """
     return np.concatenate(
         [np.einsum("nd,nd->n", block, block) for _, block in features.blocks(store)]

@@ -1,4 +1,4 @@
-"""The command `gradstore`. Everything heavy is imported by the command that needs it."""
+"""The command `gradstore`. Each subcommand imports its heavy dependencies itself."""
 
 from __future__ import annotations
 

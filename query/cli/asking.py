@@ -1,4 +1,4 @@
-"""Commands that ask: query, scores, rollup, self-influence, hubness, breakdown."""
+"""Commands that query: query, scores, rollup, self-influence, hubness, breakdown."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @cli.command()
 @flags(QueryConfig)
 def query(config: Path | None, **given: Any) -> None:
-    """Ask which training samples pushed towards some images, and which against."""
+    """Find the training samples that pushed towards some images, and those against."""
     settings = parse(QueryConfig, config, given)
     from query.ask import ask
 
@@ -35,15 +35,15 @@ def query(config: Path | None, **given: Any) -> None:
 @cli.command()
 @flags(ScoresConfig)
 def scores(config: Path | None, **given: Any) -> None:
-    """Write every score of a query store. Run again, it goes on where it stopped."""
+    """Write every score of a query store. Resumes if interrupted."""
     settings = parse(ScoresConfig, config, given)
     from pathlib import Path
 
     from gradstore import open_store
     from indexer import measure_of
-    from query.ask import questions
     from query.checks import require_comparable
     from query.engines import exact_engine, fitted
+    from query.question import questions
     from query.scores import require_table, write_scores
 
     require_table(Path(settings.out))
@@ -59,13 +59,13 @@ def scores(config: Path | None, **given: Any) -> None:
 @cli.command()
 @flags(RollupConfig)
 def rollup(config: Path | None, **given: Any) -> None:
-    """Tell the influence of whole groups of training samples: exact totals, means and maxima."""
+    """Sum influence over groups of training samples: exact totals, means and maxima."""
     settings = parse(RollupConfig, config, given)
     from gradstore import open_store
     from indexer import measure_of
-    from query.ask import questions
     from query.checks import require_comparable
     from query.engines import exact_engine, fitted
+    from query.question import questions
     from query.studies.tables import rollup_table
 
     out = _new_table(settings.out)
@@ -80,7 +80,7 @@ def rollup(config: Path | None, **given: Any) -> None:
 @cli.command()
 @flags(SelfInfluenceConfig)
 def self_influence(config: Path | None, **given: Any) -> None:
-    """List training samples by their influence on themselves: what is hard, strange or mislabelled.
+    """Rank training samples by self-influence, to find hard, atypical or mislabelled ones.
 
     The first rows are the outliers.
     """
@@ -98,7 +98,7 @@ def self_influence(config: Path | None, **given: Any) -> None:
 @cli.command()
 @flags(HubnessConfig)
 def hubness(config: Path | None, **given: Any) -> None:
-    """Tell which training samples are influential for everyone, from what `query` wrote."""
+    """Find training samples that are influential for most queries, from results of `query`."""
     settings = parse(HubnessConfig, config, given)
     from pathlib import Path
 
@@ -127,7 +127,7 @@ def hubness(config: Path | None, **given: Any) -> None:
 @cli.command()
 @flags(BreakdownConfig)
 def breakdown(config: Path | None, **given: Any) -> None:
-    """Take one score apart, by checkpoint and pair of timesteps."""
+    """Split one score by checkpoint and pair of timesteps."""
     settings = parse(BreakdownConfig, config, given)
     from gradstore import open_store
     from indexer import measure_of

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from indexer.approximate.spec import IndexSpec
 
 
-# Exit status of a rank that leaves shards undone: 1 is any error, 2 is click's.
+# Exit status of a rank that leaves shards unfinished. 1 is any error, 2 is click's.
 _UNDONE: Final = 3
 
 
@@ -38,10 +38,9 @@ def train(config: Path | None, **given: Any) -> None:
 @cli.command()
 @flags(CollectConfig)
 def collect(config: Path | None, **given: Any) -> None:
-    """Compute, project and store training gradients. Run again, it goes on where it stopped.
+    """Compute, project and store training gradients. Resumes if interrupted.
 
-    Exit status 3: this rank has done what it could, and other processes hold shards that are not
-    done.
+    Exit status 3: this rank is done, but other processes hold unfinished shards.
     """
     settings = parse(CollectConfig, config, given)
     _require_collectable(settings)
@@ -50,9 +49,9 @@ def collect(config: Path | None, **given: Any) -> None:
     try:
         store = collect_config(settings)
     except KeyboardInterrupt:
-        click.echo("\nWhat is sealed is kept; the same command goes on from there.", err=True)
+        click.echo("\nSealed shards are kept; the same command resumes.", err=True)
         raise
-    if store.missing():  # which was warned of
+    if store.missing():  # already logged as a warning
         sys.exit(_UNDONE)
     rows = store.samples * store.slots * store.checkpoints
     click.echo(f"{store.location}: {rows:,} rows, {store.nbytes / 1e6:,.1f} MB")
@@ -62,7 +61,7 @@ def collect(config: Path | None, **given: Any) -> None:
 @cli.command()
 @flags(CollectConfig)
 def plan(config: Path | None, **given: Any) -> None:
-    """Say what `collect` with the same settings will take, from one measured batch."""
+    """Estimate what `collect` with the same settings takes, from one measured batch."""
     settings = parse(CollectConfig, config, given)
     _require_collectable(settings)
     from gradstore.collect import plan_config
@@ -76,7 +75,7 @@ def plan(config: Path | None, **given: Any) -> None:
 
 
 def _require_collectable(settings: CollectConfig) -> None:
-    """Raise what can be told before torch is imported, which takes seconds."""
+    """Report mistakes that can be found without importing torch, which takes seconds."""
     from gradstore.collect.models.folders import checkpoint_folders, require_etas, require_events
     from gradstore.store.objects.location import objects_at
     from gradstore.store.opening import looks_like_store
@@ -104,7 +103,7 @@ def index(config: Path | None, **given: Any) -> None:
     from query.checks import require_comparable
 
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
-    for name in settings.measures:  # what is misspelt comes before what takes long
+    for name in settings.measures:  # report misspelt names before slow work
         measure_of(name)
     queries = None
     if settings.queries is not None:
@@ -114,7 +113,7 @@ def index(config: Path | None, **given: Any) -> None:
     etas, matched, factory = settings.etas, settings.matched, settings.factory
     for measure in settings.measures:
         expected = estimated_nbytes(store, measure, etas=etas, matched=matched, factory=factory)
-        click.echo(f"{measure}: an index of about {expected / 1e6:,.1f} MB is built")
+        click.echo(f"{measure}: building an index of about {expected / 1e6:,.1f} MB")
         if isinstance(measure_of(measure), Trak):
             click.echo(f"{build_kernel(store)}: serves trak with every λ")
         built = build_index(
@@ -133,5 +132,5 @@ def _recall(spec: IndexSpec) -> str:
         f"recall {found.recall_at_10:.3f} of the first 10 and {found.recall_at_100:.3f} of the "
         f"first 100 of {found.queries} "
         + ("training samples" if found.origin == "samples" else f"queries of {found.origin}")
-        + f", {found.candidates} candidates scored again"
+        + f", {found.candidates} candidates rescored"
     )

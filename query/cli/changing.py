@@ -21,10 +21,9 @@ if TYPE_CHECKING:
 @cli.command()
 @flags(AppendConfig)
 def append(config: Path | None, **given: Any) -> None:
-    """Collect further samples into a store, by the configuration that made it.
+    """Collect further samples into a store, with the configuration that made it.
 
-    Exit status 3: this rank has done what it could, and other processes hold shards that are not
-    done.
+    Exit status 3: this rank is done, but other processes hold unfinished shards.
     """
     settings = parse(AppendConfig, config, given)
     from gradstore import open_store
@@ -35,7 +34,7 @@ def append(config: Path | None, **given: Any) -> None:
     before.require_complete()
     settings.require_there()
     checkpoint_folders(settings.checkpoints or [one.path for one in before.spec.checkpoints])
-    require_recorded(before, before.spec.parts[:1])  # whose configuration is taken
+    require_recorded(before, before.spec.parts[:1])  # the new part uses its configuration
     from gradstore.collect.grow import append_config
 
     after, whole = append_config(
@@ -46,7 +45,7 @@ def append(config: Path | None, **given: Any) -> None:
         device=settings.device,
         checkpoints=settings.checkpoints,
     )
-    if not whole:  # which was warned of
+    if not whole:  # already logged as a warning
         sys.exit(_UNDONE)
     click.echo(f"{after.location}: {before.samples:,} samples, now {after.samples:,}")
     next_step(f"gradstore index --store {after.location}")
@@ -56,10 +55,10 @@ def append(config: Path | None, **given: Any) -> None:
 @click.argument("store")
 @click.option("--ids", metavar="A,B,…", help="ids of the samples")
 @click.option(
-    "--ids-file", type=click.Path(exists=True, dir_okay=False), help="a text file of an id a line"
+    "--ids-file", type=click.Path(exists=True, dir_okay=False), help="text file, one id per line"
 )
 def delete(store: str, ids: str | None, ids_file: str | None) -> None:
-    """Delete samples: hidden from every query at once, removed by vacuum."""
+    """Delete samples: hides them from every query; vacuum frees their bytes."""
     from pathlib import Path
 
     from gradstore import delete as remove
@@ -73,7 +72,7 @@ def delete(store: str, ids: str | None, ids_file: str | None) -> None:
             raise ConfigError(f"{ids_file} is not a text file of ids: {error}.") from error
         wanted += [line for line in lines if line]
     if not wanted:
-        raise ConfigError("which samples? Give --ids or --ids-file.")
+        raise ConfigError("no samples are named. Give --ids or --ids-file.")
     after = remove(open_store(store), wanted)
     click.echo(f"{store}: {len(set(wanted)):,} deleted, {after.samples:,} samples left")
     next_step(f"gradstore vacuum {store}")
@@ -82,7 +81,7 @@ def delete(store: str, ids: str | None, ids_file: str | None) -> None:
 @cli.command()
 @click.argument("store")
 def vacuum(store: str) -> None:
-    """Remove for good what was deleted, dropped or cut off. Nothing else may write meanwhile."""
+    """Free bytes of deleted, dropped and interrupted data. No other process may write then."""
     from gradstore import open_store
     from gradstore import vacuum as clean
 
@@ -96,7 +95,7 @@ def vacuum(store: str) -> None:
 @click.argument("store")
 @click.argument("other")
 def merge(store: str, other: str) -> None:
-    """Take all samples of a store OTHER of the same fingerprint into STORE."""
+    """Copy all samples of store OTHER, with the same fingerprint, into STORE."""
     from gradstore import merge as take
     from gradstore import open_store
 
@@ -110,12 +109,12 @@ def merge(store: str, other: str) -> None:
 @click.argument("store")
 @click.argument("checkpoint")
 @click.option("--eta", type=float, help="its weight η [default: as recorded, else 1]")
-@click.option("--memory", type=float, default=4.0, help="GiB to take beside the model")
+@click.option("--memory", type=float, default=4.0, help="GiB of memory in addition to the model")
 @click.option("--device", help="torch device [default: cuda if there is one]")
 def add_checkpoint(
     store: str, checkpoint: str, eta: float | None, memory: float, device: str | None
 ) -> None:
-    """Collect every sample of a store at one checkpoint more, the latest."""
+    """Collect every sample of a store at one more checkpoint, which is the latest."""
     from gradstore import open_store
     from gradstore.collect.models.folders import checkpoint_folders, require_etas
     from gradstore.collect.recorded import require_recorded
@@ -123,7 +122,7 @@ def add_checkpoint(
     opened = open_store(store)
     if len(checkpoint_folders([checkpoint])) > 1:
         raise ConfigError(
-            f"{checkpoint} holds several checkpoints. Add one after the other, by its own folder."
+            f"{checkpoint} holds several checkpoints. Add them one by one, each by its own folder."
         )
     require_etas(None if eta is None else [eta], 1)
     try:
@@ -142,7 +141,7 @@ def add_checkpoint(
 @click.argument("store")
 @click.argument("checkpoint", type=int)
 def drop_checkpoint(store: str, checkpoint: int) -> None:
-    """Leave a checkpoint, by its number in `info`, out of a store. Vacuum removes its bytes."""
+    """Remove a checkpoint, by its number in `info`, from a store. Vacuum frees its bytes."""
     from gradstore import drop_checkpoint as drop
     from gradstore import open_store
 
@@ -155,5 +154,5 @@ def drop_checkpoint(store: str, checkpoint: int) -> None:
 
 
 def listed(values: Sequence[float]) -> str:
-    """Numbers, one after the other."""
+    """Format numbers, separated by commas."""
     return ", ".join(f"{value:g}" for value in values)

@@ -1,4 +1,4 @@
-"""`gradstore demo`: the whole road on scikit-learn's handwritten digits, without a network."""
+"""`gradstore demo`: the whole pipeline on scikit-learn's handwritten digits, without a network."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gradstore.config import CollectConfig, DatasetSpec, TrainConfig
 from gradstore.errors import ConfigError
 from gradstore.store.format.spec import EventSpec, ProjectorSpec
 from indexer import build_index
-from query.ask import Result, write_answers
 from query.collection import collect_queries
+from query.results.files import Result, write_answers
 from query.results.folder import claim
 from query.results.report import Section
 from query.searching import search
@@ -24,9 +24,9 @@ MEASURES = ("tracin", "retrac")
 
 
 def run(config: DemoConfig) -> Result:
-    """Train, collect, index, generate, query, report; all of it under `config.out`.
+    """Train, collect, index, generate, query and report, all below `config.out`.
 
-    Run again, it goes on where it stopped.
+    Resumes if interrupted.
 
     Raises:
         ConfigError: if `config.out` was made with other settings.
@@ -58,7 +58,7 @@ def run(config: DemoConfig) -> Result:
     checkpoints = find_checkpoints(run_folder)[:CHECKPOINTS]
     if len(checkpoints) < CHECKPOINTS:
         raise ConfigError(
-            f"the training run in {run_folder} was cut off after {len(checkpoints)} checkpoints. "
+            f"the training run in {run_folder} stopped after {len(checkpoints)} checkpoints. "
             f"Remove {run_folder} and run the demo again."
         )
     settings = CollectConfig(
@@ -69,7 +69,7 @@ def run(config: DemoConfig) -> Result:
         proj_dim=config.proj_dim,
         proj_seed=config.seed,
     )
-    # One object for all three stores: it draws each checkpoint's matrix once.
+    # One object for all three stores, so that each checkpoint's matrix is drawn once.
     projector = TrakProjector(
         ProjectorSpec.model_validate(settings.model_dump(include=set(ProjectorSpec.model_fields)))
     )

@@ -1,4 +1,4 @@
-"""`gradstore doctor`: does this machine have what each step needs?"""
+"""`gradstore doctor`: checks that this machine has everything each step needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MEND = "Install what is missing with `pip install 'gradstore[cpu]'` (or [gpu]).
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """Result of one check.
 
     Attributes:
-        what: the thing.
+        what: the object checked.
         found: what was found.
         good: whether gradstore works with it.
-        mend: what to do, where there is something to do.
+        mend: what to do, if anything.
     """
 
     what: str
@@ -31,7 +31,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at versions, devices, arithmetic, FAISS, fast_jl and shadowed packages."""
+    """Check versions, devices, arithmetic, FAISS, fast_jl and shadowed packages."""
     return [
         Finding("python", platform.python_version()),
         *[_package(name) for name in ("torch", "diffusers", "traker", "zarr", "numpy")],
@@ -63,7 +63,7 @@ def _devices() -> list[Finding]:
 
 
 def _arithmetic() -> list[Finding]:
-    """What `auto` takes on this machine, and the rates that decide."""
+    """Choices of `auto` on this machine, and the measured rates behind them."""
     try:
         from gradstore.arithmetic import precision_of, product_rates
         from indexer.product import way_seconds
@@ -105,7 +105,7 @@ def _faiss() -> list[Finding]:
 
 
 def _shadowed(name: str) -> Finding:
-    """Three plain names are easily taken by something else on the path."""
+    """Check whether a package is shadowed; the three plain names are easily taken."""
     here = Path(__file__).parents[2]
     module: Any = import_module(name)
     file = Path(module.__file__ or "")

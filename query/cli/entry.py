@@ -1,4 +1,4 @@
-"""The entry point of the command."""
+"""Entry point of the command line."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ except ImportError as error:
         "the path: rename it, or run from another folder."
     )
 
-# Each adds its commands to the group; `gradstore --help` lists them in this order.
+# Each module adds its commands to the group; `gradstore --help` lists them in this order.
 from query.cli import building, asking, changing, looking  # noqa: F401, I001
 from query.cli.group import cli
 
 
 def main() -> None:
-    """Run the command line; a gradstore error is a message and exit status 1, no traceback."""
+    """Run the command line; a gradstore error prints a message, exit status 1, no traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("gradstore").setLevel(logging.INFO)
     try:

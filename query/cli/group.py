@@ -1,19 +1,25 @@
-"""The command `gradstore`, to which the other files add theirs."""
+"""The command group `gradstore`, to which the other modules add commands."""
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 from gradstore import __version__
+from gradstore.progress import VARIABLE
+from query.cli.flags import Command
 
 if TYPE_CHECKING:
-    from query.ask import Result
+    from query.results.files import Result
 
 
 class _Group(click.Group):
-    """Commands in the order in which they are used."""
+    """Lists commands in the order in which they are used."""
+
+    command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
         return list(self.commands)
@@ -23,21 +29,25 @@ class _Group(click.Group):
     cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(__version__, prog_name="gradstore")
-def cli() -> None:
+@click.option("--quiet", "-q", is_flag=True, help="Show results, warnings and errors only.")
+def cli(*, quiet: bool) -> None:
     """Which training images pushed a diffusion model towards an image, and which against?
 
-    The road: train (or bring your own checkpoints), collect, index, query. Every command takes a
-    YAML file of settings, flags, or both; flags win.
+    Usual order: train (or use your own checkpoints), collect, index, query. Every command takes a
+    YAML file of settings, flags, or both; flags override the file.
     """
+    if quiet:
+        os.environ[VARIABLE] = "0"
+        logging.getLogger("gradstore").setLevel(logging.WARNING)
 
 
 def tell(result: Result) -> None:
-    """Print a summary, and what was written."""
+    """Print a summary and the names of the written files."""
     click.echo(result.text)
     click.echo(f"wrote {result.table} and {result.report}")
     next_step(f"open {result.report}")
 
 
 def next_step(command: str) -> None:
-    """Print the command that usually comes next."""
+    """Print the usual next command."""
     click.echo(f"\nNext: {command}")

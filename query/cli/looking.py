@@ -1,4 +1,4 @@
-"""Commands that look: info, verify, demo, doctor."""
+"""Commands that inspect: info, verify, demo, doctor."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("store")
-@click.option("--json", "as_json", is_flag=True, help="as JSON, for programs")
+@click.option("--json", "as_json", is_flag=True, help="print JSON, for programs")
 def info(store: str, *, as_json: bool) -> None:
-    """Show what a store holds and what made it."""
+    """Show what a store contains and how it was made."""
     import json
 
     from gradstore import open_store
@@ -34,7 +34,7 @@ def info(store: str, *, as_json: bool) -> None:
 @cli.command()
 @click.argument("store")
 @click.option(
-    "--repair", is_flag=True, help="collect damaged shards again, and describe arrays anew to Zarr"
+    "--repair", is_flag=True, help="collect damaged shards again, and rewrite array metadata"
 )
 def verify(store: str, *, repair: bool) -> None:
     """Check every byte of a store against its seals."""
@@ -44,7 +44,7 @@ def verify(store: str, *, repair: bool) -> None:
 
     opened = open_store(store)
     for key in describe_anew(opened) if repair else ():
-        click.echo(f"{key}: written anew")
+        click.echo(f"{key}: rewritten")
     problems = [report for report in check(opened) if report.problem]
     for report in problems:
         click.echo(str(report))
@@ -63,8 +63,8 @@ def verify(store: str, *, repair: bool) -> None:
         )
     if unsealed:
         raise StoreError(
-            f"{store}: {unsealed} shards are not collected yet; what is sealed is as it was. "
-            "Run the same `gradstore collect` again to go on."
+            f"{store}: {unsealed} shards are not collected yet; the sealed ones are intact. "
+            "Run the same `gradstore collect` again to resume."
         )
     click.echo(f"{store}: every shard is as it was sealed")
 
@@ -72,7 +72,7 @@ def verify(store: str, *, repair: bool) -> None:
 @cli.command()
 @flags(DemoConfig)
 def demo(config: Path | None, **given: Any) -> None:
-    """Run the whole road on scikit-learn's handwritten digits."""
+    """Run the whole pipeline on scikit-learn's handwritten digits."""
     settings = parse(DemoConfig, config, given)
     from query.cli.demo import run
 

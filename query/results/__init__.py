@@ -1,1 +1,1 @@
-"""Answers, and what is written of them."""
+"""Answers, and the files written from them."""

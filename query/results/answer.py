@@ -1,4 +1,4 @@
-"""An answer: what a search under one measure found."""
+"""Answers: results of a search under one measure."""
 
 from __future__ import annotations
 
@@ -7,30 +7,35 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import query
 from gradstore.errors import QueryError
+from gradstore.tabular import Tabular
 from indexer import Ranking
 from indexer.studies.explanation import Explanation
+from query.results.notebook import gallery
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
+
+    import pyarrow as pa
 
     from gradstore.store.reader import Store
     from query.queries import Queries
 
 
-@dataclass(frozen=True)
-class Answer:
-    """What a search under one measure found.
+@dataclass(frozen=True, repr=False)
+class Answer(Tabular):
+    """Results of a search under one measure.
 
     Attributes:
         measure: name of the measure.
-        queries: what was asked.
+        queries: the queries.
         store: the training store.
         proponents: training samples that pushed the model towards each query.
-        opponents: the other end of the list. Those with negative scores pushed against the query;
-            with positive ones, they pushed least.
-        explained: the scores of proponents and opponents, one after the other, by checkpoint, with
-            their error; that is NaN under a preconditioned measure, for which none is known.
+        opponents: samples of lowest influence. Those with negative scores pushed against the query;
+            those with positive scores pushed least.
+        explained: scores of proponents, then opponents, by checkpoint, with their standard error.
+            The error is NaN under a preconditioned measure, for which none is known.
     """
 
     measure: str
@@ -40,13 +45,61 @@ class Answer:
     opponents: Ranking
     explained: Explanation
 
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __iter__(self) -> Iterator[Answer]:
+        """Yield the answer to each query."""
+        for number in range(len(self)):
+            here = slice(number, number + 1)
+            yield replace(
+                self,
+                queries=self.queries.part(number, number + 1),
+                proponents=Ranking(self.proponents.rows[here], self.proponents.scores[here]),
+                opponents=Ranking(self.opponents.rows[here], self.opponents.scores[here]),
+                explained=Explanation(
+                    self.explained.parts[here],
+                    self.explained.standard_error[here],
+                    self.explained.z[here],
+                ),
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"Answer({self.measure!r}, queries={len(self)}, k={self.proponents.rows.shape[1]}, "
+            f"store={self.store.location!r})"
+        )
+
+    def to_table(self) -> pa.Table:
+        """One row per query, side and rank; see `query.to_table` for the columns."""
+        return query.to_table([self])
+
+    def _repr_html_(self) -> str:
+        """Pictures of the first queries and their proponents, for notebooks."""
+        found = gallery(self.store, self.queries, self.proponents, repr(self))
+        return super()._repr_html_() if found is None else found
+
+    @property
+    def proponent_ids(self) -> list[list[str]]:
+        """Ids of the proponents of each query, strongest first."""
+        return self._ids(self.proponents)
+
+    @property
+    def opponent_ids(self) -> list[list[str]]:
+        """Ids of the opponents of each query, strongest first."""
+        return self._ids(self.opponents)
+
+    def _ids(self, ranking: Ranking) -> list[list[str]]:
+        ids = self.store.manifest.ids
+        return [[ids[row] for row in rows] for rows in ranking.rows.tolist()]
+
     @property
     def sides(self) -> Mapping[str, Ranking]:
-        """Both rankings by name."""
+        """Both rankings by name of the side."""
         return {"proponent": self.proponents, "opponent": self.opponents}
 
     def first(self, queries: int, k: int) -> Answer:
-        """The answer to the first queries, of at most `k` samples on each side."""
+        """Answer to the first queries, with at most `k` samples on each side."""
         count = self.proponents.rows.shape[1]
         ranks = np.arange(min(k, count))
         both = np.concatenate([ranks, count + ranks])
@@ -63,17 +116,17 @@ class Answer:
         )
 
     def distinctness(self) -> float:
-        """Distinct proponents over all of them: |∪ top-k| / (queries · k); 1 if none recurs."""
+        """Share of distinct proponents: |∪ top-k| / (queries · k); 1 if none recurs."""
         return len(np.unique(self.proponents.rows)) / self.proponents.rows.size
 
     @property
     def labels_comparable(self) -> bool:
-        """Whether some query has a label that some training sample has."""
+        """Whether any query shares a label with any training sample."""
         shared = set(self.queries.labels or []) & set(labels(self.store) or [])
         return bool(shared - {None})
 
     def label_share(self) -> tuple[float, float]:
-        """Share of proponents that have their query's label, and the share that chance gives.
+        """Share of proponents with their query's label, and the share expected by chance.
 
         Raises:
             QueryError: if there are no labels to compare.
@@ -92,14 +145,14 @@ def _cut(ranking: Ranking, queries: int, k: int) -> Ranking:
 
 
 def labels(store: Store) -> Sequence[Any] | None:
-    """Labels of a store's samples, if it has any."""
+    """Labels of a store's samples; None if it has none."""
     return store.manifest.metadata.get("label")
 
 
 def timesteps(answers: Sequence[Answer]) -> dict[int, list[int]]:
-    """Timesteps of each sample that answers of one store found, at all checkpoints, by its number.
+    """Timesteps at all checkpoints of each sample found in answers of one store, by sample number.
 
-    Of those only: a store under a URL may have thousands of shards.
+    Other samples are not read, because a store under a URL may have thousands of shards.
     """
     found = np.unique([side.rows for answer in answers for side in answer.sides.values()])
     store = answers[0].store

@@ -1,7 +1,8 @@
-"""A folder of results, made once and continued by the same configuration."""
+"""Results folders: made once and resumed only with the same configuration."""
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import yaml
@@ -14,20 +15,25 @@ if TYPE_CHECKING:
     from gradstore.store.format.spec import Spec
 
 
+_log = logging.getLogger("gradstore")
+
+
 def claim(out: Path, config: Spec, name: str) -> None:
-    """Make a folder of results, or go on with one of the very same configuration.
+    """Create a results folder, or resume one with the same configuration.
 
     Args:
         out: the folder.
-        config: the configuration, kept in the folder.
-        name: name of the file that it is kept in.
+        config: the configuration, which is saved in the folder.
+        name: name of the saved file.
 
     Raises:
-        ConfigError: if something else stands at `out`.
+        ConfigError: if `out` exists with other content.
     """
     if require_free(out, config, name):
         out.mkdir(parents=True, exist_ok=True)
         (out / name).write_text(_settings(config))
+    else:
+        _log.info("%s has the same settings: resuming", out)
 
 
 def _settings(config: Spec) -> str:
@@ -35,11 +41,11 @@ def _settings(config: Spec) -> str:
 
 
 def require_free(out: Path, config: Spec, name: str) -> bool:
-    """Whether a folder of results is yet to be made; see `claim` for what is raised."""
+    """Whether a results folder must still be made; raises as `claim` does."""
     settings = out / name
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} exists and is not a folder. Choose another --out.")
-    # Nothing but settings: what failed before it made anything may be mended and run again.
+    # A folder with only settings is free: that run failed before it made anything.
     if out.exists() and {entry.name for entry in out.iterdir()} - {name}:
         if settings.is_file() and settings.read_text() == _settings(config):
             return False

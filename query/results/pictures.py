@@ -1,7 +1,9 @@
-"""The images that a store's samples were made from, to show."""
+"""Images of a store's samples, for display."""
 
 from __future__ import annotations
 
+import base64
+import io
 import logging
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,17 +24,17 @@ _log = logging.getLogger("gradstore")
 
 
 class Pictures(Protocol):
-    """Samples by number, in the order of their store."""
+    """Samples by number, in store order."""
 
     def __getitem__(self, row: int) -> Any:
-        """The sample."""
+        """Return the sample."""
 
     def image(self, row: int) -> Image.Image | None:
-        """The sample as an image to look at, or None if it is not one."""
+        """Return the sample as a displayable image, or None if it is not one."""
 
 
 class Joined:
-    """Several sets of samples, one after the other."""
+    """Several sets of samples, concatenated."""
 
     def __init__(self, sets: Sequence[Samples]) -> None:
         self._sets = sets
@@ -54,10 +56,10 @@ class Joined:
 
 
 def pictures(store: Store) -> Pictures | None:
-    """The samples that a store was made from; None, and a warning, if they cannot be had again.
+    """Samples that a store was made from; None, with a warning, if they cannot be loaded.
 
     Raises:
-        DatasetError: if the dataset is there, but lacks a sample that the store was made from.
+        DatasetError: if the dataset exists but lacks a sample that the store was made from.
     """
     from gradstore.collect import Samples
 
@@ -79,3 +81,12 @@ def pictures(store: Store) -> Pictures | None:
         if own:
             sets.append(samples.only(own))
     return sets[0] if len(sets) == 1 else Joined(sets)
+
+
+def data_uri(image: Image.Image, side: int) -> str:
+    """An image as a PNG in a `data:` URI, at most `side` pixels a side."""
+    image = image.copy()
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

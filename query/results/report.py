@@ -1,21 +1,20 @@
-"""The page a person can look at: one self-contained HTML file."""
+"""The report: one self-contained HTML file."""
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradstore import __version__
 from gradstore.collect.recorded import Recorded
 from gradstore.errors import DatasetError
 from query.results.answer import labels, timesteps
+from query.results.pictures import data_uri
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -31,13 +30,13 @@ _THUMBNAIL = 128
 
 @dataclass(frozen=True)
 class Section:
-    """Queries of one kind, asked under one or more measures.
+    """Queries of one kind, searched under one or more measures.
 
     Attributes:
         title: heading.
-        answers: one per measure, all of the same queries.
-        images: the samples of the query store, in its order; None to show none.
-        note: what there is to be said of it.
+        answers: one per measure, all for the same queries.
+        images: samples of the query store, in its order; None to show none.
+        note: text below the heading.
     """
 
     title: str
@@ -47,24 +46,24 @@ class Section:
 
 
 def write_report(
-    path: Path,
+    path: str | Path,
     title: str,
     sections: Sequence[Section],
     train: Pictures | None,
     *,
     lines: Sequence[Line] | None = None,
 ) -> None:
-    """Write the report of some answers.
+    """Write the report of answers.
 
     Args:
         path: the file to write.
         title: title of the page.
-        sections: what to show.
-        train: the training samples, in the order of their store; None to show none.
-        lines: the summary, where it is of more than what is shown.
+        sections: content of the page.
+        train: training samples, in store order; None to show none.
+        lines: the summary, if it covers more than `sections`.
 
     Raises:
-        DatasetError: if a sample to be shown is not what it was when its store was made.
+        DatasetError: if a displayed sample changed since its store was made.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -91,7 +90,7 @@ def write_report(
         version=__version__,
         fingerprint=store.spec.fingerprint[:16],
     )
-    path.write_text(page, encoding="utf-8")
+    Path(path).write_text(page, encoding="utf-8")
 
 
 def summary(sections: Sequence[Section]) -> list[Line]:
@@ -109,13 +108,13 @@ def summary(sections: Sequence[Section]) -> list[Line]:
 
 
 def line(section: str, measure: str, share: tuple[float, float] | None, distinct: float) -> Line:
-    """A line of the summary, as text.
+    """Format a line of the summary as text.
 
     Args:
         section: title of the section.
         measure: name of the measure.
-        share: share of proponents with the query's label, and what chance gives; None if there are
-            no labels to compare.
+        share: share of proponents with the query's label, and the share expected by chance; None if
+            there are no labels to compare.
         distinct: share of distinct proponents.
     """
     same, chance = ("–", "–") if share is None else (f"{value:.2f}" for value in share)
@@ -159,7 +158,7 @@ def _queries(
         return shown
 
     def asked(query: int) -> str:
-        row = first.queries.sample(query)  # there is no picture of a sum
+        row = first.queries.sample(query)  # a sum has no picture
         if row is None:
             return ""
         return _image(section.images, first.queries.store, row, f"q{number}-{row}", images)
@@ -192,7 +191,7 @@ def _replayed(store: Store) -> bool:
 
 
 def _heading(side: str, scores: NDArray[np.float32]) -> str:
-    """What a list is called: opponents only where some of them did push against the query."""
+    """Title of a list: `opponents` only if some of them pushed against the query."""
     if side == "opponent" and scores[0] >= 0:
         return "least influential (no opponents)"
     return f"{side}s"
@@ -201,20 +200,17 @@ def _heading(side: str, scores: NDArray[np.float32]) -> str:
 def _image(
     samples: Pictures | None, store: Store, row: int, name: str, images: dict[str, str]
 ) -> str:
-    """The CSS class that shows a sample; each image stands once in the page."""
+    """CSS class that shows a sample; the page embeds each image once."""
     if samples is None:
         return ""
     if name not in images:
         if samples[row].digest() != store.manifest.digests[row]:
             raise DatasetError(
-                f"sample {store.manifest.ids[row]!r} is not what it was when {store.location} was "
-                "made. Restore the dataset, or collect it into a new store."
+                f"sample {store.manifest.ids[row]!r} has changed since {store.location} was made. "
+                "Restore the dataset, or collect it into a new store."
             )
         image = samples.image(row)
         if image is None:
             return ""
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        images[name] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        images[name] = data_uri(image, _THUMBNAIL)
     return name

@@ -1,4 +1,4 @@
-"""The summary of answers as plain text."""
+"""Summary of answers as plain text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def summary_text(lines: Sequence[Line]) -> str:
-    """The summary as a plain text table."""
+    """Format the summary as a plain text table."""
     headings = {
         "section": "queries",
         "measure": "measure",

@@ -1,4 +1,4 @@
-"""Answers as a table, and tables as files."""
+"""Conversion of answers to tables, and of tables to files."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def to_table(answers: Sequence[Answer]) -> pa.Table:
-    """Answers as a table: one row per query, measure, side and rank.
+    """Convert answers to a table with one row per query, measure, side and rank.
 
     An opponent with a positive score did not push against the query: it pushed least.
 
     Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
     `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
     checkpoint, then at the second, …), `standard_error` and `z` (float32; see
-    `Explanation`), `parts` (float32, what each checkpoint adds to the score).
+    `Explanation`), `parts` (float32, each checkpoint's part of the score).
     """
     import pyarrow as pa
 
-    # One of no labels at all and one of texts are of different types.
+    # Label columns differ in type if only some answers have labels.
     return pa.concat_tables([_table(one) for one in answers], promote_options="permissive")
 
 
@@ -43,7 +43,7 @@ def _table(answer: Answer) -> pa.Table:
     rows = np.stack([side.rows for side in answer.sides.values()], axis=1)
     count, _, k = rows.shape
     steps = timesteps([answer])
-    # What occurs is looked up once, and then taken as often as it occurs.
+    # Values are looked up once per sample, then repeated with `take`.
     found = np.array(list(steps))
     here = pa.array(np.searchsorted(found, rows.ravel()))
     asked = pa.array(np.repeat(np.arange(count), len(sides) * k))
@@ -79,14 +79,15 @@ def _table(answer: Answer) -> pa.Table:
 
 
 def write_table(table: pa.Table | Iterable[pa.Table], path: Path, schema: pa.Schema) -> None:
-    """Write tables, one after the other, as one `.parquet` or `.jsonl` file.
+    """Write tables, concatenated, to one `.parquet` or `.jsonl` file.
 
-    In JSON a row is a line, and what is no finite number is `null`. Written beside and renamed.
+    In JSON, each row is one line, and non-finite numbers are `null`. The file is written under a
+    temporary name and renamed.
 
     Args:
         table: the tables.
-        path: the file, whose name tells the format.
-        schema: what all of them are to become.
+        path: the file; its suffix selects the format.
+        schema: common schema of the tables.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -106,7 +107,7 @@ def write_table(table: pa.Table | Iterable[pa.Table], path: Path, schema: pa.Sch
 
 
 def shown(table: pa.Table, rows: int = 10) -> str:
-    """The first rows of a table as text, and how many more there are."""
+    """Format the first rows of a table as text, with the number of further rows."""
     first = [table.column_names, *(list(row.values()) for row in table.slice(0, rows).to_pylist())]
     texts = [
         [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]

@@ -1,4 +1,4 @@
-"""What is told of all answers together, from their tables, however many there are."""
+"""Statistics of all answers, accumulated from their tables in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class Tally:
     """Label share, chance and distinctness of proponents, by measure.
 
-    They are those of `Answer.label_share` and `Answer.distinctness`.
+    The values equal those of `Answer.label_share` and `Answer.distinctness`.
 
     Args:
         store: the training store.
-        queries: all that is asked.
+        queries: all queries.
     """
 
     def __init__(self, store: Store, queries: Queries) -> None:
@@ -36,7 +36,7 @@ class Tally:
         self._same: Counter[str] = Counter()
 
     def add(self, table: pa.Table) -> None:
-        """Count the rows of some answers."""
+        """Count the rows of a table of answers."""
         import pyarrow.compute as pc
 
         table = table.filter(pc.field("side") == "proponent")
@@ -49,7 +49,7 @@ class Tally:
                 self._same[measure] += pc.sum(same).as_py() or 0
 
     def lines(self, section: str) -> list[Line]:
-        """One line per measure, as the report shows it."""
+        """One line per measure, as shown in the report."""
         from query.results.report import line
 
         return [

@@ -1,1 +1,1 @@
-"""Questions about all samples of a store."""
+"""Analyses of all samples of a store."""

@@ -1,7 +1,7 @@
-"""Hubness: which training samples are influential for everyone, from the answer to many queries.
+"""Hubness: training samples that are influential for many queries.
 
-The paper finds that under TracIn the same few samples head the lists of unrelated queries, because
-their timestep happened to give them a long gradient (arXiv 2401.09031, section 4.2).
+The paper finds that under TracIn the same few samples lead the rankings of unrelated queries,
+because their timesteps happened to give large gradient norms (arXiv 2401.09031, section 4.2).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstore.errors import DependencyError, QueryError
+from gradstore.tabular import Tabular
 from query.results.answer import labels
 
 if TYPE_CHECKING:
@@ -27,19 +28,19 @@ if TYPE_CHECKING:
 _COLUMNS = ["query_id", "measure", "side", "sample_id", "score"]
 
 
-@dataclass(frozen=True)
-class Hubness:
-    """How often each training sample is among the proponents of some query.
+@dataclass(frozen=True, repr=False)
+class Hubness(Tabular):
+    """How often each training sample is a proponent of a query.
 
     Attributes:
         measure: name of the measure.
         store: the training store.
-        queries: how many there were.
-        k: how many proponents each has.
-        counts: of how many queries each sample is a proponent, int64 `[samples]`.
-        influence: sum of its scores as their proponent, over all queries' number, float64
-            `[samples]`: its mean influence, as far as the lists tell.
-        distinctness: distinct proponents over all of them, |∪ top-k| / (queries · k).
+        queries: number of queries.
+        k: number of proponents per query.
+        counts: number of queries of which each sample is a proponent, int64 `[samples]`.
+        influence: sum of a sample's scores as proponent, divided by the number of queries, float64
+            `[samples]`: its mean influence, with unlisted scores as 0.
+        distinctness: share of distinct proponents, |∪ top-k| / (queries · k).
         norm: mean norm of each sample's rows, float64 `[samples]`.
         timestep: mean timestep of each sample's rows, float64 `[samples]`.
     """
@@ -54,28 +55,37 @@ class Hubness:
     norm: NDArray[np.float64]
     timestep: NDArray[np.float64]
 
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __repr__(self) -> str:
+        return (
+            f"Hubness({self.measure!r}, samples={len(self)}, queries={self.queries}, k={self.k}, "
+            f"distinctness={self.distinctness:.2f})"
+        )
+
     @property
     def with_norm(self) -> float:
-        """Spearman's correlation of the counts with the norms."""
+        """Spearman correlation of counts with norms."""
         return spearman(self.counts, self.norm)
 
     @property
     def with_timestep(self) -> float:
-        """Spearman's correlation of the counts with the timesteps."""
+        """Spearman correlation of counts with timesteps."""
         return spearman(self.counts, self.timestep)
 
     @property
     def influence_with_norm(self) -> float:
-        """Spearman's correlation of the influence with the norms."""
+        """Spearman correlation of influence with norms."""
         return spearman(self.influence, self.norm)
 
     @property
     def influence_with_timestep(self) -> float:
-        """Spearman's correlation of the influence with the timesteps."""
+        """Spearman correlation of influence with timesteps."""
         return spearman(self.influence, self.timestep)
 
     def to_table(self) -> pa.Table:
-        """Samples that are some query's proponent, the most frequent first."""
+        """Samples that are a proponent of any query, most frequent first."""
         import pyarrow as pa
 
         order = np.argsort(-self.counts, kind="stable")
@@ -94,7 +104,7 @@ class Hubness:
         return pa.table(columns)
 
     def plot(self, path: Path) -> None:
-        """Draw counts, and influence against norms and timesteps, and write them as an image.
+        """Plot counts, and influence against norms and timesteps, into an image file.
 
         Raises:
             DependencyError: if matplotlib is not installed.
@@ -108,7 +118,7 @@ class Hubness:
         left, middle, right = figure.subplots(1, 3)
         seen = np.sort(self.counts)[::-1]
         left.plot(np.arange(1, len(seen) + 1), seen)
-        left.set(xscale="log", xlabel="samples, the most frequent first", ylabel="queries")
+        left.set(xscale="log", xlabel="samples, most frequent first", ylabel="queries")
         for axes, values, name, found in (
             (middle, self.norm, "norm", self.influence_with_norm),
             (right, self.timestep, "timestep", self.influence_with_timestep),
@@ -120,7 +130,7 @@ class Hubness:
 
 
 def hubness(answer: Answer) -> Hubness:
-    """How often training samples recur among the proponents of an answer's queries."""
+    """Count how often training samples recur among the proponents of an answer's queries."""
     rows = answer.proponents.rows
     count = answer.store.samples
     counts = np.bincount(rows.ravel(), minlength=count)
@@ -130,14 +140,14 @@ def hubness(answer: Answer) -> Hubness:
 
 
 def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
-    """The same of each measure in what `gradstore query` wrote, however many queries there were.
+    """Compute `hubness` for each measure in the results of `gradstore query`, of any size.
 
     Args:
         store: the training store.
-        results: `results.parquet`.
+        results: path of `results.parquet`.
 
     Raises:
-        QueryError: if it is no such table, or of samples that the store does not have.
+        QueryError: if the file is no such table, or has samples that the store does not have.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -164,8 +174,8 @@ def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
         ) from error
     except KeyError as error:
         raise QueryError(
-            f"{results} is of a sample {error}, which {store.location} does not have: it was "
-            "deleted, or these are another store's results. Ask again: gradstore query"
+            f"{results} contains sample {error}, which {store.location} does not have: it was "
+            "deleted, or these are another store's results. Run gradstore query again."
         ) from error
     return [
         _hubness(name, store, own, sums[name], len(asked[name])) for name, own in counts.items()
@@ -194,7 +204,7 @@ def _hubness(
 
 
 def spearman(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """Spearman's rank correlation, ties sharing their mean rank; NaN where nothing varies."""
+    """Spearman rank correlation; ties share their mean rank; NaN if either input is constant."""
     ranks = []
     for values in (left, right):
         _, place, counts = np.unique(values, return_inverse=True, return_counts=True)

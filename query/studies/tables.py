@@ -1,4 +1,4 @@
-"""What can be told beside ranked lists, each as a table: groups, outliers, hubs, pairs of rows."""
+"""Tables beyond rankings: group totals, self-influence, and scores split by pairs of rows."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def rollup_table(
 
     Args:
         engine: the exact engine of the training store.
-        queries: what is asked.
-        by: the column of the training store's manifest that holds the groups.
-        measure: one that the engine serves though it was made for another.
-        top: how many of each group's highest scores `top_mean` averages.
+        queries: the queries.
+        by: column of the training store's manifest that holds the groups.
+        measure: another measure that the engine serves, such as `trak`; by default its own.
+        top: number of highest scores per group in `top_mean`.
 
     Raises:
         QueryError: if there is no such column.
@@ -52,11 +52,11 @@ def rollup_table(
 
 
 def self_influence_table(engine: ExactEngine) -> pa.Table:
-    """Samples by their influence on themselves, the highest first: what training found hard.
+    """Samples by self-influence, highest first: hard, atypical and mislabelled samples.
 
-    Columns: `sample_id`, `label`, `self_influence` (float32), `robust_z` (how far its logarithm is
-    from the median, in standard deviations as the median absolute deviation estimates them; an
-    outlier is far above. NaN for a zero gradient), `norm` (mean over rows) and `timesteps`.
+    Columns: `sample_id`, `label`, `self_influence` (float32), `robust_z` (distance of its logarithm
+    from the median, in standard deviations estimated from the median absolute deviation; large for
+    outliers, NaN for a zero gradient), `norm` (mean over rows) and `timesteps`.
     """
     import pyarrow as pa
 
@@ -86,18 +86,18 @@ def self_influence_table(engine: ExactEngine) -> pa.Table:
 
 
 def breakdown_table(engine: ExactEngine, queries: Store, query: str, sample: str) -> pa.Table:
-    """One score by checkpoint and pair of timesteps; see `indexer.breakdown`.
+    """Split one score by checkpoint and pair of timesteps; see `indexer.breakdown`.
 
     Args:
-        engine: the exact engine of the training store, of a measure of rows.
+        engine: the exact engine of the training store, for a measure of rows.
         queries: the query store.
         query: id of the query.
         sample: id of the training sample.
 
     Returns:
-        A row per pair of rows at each checkpoint that weighs something: `checkpoint` (its number,
-        as `info` tells), `query_timestep`, `sample_timestep`, `score` (float32). The scores' sum
-        is the influence.
+        One row per pair of rows at each checkpoint of nonzero weight: `checkpoint` (its number in
+        `info`), `query_timestep`, `sample_timestep`, `score` (float32). The scores sum to the
+        influence.
 
     Raises:
         QueryError: if there is no such query or sample.

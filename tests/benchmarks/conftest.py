@@ -1,4 +1,4 @@
-"""Images for the planes-and-zeros setting that come with scikit-learn, in files of its form."""
+"""Images from scikit-learn for the planes-and-zeros setting, in its file format."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _write(path: Path, column: str, images: list[np.ndarray], labels: list[int])
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
-    """Crops of two photographs for CIFAR-10's classes, scikit-learn's digits for MNIST."""
+    """Crops of two photographs stand for CIFAR-10, scikit-learn's digits for MNIST."""
     folder = tmp_path_factory.mktemp("bench")
     generator = np.random.default_rng(0)
     for name, count in (("cifar10-train", 60), ("cifar10-test", 12)):

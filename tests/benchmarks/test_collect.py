@@ -20,8 +20,8 @@ def test_it_measures_and_writes_what_it_found(tmp_path: Path) -> None:
         assert seconds["low"] > 0
         assert seconds["low"] <= seconds["median"] <= seconds["high"]
     page = (tmp_path / "collect.md").read_text()
-    assert page.count("| collect, ") == len(figures["collect"]) + 1  # and of the large model
-    assert "in all" in page  # what `gradstore plan` says
+    assert page.count("| collect, ") == len(figures["collect"]) + 1  # plus the large model
+    assert "in all" in page  # the output of `gradstore plan`
     for one in figures["memory"]:
         assert 0 < one["taken"] < one["peak"]
     for one in figures["rank_correlation"].values():

@@ -32,7 +32,7 @@ def test_it_counts_who_is_influential_for_everyone(tmp_path: Path, folders: Fold
         assert 0 <= one["generally influential"]["mean"] <= 46
         assert -1 <= one["with norm"]["mean"] <= 1
     assert "random lists" in (tmp_path / "generally_influential.md").read_text()
-    # The same as the library's own answer to the same queries.
+    # Equals the library's own result for the same queries.
     preset = PRESETS["tiny"]
     world = prepare(preset.setting, folders)
     engine = ExactEngine(world.store, Features.of(world.store, measure_of("tracin")))
@@ -44,8 +44,8 @@ def test_it_counts_who_is_influential_for_everyone(tmp_path: Path, folders: Fold
 
 def test_counts_of_known_lists() -> None:
     found = np.zeros((20, 6), np.float32)
-    found[:, 0] = 2  # of everyone
-    found[np.arange(20), 1 + np.arange(20) % 5] = 1  # of four queries each
+    found[:, 0] = 2  # a proponent of every query
+    found[np.arange(20), 1 + np.arange(20) % 5] = 1  # proponents of four queries each
     assert _counts(found, 2).tolist() == [20, 4, 4, 4, 4, 4]
     assert _general(found, 2) == 6
     assert _general(found, 1) == 1

@@ -24,11 +24,11 @@ def test_it_retrains_and_compares(tmp_path: Path, folders: Folders) -> None:
     assert set(figures["removal"]) == {"random", "another seed", *REMOVED_BY}
     for one in figures["removal"].values():
         assert 0 <= one["image change"]["mean"] <= 1
-    # 4 halves, the whole set, a random removal and one by each method, twice.
+    # 4 halves, the whole set, a random removal and one removal by each method, twice.
     assert written["inputs"]["training_runs"] == 2 * (4 + 1 + 1 + len(REMOVED_BY))
     assert "ceiling" in (tmp_path / "lds.md").read_text()
     again = json.loads((tmp_path / "lds.json").read_text())
-    run(preset, tmp_path, folders)  # everything is found again
+    run(preset, tmp_path, folders)  # uses the cached results
     assert json.loads((tmp_path / "lds.json").read_text()) == again
 
 
@@ -50,6 +50,6 @@ def test_the_ceiling_is_that_of_what_seeds_share() -> None:
     truth = signal + generator.normal(size=(2, 20, 400))
     found = noise_ceiling(truth, np.arange(20))
     assert found["between seeds"] == pytest.approx(0.5, abs=0.05)
-    # Of the mean of two, and of that with the signal itself.
+    # The correlation of the mean of two seeds with the signal.
     best = [spearmanr(a, b).statistic for a, b in zip(truth.mean(0), signal, strict=True)]
     assert found["ceiling"] == pytest.approx(np.mean(best), abs=0.03)

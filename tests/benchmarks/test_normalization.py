@@ -17,7 +17,7 @@ def test_every_measure_has_every_figure(tmp_path: Path, folders: Folders) -> Non
         assert list(one) == list(CRITERIA)
         for criterion, figure in one.items():
             assert (-1.001 if criterion == "LDS" else 0) <= figure["low"] <= figure["high"] <= 1.001
-    # The same list for every one of four plane queries.
+    # The same list for each of four plane queries.
     assert measures[NORM]["distinctness"]["mean"] == 0.25
     assert set(written["figures"]["best"]) == set(CRITERIA)
     assert (tmp_path / "normalization.png").read_bytes().startswith(b"\x89PNG")

@@ -23,7 +23,7 @@ from benchmarks.peers import (
 from benchmarks.worlds.denoiser import Denoiser
 from benchmarks.worlds.setting import Folders
 
-# Two orders below what any of them would differ by if it had others' events or weights.
+# Two orders of magnitude below the effect of wrong events or weights.
 TOLERANCE = 1e-4
 
 
@@ -42,7 +42,7 @@ def test_it_compares_peers(tmp_path: Path, folders: Folders) -> None:
             assert -1.001 <= found["low"] <= found["mean"] <= found["high"] <= 1.001
     for name in ("plain PyTorch loop", "captum, TracInCP", "dattri, TracIn", "gradstore, identity"):
         assert agreement[name]["deviation"] < TOLERANCE
-    # float32 and float16, 64 dimensions, two checkpoints, 12 samples; and what is beside them.
+    # float32 and float16, 64 dimensions, two checkpoints, 12 samples, plus other files.
     assert costs["TRAKer"]["bytes"] > 4 * 64 * 2 * 12
     assert costs["gradstore, trak"]["bytes"] > 2 * 64 * 2 * 12
     pairs = np.array(written["figures"]["spearman of each with each"])
@@ -89,7 +89,7 @@ def test_weights_are_those_that_the_training_run_recorded(trial: Trial, tmp_path
 def test_scores_differ_with_another_checkpoints_events(
     trial: Trial, asked: list[Asked], exact: Exact
 ) -> None:
-    # Otherwise agreement would say nothing of events.
+    # Otherwise agreement would not test the events.
     flipped = [
         Asked(one.name, one.samples, tuple(t.flip(1) for t in one.events))  # type: ignore[arg-type]
         for one in asked
@@ -128,8 +128,8 @@ def test_exact_trak_is_its_definition() -> None:
     assert exact.ridge(4) == pytest.approx((phi**2).sum() / 2 / 4)
 
 
-# Scores are compared as they are, and not by rank, so that a wrong λ or scale shows; all of them at
-# once, for a single one has the projection's noise. λ is the mean eigenvalue, so that it matters.
+# Compares scores and not ranks, to detect a wrong λ or scale; all scores at once, because a single
+# score has the projection's noise. λ is the mean eigenvalue, so it affects the scores.
 @pytest.mark.parametrize("peer", [Traker, DattriTrak])
 def test_peers_trak_scores_approach_exact_ones(
     peer: type[Traker | DattriTrak],
@@ -152,5 +152,5 @@ def test_peers_trak_scores_approach_exact_ones(
 
 
 def slope(scores: np.ndarray, wanted: np.ndarray) -> float:
-    """Of the line through the origin that leads from the wanted scores to those found."""
+    """Slope of the line through the origin from the expected to the found scores."""
     return float((scores * wanted).sum() / (wanted * wanted).sum())

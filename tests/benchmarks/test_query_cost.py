@@ -14,7 +14,7 @@ def test_it_tells_what_is_kept_and_what_it_costs(tmp_path: Path, folders: Folder
     written = json.loads((tmp_path / "query_cost.json").read_text())
     assert [one["measured"] for one in written["targets"]] == [t.measured for t in targets]
     figures = written["figures"]
-    # The full question is itself.
+    # The full question agrees with itself.
     for measure, one in figures["kept"]["6 × 2 × 2"].items():
         assert one["mean"] == pytest.approx(1, abs=1e-6), measure
     for found in figures["kept"].values():

@@ -18,7 +18,7 @@ def test_it_times_every_engine_and_tells_what_it_finds(tmp_path: Path, folders: 
     assert [one["measured"] for one in written["targets"]] == [t.measured for t in targets]
     figures = written["figures"]
     for store in (figures["real"], *figures["drawn"].values()):
-        # All candidates of a small store are looked at, or nearly so.
+        # In a small store nearly all samples are candidates.
         assert min(store["recall@10"].values()) >= 0.9
         assert store["memory per sample"] < 256 // 8 + 200
         for cell in store["searching"].values():
@@ -48,7 +48,7 @@ def test_drawn_directions_have_the_moments_of_real_ones(tmp_path: Path, folders:
         np.square(wanted @ first).mean(), rel=0.15
     )
     assert set(np.unique(store.rows(0).norm)) <= set(np.unique(given.norm))
-    # Drawn once: a second call opens what is there.
+    # A second call opens the existing store.
     again = generated(tmp_path, real, spectrum, 2000, seed=3)
     assert again.location == store.location
     assert len(list(tmp_path.iterdir())) == 1

@@ -41,6 +41,6 @@ def test_what_is_planted() -> None:
     assert [table.labels[row] for row in copies] == [table.labels[r] for r in table.copy_of[copies]]
     assert table.strange[-4:].tolist() == [1, 1, 4, 4]
     assert table.values[:300, :30].mean(axis=0) == pytest.approx(0, abs=1e-4)
-    # No row is both copied and made strange, and none that is asked about was trained on.
+    # No row is both copied and an outlier, and no held-out row is a training row.
     assert not set(map(bytes, table.asked)) & set(map(bytes, table.values))
     assert len(table.query_values()) == preset.heldout + 4

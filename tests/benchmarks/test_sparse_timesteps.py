@@ -18,7 +18,7 @@ def test_it_compares_sparse_grids_with_the_full_one(tmp_path: Path, folders: Fol
     for measure in MEASURES:
         found = written["figures"][measure]
         for way in ("even", "stratified"):
-            # All timesteps with all noises are the full grid.
+            # All timesteps with all noises form the full grid.
             whole = found[way]["2"]["6"]
             assert whole["spearman"]["mean"] == pytest.approx(1)
             assert whole["overlap"]["mean"] == 1

@@ -1,7 +1,7 @@
 """Makes the golden stores of the present format: `python -m tests.golden.make`.
 
-Once a format is released its golden stores are never made again: they show that what users keep
-stays readable. A new format gets new folders beside the old ones.
+The golden stores of a released format are never remade: they show that users' stores stay readable.
+A new format gets new folders beside the old ones.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ ETAS = [0.5, 0.25]
 
 
 def manifest() -> Manifest:
-    """Ids and metadata, one text of them beyond ASCII."""
+    """Ids and metadata; one value is not ASCII."""
     ids = [f"sample-{n}" for n in range(6)] + ["échantillon/7"]
     return Manifest(ids, [f"{n:032x}" for n in range(7)], {"label": [*"abcabc", None]})
 
 
 def rows(checkpoint: int) -> Rows:
-    """All rows of a checkpoint, by whole-number arithmetic that float16 holds exactly."""
+    """All rows of a checkpoint, from integers that float16 represents exactly."""
     sample, slot, entry = np.meshgrid(np.arange(7), np.arange(2), np.arange(6), indexing="ij")
     flat = sample[:, :, 0] + 10 * slot[:, :, 0] + 100 * checkpoint
     return Rows(
@@ -103,7 +103,7 @@ def make(path: Path, dtype: str = "float16") -> Store:
 
 
 def make_grown(path: Path) -> Store:
-    """A store of int8 that three samples were appended to and two deleted from."""
+    """Write an int8 store, append three samples and delete two."""
     store = make(path, "int8")
     more = Manifest(["new-0", "new-1", "new-2"], ["a" * 32] * 3, {"year": [1999, 2000, None]})
     spec = PartSpec(path=part_path(store, more), layout=LayoutSpec.of(_layout(3, "int8")))

@@ -1,4 +1,4 @@
-"""Stores of every format that was ever released are read, for ever."""
+"""Stores of every released format stay readable."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_golden_store_that_grew_is_read(path: Path) -> None:
 
 @pytest.mark.parametrize("name", make.STORES)
 def test_what_is_written_today_is_the_golden_store(name: str, tmp_path: Path) -> None:
-    """Object by object: whoever changes the format's bytes learns of it here."""
+    """Compared object by object, to detect changes of the format's bytes."""
     make.STORES[name](tmp_path / "s.gradstore")
 
     def objects(root: Path) -> dict[str, bytes]:

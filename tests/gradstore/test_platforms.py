@@ -1,6 +1,6 @@
-"""A store on a system that lacks what only POSIX has: taken away here, as Windows does not have it.
+"""A store on a system without the POSIX-only functions, removed here as on Windows.
 
-Run by itself, `python -m tests.gradstore.test_platforms FOLDER` does what the test looks at.
+The test runs `python -m tests.gradstore.test_platforms FOLDER` and checks it.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def test_a_store_without_what_only_posix_has(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    import pytest  # noqa: F401  # what the tests themselves need of the system, before it goes
+    import pytest  # noqa: F401  # the tests' own imports need these functions
     import torch  # noqa: F401
 
     for lacking in [name for name in sys.modules if name.split(".")[0] == "filelock"]:
-        del sys.modules[lacking]  # torch has looked already
+        del sys.modules[lacking]  # torch has already used it
     sys.modules["fcntl"] = None  # type: ignore[assignment]
     for lacking in LACKING:
         delattr(os, lacking)

@@ -1,4 +1,4 @@
-"""Blocks side by side: in order, each alone with its thread, and nothing left behind."""
+"""Parallel blocks: in order, each with its own thread, and nothing left running."""
 
 from __future__ import annotations
 

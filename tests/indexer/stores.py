@@ -1,4 +1,4 @@
-"""Stores of random rows, larger than those of the tests of the store itself."""
+"""Stores of random rows, larger than those in the store's own tests."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.rows import Rows
 from gradstore.store.format.spec import Identity, LayoutSpec, PartSpec
 from gradstore.store.writer import create, write_shard
+from indexer import Features
 from tests.gradstore.store.test_store import IDENTITY, spec
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from gradstore.store.reader import Store
+    from indexer import Measure
 
 
 def random_store(
@@ -31,15 +36,15 @@ def random_store(
     metadata: dict[str, list[object]] | None = None,
     even: bool = False,
 ) -> Store:
-    """Unit directions with a common part, norms of some spread, and timesteps.
+    """Unit directions with a common part, varied norms, and timesteps.
 
     Args:
-        path: where.
-        samples: how many.
-        slots: rows of each at each of two checkpoints.
+        path: path of the store.
+        samples: number of samples.
+        slots: rows per sample at each of two checkpoints.
         dim: length of a direction.
-        dtype: of directions.
-        seed: seed of everything.
+        dtype: dtype of directions.
+        seed: seed of all random draws.
         metadata: columns of the manifest.
         even: whether every sample has the same timesteps.
     """
@@ -76,3 +81,16 @@ def random_store(
             )
             write_shard(store.parts[0], checkpoint, shard, rows)
     return store
+
+
+def features(
+    store: Store,
+    measure: Measure,
+    start: int = 0,
+    stop: int | None = None,
+    *,
+    etas: Sequence[float] | None = None,
+) -> NDArray[np.float32]:
+    """Features of some samples under an unfitted measure, averaged over slots."""
+    weights = store.etas if etas is None else etas
+    return Features(measure, tuple(weights)).range(store, start, stop)

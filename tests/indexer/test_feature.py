@@ -7,7 +7,7 @@ import pytest
 
 from gradstore.errors import ConfigError, UnsealedError
 from gradstore.store.writer import create
-from indexer import Features, ReTrac, TracIn, feature_dim, features, measure_of
+from indexer import Features, ReTrac, TracIn, measure_of
 from tests.gradstore.store.test_store import filled, manifest, spec
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from gradstore.store.reader import Store
     from indexer.feature import Tile
+from tests.indexer.stores import features
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.mark.parametrize("etas", [None, [2.0, 0.0]])
 def test_features_are_their_definition(store: Store, name: str, etas: list[float] | None) -> None:
     found = features(store, measure_of(name), 3, 9, etas=etas)
-    assert found.shape == (6, feature_dim(store))
+    assert found.shape == (6, store.checkpoints * store.dim)
     assert found.dtype == np.float32
     parts = []
     for k, eta in enumerate(etas or [0.5, 1.0]):
@@ -55,7 +56,7 @@ def test_a_stream_gives_all_of_them(store: Store) -> None:
 def test_work_is_done_on_each_block(
     store: Store, start: int, keep: list[int] | None, most: int | None
 ) -> None:
-    """From a sample on, of some samples, in blocks of so many at most."""
+    """From a start, for some samples, in blocks of a maximum size."""
     chosen = Features.of(store, TracIn())
 
     def whole(samples: NDArray[np.int64], tiles: Iterator[Tile]) -> NDArray[np.float32]:
@@ -77,7 +78,7 @@ def test_work_is_done_on_each_block(
 @pytest.mark.parametrize("etas", [[1.0], [1.0, -1.0], [1.0, float("nan")], [1.0, 1.0, 1.0]])
 def test_wrong_etas_are_refused(store: Store, etas: list[float]) -> None:
     with pytest.raises(ConfigError, match="needs one finite number ≥ 0 for each"):
-        features(store, ReTrac(), etas=etas)
+        Features.of(store, ReTrac(), etas=etas)
 
 
 def test_unknown_measures_are_refused() -> None:

@@ -31,7 +31,7 @@ def test_a_kept_kernel_gives_the_same_queries(store: Store, share: float) -> Non
     assert path.name == "t.trak.kernel"
     asked = Features.of(store, Trak()).range(store, 0, 5)
     plain, kept = Trak(share).fitted(store), fitted_by_kernel(Trak(share), store)
-    assert kept == plain  # λ of each checkpoint, too
+    assert kept == plain  # including λ of each checkpoint
     np.testing.assert_array_equal(kept.prepared(asked), plain.prepared(asked))
 
 
@@ -74,7 +74,7 @@ def test_damage_is_told(store: Store) -> None:
     content = bytearray(file.read_bytes())
     content[-3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(SearchIndexError, match=r"1.npy cannot be read: it is not what was written"):
+    with pytest.raises(SearchIndexError, match=r"1.npy cannot be read: it has changed since"):
         fitted_by_kernel(Trak(), store)
     (path / "kernel.json").unlink()
     with pytest.raises(SearchIndexError, match="not a whole kernel"):
@@ -109,5 +109,5 @@ def test_4096_dimensions_stay_float64(tmp_path: Path) -> None:
         phi = (rows.direction.astype(np.float64) * rows.norm[:, :, None]).mean(axis=1)
         inner = np.linalg.inv(phi @ phi.T + ridge * np.eye(20))
         expected = (part - part @ phi.T @ inner @ phi) / ridge
-        # By its effect on the samples, where 1/λ of what is left of a float32 query is not seen.
+        # By its effect on the samples, which hides 1/λ times a float32 query's remainder.
         np.testing.assert_allclose(found[k] @ phi.T, expected @ phi.T, rtol=1e-3, atol=1e-3)

@@ -36,19 +36,19 @@ if TYPE_CHECKING:
 
     Scores = NDArray[np.float32]
 
-# Neither equal nor symmetric, so that weights that are lost or swapped show.
+# Neither equal nor symmetric, to detect lost or swapped weights.
 ETAS = (0.6, 0.1, 0.3)
 EPOCHS = (1, 2, 4)
 SHAPE = (1, 8, 8)
-TIMESTEPS = 1000  # as diffusers has it by default
+TIMESTEPS = 1000  # diffusers' default
 QUERY_EVENTS = EventSpec(events="planned", timesteps=4, draws=1)
 TOLERANCE = 1e-4
 
-# captum says what it assumes of a loss that is a plain function: one value per sample. It is so.
+# captum states its assumption for a plain loss function: one value per sample. It holds.
 CAPTUM_ASSUMES = pytest.mark.filterwarnings(
     'ignore:Since `(test_)?loss_fn` has no "reduction" attribute:UserWarning:captum'
 )
-# dattri compiles functions as it is imported, and torch's compiler warns of torch's own code.
+# The import of dattri compiles functions, and torch's compiler warns about torch's code.
 DATTRI_IMPORTS = pytest.mark.filterwarnings(
     "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning:torch.jit"
 )
@@ -59,7 +59,7 @@ class Case:
     folders: list[Path]
     store: Store
     queries: Store
-    # What captum and dattri are given: noisy samples, timesteps, and noise as the label, each
+    # Input of captum and dattri: noisy samples, timesteps, and noise as the label, each
     # [samples, checkpoints, slots, …].
     training: Tensors
     asked: Tensors
@@ -86,7 +86,7 @@ def save_checkpoints(folder: Path, ids: Sequence[str]) -> list[Path]:
         folders.append(folder / f"epoch-{epoch:04d}")
         scheduler = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
         DDIMPipeline(small_unet(seed=number), scheduler).save_pretrained(folders[-1])
-        # A record holds a running sum; that gradstore takes differences is part of the test.
+        # A record holds a running sum; the test covers that gradstore takes differences.
         recorder.save(
             folders[-1],
             ids=ids,
@@ -150,7 +150,7 @@ def captum(case: Case) -> Scores:
 
     model = Denoiser(case.folders, "l2")
     for parameter in model.parameters():
-        # captum takes view()s of gradients; those of convolutions here are laid out channels last.
+        # captum calls view() on gradients; those of convolutions here are channels-last.
         parameter.register_hook(Tensor.contiguous)  # type: ignore[no-untyped-call]
 
     def load(module: Denoiser, checkpoint: int) -> float:
@@ -160,7 +160,7 @@ def captum(case: Case) -> Scores:
     tracin = TracInCP(
         model,
         TensorDataset(*case.training),
-        # Not strings: captum puts those into an order of its own.
+        # Not strings: captum reorders those.
         list(range(len(ETAS))),
         checkpoints_load_func=load,
         loss_fn=model.losses,
@@ -171,7 +171,7 @@ def captum(case: Case) -> Scores:
 
 
 def dattri_scores(case: Case, *, normalized: bool) -> Scores:
-    # Imported here and not above, because its import warns and a test can filter that.
+    # Imported here, because the import warns and a test can filter that.
     from dattri.algorithm.tracin import TracInAttributor
     from dattri.task import AttributionTask
 
@@ -198,10 +198,10 @@ def dattri_scores(case: Case, *, normalized: bool) -> Scores:
         # None would mean a random projection to 512 dimensions.
         projector_kwargs={"proj_type": "identity"},
     )
-    # Here every event of a query is asked for itself, and the scores are averaged: so dattri
-    # normalises each event's gradient and not their mean, as ReTrac does.
+    # Every event of a query is scored separately, then scores are averaged. dattri thus normalises
+    # each event's gradient and not their mean, like ReTrac.
     one_by_one = [tensor.transpose(1, 2).flatten(0, 1).unsqueeze(2) for tensor in case.asked]
-    # dattri differentiates under vmap, for which torch has no fused attention.
+    # dattri differentiates under vmap, which has no fused attention in torch.
     with sdpa_kernel(SDPBackend.MATH):
         scores: Tensor = attributor.attribute(
             DataLoader(TensorDataset(*case.training), batch_size=4),
@@ -224,7 +224,7 @@ def test_tracin_scores_are_captums(case: Case, captum: Scores, tmp_path: Path) -
     assert difference(gradstore_scores(case, tmp_path / "index"), captum) < TOLERANCE
 
 
-# ReTrac stands here because TracIn alone cannot see a wrong norm: a direction divides by it what
+# ReTrac is included because TracIn cannot detect a wrong norm: a direction divides by the norm that
 # the measure multiplies back.
 @DATTRI_IMPORTS
 @pytest.mark.parametrize("measure", ["tracin", "retrac"])
@@ -233,7 +233,7 @@ def test_scores_are_dattris(measure: str, case: Case, tmp_path: Path) -> None:
     assert difference(scores, dattri_scores(case, normalized=measure == "retrac")) < TOLERANCE
 
 
-# Without this, scores that hardly depend on weights or norms would agree by themselves.
+# Otherwise scores that hardly depend on weights or norms would agree anyway.
 @CAPTUM_ASSUMES
 @pytest.mark.parametrize(
     ("measure", "etas"),

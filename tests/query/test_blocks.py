@@ -1,4 +1,4 @@
-"""Many queries, block by block: the answers are those of one at a time."""
+"""Many queries, block by block: the answers equal those of single queries."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def config(stores: tuple[Store, Store], out: Path, **given: Any) -> QueryConfig:
 def test_a_killed_run_goes_on_at_whole_blocks(
     stores: tuple[Store, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query.ask.block_size", lambda engine, k: 6)
+    monkeypatch.setattr("query.answering.block_size", lambda engine, k: 6)
     ask.ask(config(stores, tmp_path / "whole"))
     asked: list[tuple[str, ...]] = []
 
@@ -86,14 +86,14 @@ def test_a_killed_run_goes_on_at_whole_blocks(
         asked.append(tuple(args[1].ids))
         return search(*args, **options)
 
-    monkeypatch.setattr("query.ask.search", dying)
+    monkeypatch.setattr("query.answering.search", dying)
     with pytest.raises(KeyboardInterrupt):
         ask.ask(config(stores, tmp_path / "cut"))
     done = sorted((tmp_path / "cut" / "blocks").glob("*.parquet"))
     assert len(done) == 3
     assert not (tmp_path / "cut" / "results.parquet").exists()
     times = [file.stat().st_mtime_ns for file in done]
-    monkeypatch.setattr("query.ask.search", search)
+    monkeypatch.setattr("query.answering.search", search)
     seen = []
     write = blocks.Blocks.write
 
@@ -132,7 +132,7 @@ def test_json_lines_hold_what_parquet_holds(stores: tuple[Store, Store], tmp_pat
     assert len(rows) == len(expected) == 2 * 25 * 2 * 4
     assert [row["sample_id"] for row in rows] == expected["sample_id"].tolist()
     assert rows[0]["score"] == pytest.approx(expected["score"][0])
-    assert rows[-1]["z"] is None  # NaN has no place in JSON
+    assert rows[-1]["z"] is None  # JSON has no NaN
     assert rows[0]["query_label"] is None
 
 
@@ -146,7 +146,7 @@ def test_a_report_of_many_queries_shows_the_first_and_says_so(
     assert page.count('<section class="query"') == 5
     assert page.count("<li class") == 5 * 2 * 2 * 3
     assert "The first 5 of 25 queries are shown, and 3 samples on each side" in page
-    # The summary is of all of them.
+    # The summary covers all queries.
     engine = ExactEngine(stores[0], Features.of(stores[0], measure_of("tracin")))
     answer = search(engine, stores[1], 4)
     share, chance = answer.label_share()

@@ -1,4 +1,4 @@
-"""A store at a glance."""
+"""Summaries of a store."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_each_checkpoint_and_part(tmp_path: Path) -> None:
 def test_what_vacuum_would_free_of_a_dropped_checkpoint(tmp_path: Path) -> None:
     store = filled(tmp_path / "s.gradstore")
     assert examine(store)["retired_nbytes"] == 0
-    assert "belong to the store no more" not in describe(store.location)
+    assert "no longer part of the store" not in describe(store.location)
     of_first = examine(store)["checkpoints"][0]["nbytes"]
     dropped = drop_checkpoint(store, 0)
     assert examine(dropped)["retired_nbytes"] == of_first

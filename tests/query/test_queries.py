@@ -92,7 +92,7 @@ def test_what_cannot_be_summed_is_told(stores: tuple[Store, Store]) -> None:
         Queries.means(stores[1], "artist")
     with pytest.raises(QueryError, match="has no sample 'nobody'"):
         Queries.combined(stores[1], {"x": {"nobody": 1}})
-    with pytest.raises(QueryError, match="nothing is asked"):
+    with pytest.raises(QueryError, match="no query is given"):
         Queries.combined(stores[1], {"x": {}})
     with pytest.raises(QueryError, match="no query 'x' to subtract"):
         Queries.of(stores[1]).minus("x")

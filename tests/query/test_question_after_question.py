@@ -21,7 +21,7 @@ PLAN = EventSpec(events="planned", timesteps=3, draws=2)
 
 @pytest.fixture
 def checkpoints(world: World, tmp_path: Path) -> list[Path]:
-    """Copies, to be removed."""
+    """Copies that the test removes."""
     return [Path(shutil.copytree(one, tmp_path / "run" / one.name)) for one in world.checkpoints]
 
 
@@ -98,7 +98,7 @@ def test_checkpoints_are_differentiated_side_by_side(
     monkeypatch: pytest.MonkeyPatch,
     name: str,
 ) -> None:
-    """Where nothing is shared, and with the same rows, to what other sums round to."""
+    """Only without shared state, and with equal rows up to rounding of sums."""
     store = collect(
         world.train,
         checkpoints,
@@ -113,7 +113,7 @@ def test_checkpoints_are_differentiated_side_by_side(
         return differentiate(*given)
 
     class Bound(Samples):
-        """Samples that can be read in the thread alone that made them."""
+        """Samples that only their creating thread can read."""
 
         owner = threading.get_ident()
 
@@ -142,13 +142,13 @@ def test_checkpoints_are_differentiated_side_by_side(
     if name == "sjlt":  # two checkpoints share four threads
         assert {count for _, count in seen} == {2}
         assert len({ident for ident, _ in seen}) >= 2
-    else:  # whose matrices share their scratch memory
+    else:  # matrices share scratch memory
         assert seen == {(threading.get_ident(), 4)}
     assert same_rows(both, again)
     for k in range(store.checkpoints):
         for column in ("direction", "norm", "loss", "timestep"):
             found, expected = (getattr(one.rows(k), column) for one in (both, alone))
-            # A bfloat16 product, where those are fast, rounds each entry of a gradient.
+            # bfloat16 products, if fast here, round each entry of a gradient.
             atol = 2e-3 if column == "direction" and name == "trak" else 2e-4
             np.testing.assert_allclose(found, expected, rtol=2e-3, atol=atol)
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, Store]:
-    monkeypatch.setattr(scores_module, "_CHUNK", (4, 48))  # not in step with shards of 128
+    monkeypatch.setattr(scores_module, "_CHUNK", (4, 48))  # not aligned with shards of 128
     monkeypatch.setattr(scores_module, "_MOST_QUERIES", 9)
     train = random_store(tmp_path / "t.gradstore", 300, slots=2)
     delete(train, ["s3", "s130", "s131"])
@@ -103,7 +103,7 @@ def test_cut_off_it_goes_on(
     assert len(seen) == cut["done"].size - written
     group: Any = zarr.open_group(tmp_path / "s.zarr", mode="r")
     np.testing.assert_allclose(group["scores"][:], naive(train, queries), rtol=1e-4, atol=1e-4)
-    write_scores(engine(train), queries, tmp_path / "s.zarr")  # nothing is left to do
+    write_scores(engine(train), queries, tmp_path / "s.zarr")  # nothing to do
     assert len(seen) == cut["done"].size - written
 
 

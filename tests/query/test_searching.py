@@ -89,7 +89,7 @@ def test_projected_scores_approximate_the_exact_ones(
 
 
 def test_d_trak_is_trak_of_the_outputs_square(world: World, tmp_path: Path) -> None:
-    """Unprojected, by the formula in float64; the queries take over the store's objective."""
+    """Unprojected, by the formula in float64; queries inherit the store's objective."""
     train = collect(
         world.train, world.checkpoints, tmp_path / "t.gradstore", objective="square",
         projector=ProjectorSpec(projector="sjlt", proj_dim=64), dtype="float32",
@@ -166,7 +166,7 @@ def test_a_query_with_moved_and_changed_checkpoints_is_refused_before_any_work(
 
 
 def test_a_query_never_has_a_training_samples_noise(world: World, tmp_path: Path) -> None:
-    """Both planned, with one id and one seed: alone the noise would make them alike."""
+    """Both are planned with the same id and seed: equal noise would make them similar."""
     train = collect(world.train, world.checkpoints, tmp_path / "t.gradstore", events=PLAN, **EXACT)
     queries = collect_queries(
         train, world.train, tmp_path / "q.gradstore", events=PLAN, dtype="float32"

@@ -25,7 +25,7 @@ def test_checkpoints_that_are_left_stand_for_the_others(count: int, expected: li
 def test_fast_is_kept_as_what_it_was() -> None:
     config = QueryConfig.model_validate({"store": "s", "dataset": "d", "out": "o", "fast": True})
     assert (config.timesteps, config.draws) == (FAST.timesteps, FAST.draws)
-    assert QueryConfig.model_validate(config.model_dump()) == config  # the settings that are kept
+    assert QueryConfig.model_validate(config.model_dump()) == config  # the stored settings
     plain = QueryConfig.model_validate({"store": "s", "dataset": "d", "out": "o"})
     assert (plain.timesteps, plain.draws) == (10, 4)
 

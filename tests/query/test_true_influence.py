@@ -1,4 +1,4 @@
-"""True influence: of a store that keeps whole gradients, and by definition in float64."""
+"""True influence, against a store of whole gradients and the definition in float64."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Stores = tuple[Store, Store]
 
 @pytest.fixture(scope="module")
 def stores(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Stores]:
-    """Noisy ones of few dimensions, and the oracle, under the same names."""
+    """Noisy stores of few dimensions and the exact ones, under the same names."""
     folder = tmp_path_factory.mktemp("rerank")
     made = {}
     for name, spec in (
@@ -79,7 +79,7 @@ def test_true_influence_is_that_of_whole_gradients(
     )
     assert (true.explained.standard_error == 0).all()
     assert np.isinf(true.explained.z).all()
-    # The projection had moved them.
+    # The projection changed them.
     assert np.abs(found.proponents.scores - expected.proponents.scores).max() > 1e-2 * size
 
 
@@ -155,7 +155,7 @@ def test_matched_timesteps(world: World, tmp_path: Path) -> None:
 def test_few_gradients_are_held_at_once(
     world: World, stores: dict[str, Stores], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Candidates in pieces of the engine's; queries' sums as many as half the memory takes."""
+    """Candidates in pieces of the engine; as many query sums as fit half of the memory."""
     seen: list[int] = []
     sums = Unprojected.sums
 

@@ -1,4 +1,4 @@
-"""From what a dataset holds to images and tensors."""
+"""Converts dataset values to images and tensors."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def to_image(tensor: Tensor) -> Image.Image | None:
-    """A tensor in −1 … 1, `[1, 3 or 4 channels, height, width]`, as an image; None if it isn't."""
+    """Convert a tensor in −1 … 1, `[1, 3 or 4 channels, height, width]`, to an image, else None."""
     if tensor.ndim != 3 or tensor.shape[0] not in {1, 3, 4}:
         return None
     array = ((tensor.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
@@ -24,10 +24,10 @@ def to_image(tensor: Tensor) -> Image.Image | None:
 
 
 def image_tensor(image: Image.Image, name: str) -> Tensor:
-    """An image as float32 in −1 … 1, `[channels, height, width]`."""
+    """Convert an image to float32 in −1 … 1, `[channels, height, width]`."""
     if image.mode not in {"L", "RGB", "RGBA"}:
         raise DatasetError(
-            f"sample {name!r} is an image of mode {image.mode!r}, which has no plain channels. "
+            f"sample {name!r} is an image of mode {image.mode!r}, which is not supported. "
             "Convert with --mode RGB or --mode L."
         )
     array = torch.from_numpy(np.array(image, dtype=np.float32))
@@ -36,10 +36,10 @@ def image_tensor(image: Image.Image, name: str) -> Tensor:
 
 
 def to_tensor(value: Any, name: str) -> Tensor:
-    """An array of floats as a float32 tensor.
+    """Convert an array of floats to a float32 tensor.
 
     Raises:
-        DatasetError: if it is no array of finite floats.
+        DatasetError: if it is not an array of finite floats.
     """
     try:
         tensor = torch.as_tensor(value)
@@ -50,7 +50,7 @@ def to_tensor(value: Any, name: str) -> Tensor:
         ) from error
     if not tensor.is_floating_point():
         raise DatasetError(
-            f"sample {name!r} is an array of {tensor.dtype}: give floats as the model sees them, "
+            f"sample {name!r} is an array of {tensor.dtype}: give floats in the model's range, "
             "or PIL images."
         )
     if not torch.isfinite(tensor).all():

@@ -1,4 +1,4 @@
-"""Samples with stable ids: one face for every kind of dataset."""
+"""Presents every kind of dataset as samples with stable ids."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image
 from gradstore.collect.data import sources
 from gradstore.collect.data.pictures import image_tensor, to_image, to_tensor
 from gradstore.collect.data.sources import IMAGE_COLUMNS
+from gradstore.config import DatasetSpec
 from gradstore.errors import DatasetError
 from gradstore.progress import track
 from gradstore.store.format.manifest import Manifest, check_ids
@@ -24,23 +26,21 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from gradstore.config import DatasetSpec
-
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One sample, read.
+    """One sample, read from its dataset.
 
     Attributes:
         name: its id.
-        tensor: what the model sees, float32; images in −1 … 1, `[channels, height, width]`.
-        picture: the image to look at, where it came as one.
-        label: its label as the dataset has it, if it has one.
+        tensor: input of the model, float32; images in −1 … 1, `[channels, height, width]`.
+        picture: the PIL image, if the sample came as one.
+        label: its label in the dataset, if it has one.
         conditions: further inputs of the model by keyword.
-        columns: all the columns of the item.
+        columns: all columns of the item.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Sample:
     columns: Mapping[str, Any]
 
     def class_label(self, classes: int) -> Tensor:
-        """The label as a class number, for models that are conditioned on one.
+        """The label as a class number, for class-conditional models.
 
         Raises:
             DatasetError: if there is no label in 0 … classes − 1.
         """
         number = self.label
-        if isinstance(number, str) and number.isdecimal():  # the name of a folder, say
+        if isinstance(number, str) and number.isdecimal():  # for example a folder's name
             number = int(number)
         if not isinstance(number, int) or not 0 <= number < classes:
             raise DatasetError(
@@ -68,10 +68,10 @@ class Sample:
         return torch.tensor(number)
 
     def digest(self) -> str:
-        """Hash of all that the model may see of it."""
+        """Hash of everything in the sample that the model may see."""
         digest = blake2b(repr(self.label).encode(), digest_size=16)
         for name, tensor in {"": self.tensor, **self.conditions}.items():
-            # numpy has no bfloat16: its bits are hashed, under its own name.
+            # numpy has no bfloat16: its bits are hashed, with its own name.
             kind = "bfloat16" if tensor.dtype == torch.bfloat16 else tensor.numpy().dtype.str
             bits = tensor.view(torch.int16) if kind == "bfloat16" else tensor
             array = np.ascontiguousarray(bits.numpy())
@@ -81,23 +81,23 @@ class Sample:
 
 
 class Samples:
-    """A dataset as gradstore sees it: samples with stable ids, in order.
+    """A dataset as an ordered sequence of samples with stable ids.
 
     Takes a `datasets.Dataset`, any map-style `torch.utils.data.Dataset`, or a sequence. An item is
-    an image (PIL, or a float tensor as the model sees it, `[channels, height, width]` for images),
+    an image (PIL, or a float tensor in the model's range, `[channels, height, width]` for images),
     a tuple `(image, label)`, or a mapping with named columns. PIL images become float32 tensors in
     −1 … 1.
 
     Args:
-        dataset: what to wrap.
-        ids: one id per item, in place of a column.
-        id_column: column of ids; otherwise a sample's id is its row number.
-        image_column: column of images, if it has no usual name.
-        label_column: column of labels, if it has no usual name.
+        dataset: the dataset to wrap.
+        ids: one id per item, instead of a column.
+        id_column: column of ids; by default a sample's id is its row number.
+        image_column: column of images, if its name is unusual.
+        label_column: column of labels, if its name is unusual.
         metadata_columns: further columns to keep in the manifest.
-        size: resize PIL images to this many pixels a side.
+        size: resize PIL images to this many pixels per side.
         mode: convert PIL images to this mode, such as `RGB`.
-        limit: take only the first so many.
+        limit: use only this many samples, from the start.
 
     Raises:
         DatasetError: if the dataset is empty, lacks a column, or repeats an id.
@@ -151,15 +151,22 @@ class Samples:
 
     @classmethod
     def of(cls, dataset: Any) -> Samples:
-        """`dataset` itself if it is `Samples` already, else wrapped with the defaults."""
+        """`dataset` itself if it is already `Samples`, else wrapped with the defaults.
+
+        Args:
+            dataset: what `Samples` accepts; or text, as for `--dataset`: a folder of images, a
+                `.parquet` file, `digits` or `hf://NAME`.
+        """
+        if isinstance(dataset, str | Path):
+            return cls.from_spec(DatasetSpec(dataset=str(dataset)))
         return dataset if isinstance(dataset, cls) else cls(dataset)
 
     @classmethod
     def from_spec(cls, spec: DatasetSpec) -> Samples:
-        """Load what a spec names.
+        """Load the dataset of a specification.
 
         Raises:
-            DatasetError: if there is no such dataset, or it cannot be read.
+            DatasetError: if the dataset does not exist or cannot be read.
         """
         dataset, ids = sources.load(spec)
         return cls(
@@ -178,10 +185,10 @@ class Samples:
         return len(self.ids)
 
     def only(self, ids: Sequence[str]) -> Samples:
-        """The samples of these ids, in this order.
+        """The samples with these ids, in this order.
 
         Raises:
-            DatasetError: if there is no sample of one of them.
+            DatasetError: if one of the ids is missing.
         """
         place = {name: row for row, name in enumerate(self.ids)}
         lacking = [name for name in ids if name not in place]
@@ -198,7 +205,7 @@ class Samples:
         return chosen
 
     def in_memory(self) -> Samples:
-        """The same samples, read now, for whoever reads them in several threads."""
+        """The same samples, read now, so that several threads can use them."""
         chosen = copy(self)
         chosen._read = [self[row] for row in range(len(self))]
         return chosen
@@ -241,12 +248,12 @@ class Samples:
             ) from error
 
     def _column(self, name: str, length: int) -> list[Any]:
-        if hasattr(self._dataset, "select_columns"):  # datasets.Dataset: decode nothing else
+        if hasattr(self._dataset, "select_columns"):  # datasets.Dataset: decodes no other column
             return list(self._dataset.select_columns([name])[:length][name])
         return [self._item(row, str(row))[name] for row in range(length)]
 
     def image(self, row: int) -> Image.Image | None:
-        """The sample as an image to look at, or None if it is not one."""
+        """The sample as a PIL image, or None if it is not an image."""
         sample = self[row]
         return to_image(sample.tensor) if sample.picture is None else sample.picture.copy()
 
@@ -259,7 +266,7 @@ class Samples:
 
     @property
     def manifest(self) -> Manifest:
-        """Ids, digests and metadata; reads every sample the first time."""
+        """Ids, digests and metadata; reads every sample on first use."""
         return self._manifest or self.scan(lambda _: None)
 
     def scan(self, check: Callable[[Sample], None]) -> Manifest:
@@ -284,7 +291,7 @@ class Samples:
         return self._manifest
 
     def _label_name(self, label: Any) -> str | None:
-        """A label as people know it; None for what the hub's datasets call −1, no label."""
+        """A label's readable name; None for no label, which hub datasets encode as −1."""
         features = getattr(self._dataset, "features", None)
         feature = features.get(self._label_column) if isinstance(features, Mapping) else None
         names = getattr(feature, "names", None)
@@ -318,20 +325,20 @@ def _length(dataset: Any) -> int:
         return len(dataset)
     except TypeError as error:
         raise DatasetError(
-            f"a {type(dataset).__name__} has no length: give a map-style dataset, whose samples "
-            "can be read again by number (an iterable one cannot)."
+            f"a {type(dataset).__name__} has no length: give a map-style dataset, not an "
+            "iterable one, because samples are read repeatedly by number."
         ) from error
 
 
 def _plain(value: Any, name: str) -> Any:
-    """A label or metadata value as plain Python."""
+    """A label or metadata value as a plain Python value."""
     if isinstance(value, torch.Tensor):
         value = value.numpy(force=True)
     if isinstance(value, np.ndarray | np.generic):
         if value.size != 1:
             raise DatasetError(
-                f"sample {name!r} has a label or metadata of shape {tuple(value.shape)}: one "
-                "number or text per sample is wanted. Use --label-column or leave it out."
+                f"sample {name!r} has a label or metadata of shape {tuple(value.shape)}: each "
+                "sample needs one number or text. Use --label-column or omit it."
             )
         return value.item()
     return value

@@ -1,4 +1,4 @@
-"""Sources: the datasets that a configuration can name, as sequences of items."""
+"""Loads the datasets that a configuration can name, as sequences of items."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".t
 
 
 def load(spec: DatasetSpec) -> tuple[Any, list[str] | None]:
-    """The dataset that a spec names, and its ids where they are not row numbers.
+    """Load the dataset of a specification, and its ids if they are not row numbers.
 
     Raises:
-        DatasetError: if there is no such dataset, or it cannot be read.
-        DependencyError: if a package that it needs is missing.
+        DatasetError: if the dataset does not exist or cannot be read.
+        DependencyError: if a required package is missing.
     """
     spec.require_there()
     if spec.dataset == "digits":
@@ -50,7 +50,7 @@ def _digits(split: str) -> tuple[list[tuple[Image.Image, int]], list[str]]:
 
 
 class _Folder:
-    """Images of a folder; the label is the name of the folder that an image lies in."""
+    """Images of a folder; the label is the name of an image's own folder."""
 
     def __init__(self, root: Path, files: list[Path]) -> None:
         self._files = files
@@ -93,7 +93,7 @@ def _parquet(path: Path, image_column: str | None) -> Any:
         raise DatasetError(f"dataset {path} cannot be read: {error}. Check the file.") from error
     for name in [image_column] if image_column else IMAGE_COLUMNS:
         encoded = dataset.features.get(name)
-        # Files that `datasets` did not write hold images as bare {bytes, path} or bytes.
+        # Files not written by `datasets` hold images as bare {bytes, path} or bytes.
         if isinstance(encoded, dict) or getattr(encoded, "dtype", None) == "binary":
             dataset = dataset.cast_column(name, datasets.Image())
     return dataset

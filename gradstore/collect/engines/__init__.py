@@ -1,4 +1,4 @@
-"""Per-sample gradients: engines behind one protocol."""
+"""Gradient engines: per-sample gradients behind one protocol."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many bytes of tensors a computation holds at most."""
+"""Measures the peak tensor memory of a computation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
-    """The most bytes of tensors that `run` holds at any moment, beyond what there is before.
+    """Peak bytes of tensors that `run` holds, in addition to those allocated before.
 
-    On a CPU tensors are counted as operations return them: what a kernel allocates and frees
-    within itself is not seen.
+    On a CPU, only tensors that operations return are counted. Temporary memory within a kernel is
+    not.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -30,7 +30,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int:
 
 
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations return, until they are freed."""
+    """Sums the storages that operations return, until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -52,7 +52,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             storage = one.untyped_storage()
             key = storage._cdata
-            if key in before or key in self._known:  # a view, or changed in place
+            if key in before or key in self._known:  # a view or an in-place result
                 continue
             self._known.add(key)
             self._live += storage.nbytes()

@@ -1,4 +1,4 @@
-"""Which engine for this model: what works, what it holds, how long it takes; the faster wins."""
+"""Chooses the fastest gradient engine that works for a model and fits in memory."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ ENGINES: Final[Mapping[str, EngineMaker]] = {
     "loop": LoopEngine,
 }
 
-# An engine is timed until it has run so long.
+# An engine is timed for this many seconds.
 _TIMED_SECONDS = 0.3
-# Engines are compared on so many events, at most.
+# Engines are compared on at most this many events.
 _TRIED = 8
-# Two engines that do the same sums in another order differ by float32 rounding, a thousand times
-# less than this; under autocast to bfloat16, by some hundredths.
+# Engines sum in different orders and so differ by float32 rounding, a thousand times less than
+# this; under autocast to bfloat16, by some hundredths.
 TOLERANCE = 1e-3
 CAST_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An engine, and what was measured of it.
+    """An engine and its measurements.
 
     Attributes:
         name: its name.
-        make: makes it.
-        fixed: bytes that it holds however many events it is given.
+        make: makes the engine.
+        fixed: bytes that it holds for any number of events.
         per_event: bytes that it holds for each event.
-        events: with how many at once it is fastest, as far as was looked.
-        seconds: per event; None if it was not timed.
+        events: the fastest number of events at once among those tried.
+        seconds: seconds per event; None if it was not timed.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Choice:
     seconds: float | None = None
 
     def nbytes(self, events: int) -> int:
-        """Bytes that it holds for so many events at once."""
+        """Bytes that it holds for this many events at once."""
         return self.fixed + events * self.per_event
 
 
@@ -80,24 +80,24 @@ def choose(
     memory: int,
     timed: bool,
 ) -> Choice:
-    """Choose an engine for a model, and how many events at once, by trying.
+    """Choose an engine for a model, and the number of events at once, by trying.
 
-    Every engine is held to one backward pass per row on two rows; what it holds is measured.
-    `auto` takes the faster of `streaming` and `vmap` if `timed`, else the first that works and of
-    which an event fits the memory; `loop` where neither works.
+    Each engine is compared with one backward pass per row on two rows; its memory is measured.
+    `auto` takes the faster of `streaming` and `vmap` if `timed`, else the first that works and
+    whose memory for one event fits; `loop` if neither works.
 
     Args:
-        wanted: `auto`, a name among `ENGINES`, or a maker of one's own.
+        wanted: `auto`, a name in `ENGINES`, or a custom engine maker.
         model: the model.
-        objective: what is differentiated.
-        batch: rows of one noise each to try it on, as many as there may be at once.
+        objective: the objective.
+        batch: trial rows with one noise each, as many as the maximum at once.
         memory: bytes that an engine may hold.
-        timed: whether there is so much to do that timing pays.
+        timed: whether the work is large enough to time engines.
 
     Raises:
         EngineError: if the wanted engine cannot differentiate the model.
-        ConfigError: if there is no engine of that name.
-        GradstoreError: what model and objective raise of themselves.
+        ConfigError: if there is no engine with that name.
+        GradstoreError: errors of the model and the objective themselves.
     """
     if wanted == "auto":
         found = _candidates(model, objective, batch, memory=memory, all_of_them=timed)
@@ -115,13 +115,13 @@ def choose(
     def time(choice: Choice, events: int) -> Choice:
         return _time(choice, model, objective, batch_of(batch, 0, events))
 
-    # Each with as many events as the hungriest of them may hold, of a few.
+    # All with the same few events, as many as fit for each of them.
     sizes = [_fitting(one, memory, len(batch)) for one in found]
     first = [time(one, min(*sizes, _TRIED)) for one in found] if len(found) > 1 else found
     best = min(first, key=_seconds)
-    # More at once is not always faster: of a large model they leave no place in the caches. Twice
-    # as many are tried until they are clearly slower: of a small model they take half the time, and
-    # one trial that something else interrupts must not hide that.
+    # More events at once are not always faster: with a large model they overflow the caches. The
+    # number doubles until it is clearly slower. With a small model doubling halves the time per
+    # event, and one disturbed trial must not hide that.
     most = _fitting(best, memory, len(batch))
     tried = [best if best.seconds is not None else time(best, min(most, _TRIED))]
     while tried[-1].events < most and _seconds(tried[-1]) <= WORTH * min(map(_seconds, tried)):
@@ -132,7 +132,7 @@ def choose(
         chosen.name,
         chosen.events,
         ", ".join(
-            f"{one.name} {1e3 * _seconds(one):.1f} ms an event by {one.events}"
+            f"{one.name} {1e3 * _seconds(one):.1f} ms an event with {one.events}"
             for one in dict.fromkeys((*first, *tried))
             if one.seconds is not None
         ),
@@ -148,26 +148,26 @@ def choose_arithmetic(
     *,
     error: float,
 ) -> tuple[Choice, Objective]:
-    """Choose between an objective and the same under `Autocast`, by trying.
+    """Choose between an objective and its `Autocast` version, by trying.
 
-    Autocast is taken where it is a quarter faster and moves the gradients of the first two rows by
-    no more than `error` of their length.
+    Autocast is chosen if it is a quarter faster and changes the gradients of the first two rows
+    by at most `error`, relative to their length.
 
     Args:
-        choice: the engine that was chosen, and how fast it is.
+        choice: the chosen engine and its speed.
         model: the model.
-        objective: what is differentiated, in float32.
-        batch: as of `choose`.
-        error: how much of their length gradients may move.
+        objective: the objective, in float32.
+        batch: as in `choose`.
+        error: allowed change of the gradients, relative to their length.
 
     Returns:
-        The engine as it is measured with the objective that is taken, and that objective.
+        The engine as measured with the chosen objective, and that objective.
     """
     cast = Autocast(objective)
     try:
         moved = _moved(model, objective, cast, batch_of(batch, 0, 2))
         if not moved <= error:
-            _log.info("autocast is not used: it moves gradients by %.1f%%", 100 * moved)
+            _log.info("autocast is not used: it changes gradients by %.1f%%", 100 * moved)
             return choice, objective
         other = _time(choice, model, cast, batch_of(batch, 0, choice.events))
     except GradstoreError as failed:
@@ -175,12 +175,12 @@ def choose_arithmetic(
         return choice, objective
     if _seconds(other) * WORTH > _seconds(choice):
         return choice, objective
-    _log.info("autocast to bfloat16 is used: it moves gradients by %.1f%%", 100 * moved)
+    _log.info("autocast to bfloat16 is used: it changes gradients by %.1f%%", 100 * moved)
     return other, cast
 
 
 def _moved(model: nn.Module, objective: Objective, other: Objective, batch: Batch) -> float:
-    """How far another objective's gradients are from an objective's, relative to their length."""
+    """Distance between two objectives' gradients, relative to the length of the first."""
     found = []
     for one in (objective, other):
         pieces: list[Tensor] = []
@@ -197,7 +197,7 @@ def _moved(model: nn.Module, objective: Objective, other: Objective, batch: Batc
 def _candidates(
     model: nn.Module, objective: Objective, batch: Batch, *, memory: int, all_of_them: bool
 ) -> list[Choice]:
-    """The engines that work; `loop` alone if no faster one does."""
+    """The engines that work; `loop` only if no faster engine works."""
     found: list[Choice] = []
     for name in ("streaming", "vmap"):
         try:
@@ -235,12 +235,12 @@ def _measure(
         ]
     except GradstoreError:
         raise
-    except Exception as error:  # whatever a foreign model raises
+    except Exception as error:  # a custom model may raise anything
         reason = " ".join(str(error).split())[:300]
         raise EngineError(
             f"engine {name} cannot differentiate the model: {type(error).__name__}: {reason}. "
-            "Check that samples and conditions are what the model takes; --engine loop works for "
-            "any model that can be trained."
+            "Check that samples and conditions match the model; --engine loop works for every "
+            "model that can be trained."
         ) from error
     per_event = held[-1] - held[0] if len(held) > 1 else held[0]
     return Choice(name, make, max(0, held[0] - per_event), max(1, per_event), len(batch))
@@ -251,8 +251,8 @@ def require_agreement(
 ) -> None:
     """Raise `EngineError` unless an engine gives the oracle's gradients for the first two rows.
 
-    Together in one batch: an engine that takes one row for the other is found out. Each piece is
-    held to its own length, so that a layer whose share is small is not overlooked.
+    Both rows are in one batch, so that an engine that confuses rows is detected. The error of each
+    piece is relative to its own length, so that a layer with a small share is not overlooked.
     """
     rows = min(2, len(batch))
     for row in range(rows):
@@ -277,9 +277,9 @@ def require_agreement(
             error, size = _length(piece[row] - wanted), _length(wanted)
             if not error <= tolerance * (size + whole / 100):
                 raise EngineError(
-                    f"engine {name} gives another gradient than one backward pass per row: from "
-                    f"entry {start} they differ by {error:.3g} where the gradient is {size:.3g} "
-                    "long. A layer of the model mixes rows or moves them; use --engine loop."
+                    f"engine {name} does not match one backward pass per row: from entry {start}, "
+                    f"gradients of norm {size:.3g} differ by {error:.3g}. A layer of the model "
+                    "mixes or reorders rows; use --engine loop."
                 )
 
         engine(batch_of(batch, 0, rows), compare)
@@ -290,14 +290,14 @@ def _length(piece: Tensor) -> float:
 
 
 def tolerance_of(objective: Objective) -> float:
-    """How far an engine's gradients may be from the loop's, relative to their length."""
+    """Allowed distance of an engine's gradients from the loop's, relative to their length."""
     return TOLERANCE if precision(objective) == "float32" else CAST_TOLERANCE
 
 
 def _time(choice: Choice, model: nn.Module, objective: Objective, batch: Batch) -> Choice:
     engine = choice.make(model, objective)
     engine(batch_of(batch, 0, 1), forget)  # loads kernels
-    # The quickest of a few: what else runs on the machine only ever adds to it.
+    # The minimum of a few runs: other load on the machine only adds time.
     quickest, spent = float("inf"), 0.0
     while spent < _TIMED_SECONDS:
         start = perf_counter()
@@ -310,11 +310,11 @@ def _time(choice: Choice, model: nn.Module, objective: Objective, batch: Batch) 
 
 
 def forget(start: int, piece: Tensor) -> None:
-    """Receive a piece and do nothing with it."""
+    """Receive a piece and discard it."""
 
 
 def batch_of(batch: Batch, start: int, stop: int) -> Batch:
-    """Rows `start` to `stop` (one past the last) of a batch."""
+    """Rows `start` to `stop` (exclusive) of a batch."""
     return Batch(
         batch.inputs[start:stop],
         batch.timesteps[start:stop],

@@ -1,8 +1,8 @@
 """Per-row weight gradients of single layers, from a layer's input and its output's gradient.
 
-The gradient of a layer's weight is a sum over positions (pixels, tokens, noises of one row). Done
-for all rows together it is one product; here each row's sum is kept apart by folding the rows into
-the channels, so that torch's own grouped kernels do it at nearly the same price.
+The gradient of a layer's weight is a sum over positions (pixels, tokens, noises of one row). For
+all rows together it is one product. Here the rows are folded into the channels, so that torch's
+grouped kernels keep each row's sum separate at nearly the same cost.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 Kernel: TypeAlias = Callable[[Any, Tensor, Tensor, int], dict[str, Tensor]]
-"""Takes a layer, its input `[rows × m, …]`, its output's gradient and the number of rows; gives
-the gradient of each parameter the layer owns, by the parameter's name there, `[rows, numel]`."""
+"""Takes a layer, its input `[rows × m, …]`, its output's gradient and the number of rows; returns
+the gradient of each of the layer's own parameters by its name there, `[rows, numel]`."""
 
 
 def _fold(tensor: Tensor, rows: int) -> Tensor:
-    """`[rows × m, channels, …]` to `[m, rows × channels, …]`."""
+    """Reshape `[rows × m, channels, …]` to `[m, rows × channels, …]`."""
     each = tensor.reshape(rows, -1, *tensor.shape[1:])
     return each.transpose(0, 1).reshape(each.shape[1], -1, *tensor.shape[2:])
 
@@ -40,7 +40,7 @@ def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[s
     _, found, _ = torch.ops.aten.convolution_backward(
         grads,
         _fold(inputs, rows),
-        # Only its shape counts. Never touched, it takes no memory; expanded, it would be copied.
+        # Only the shape matters. Untouched, it takes no memory; an expanded one would be copied.
         weight.new_empty(rows * weight.shape[0], *weight.shape[1:]),
         None,
         layer.stride,
@@ -49,7 +49,7 @@ def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[s
         False,  # not transposed
         [0] * len(layer.stride),
         rows * layer.groups,
-        [False, True, False],  # the weight's gradient only
+        [False, True, False],  # only the weight's gradient
     )
     out = {"weight": found.reshape(rows, -1)}
     if layer.bias is not None:
@@ -58,7 +58,7 @@ def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[s
 
 
 def _group_norm(layer: nn.GroupNorm, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
-    # Not by torch's backward kernel: asked for the weight's gradient alone, that of 2.13 crashes.
+    # The backward kernel of torch 2.13 crashes if only the weight's gradient is requested.
     normal = F.group_norm(inputs, layer.num_groups, eps=layer.eps)
     shape = (rows, -1, layer.num_channels, inputs[0, 0].numel())
     return {
@@ -100,9 +100,9 @@ KERNELS: Final[Mapping[type[nn.Module], Kernel]] = {
 
 
 def unknown(layer: nn.Module) -> str | None:
-    """Why there is no kernel for a layer; None if there is one.
+    """Why a layer has no kernel; None if it has one.
 
-    By exact class: what a subclass does with its weight cannot be known.
+    Only exact classes count, because a subclass may use its weight differently.
     """
     if type(layer) not in KERNELS:
         return "its class is not known"

@@ -1,4 +1,4 @@
-"""One backward pass per row."""
+"""Computes gradients with one backward pass per row."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LoopEngine:
-    """Slow, simple, for any model. The oracle of the other engines."""
+    """Slow and simple, for any model. The reference for the other engines."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
         self._model = model
@@ -25,12 +25,12 @@ class LoopEngine:
         self._parameters = trainable(model)
 
     def _call(self, *args: Any, **kwargs: Any) -> Any:
-        # On copies of the buffers: a model that counts its calls must not change the next row.
+        # Copies the buffers: a model that counts its calls must not affect the next row.
         buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
         return functional_call(self._model, buffers, args, kwargs)
 
     def _gradients(self, loss: Tensor) -> list[Tensor]:
-        """By `backward()` and not `autograd.grad`, which some gradient checkpointing refuses."""
+        """Use `backward()`; some gradient checkpointing does not allow `autograd.grad`."""
         before = [parameter.grad for parameter in self._parameters.values()]
         try:
             for parameter in self._parameters.values():

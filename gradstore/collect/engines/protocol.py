@@ -1,4 +1,4 @@
-"""What a gradient engine is."""
+"""The protocol of a gradient engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gradstore.collect.objectives.protocol import Batch, Objective
 
 Receive: TypeAlias = Callable[[int, Tensor], None]
-"""Takes a piece of the gradients: its position in the flattened parameters, and `[rows, n]`."""
+"""Takes a piece of the gradients: its start in the flattened parameters, and `[rows, n]`."""
 
 
 class GradientEngine(Protocol):
@@ -19,14 +19,14 @@ class GradientEngine(Protocol):
     def __call__(self, batch: Batch, receive: Receive) -> Tensor:
         """Differentiate a batch.
 
-        Gradients are handed over in pieces as they are found, so that an engine which never holds
-        whole gradients fits the same protocol as one which does.
+        Gradients are passed on in pieces as they are computed. The protocol therefore fits
+        engines with and without full gradients in memory.
 
         Args:
             batch: the rows.
             receive: called as `receive(start, gradients)` with `gradients` float `[rows, n]`, of
-                parameters `start` to `start + n`, in any order; the pieces of a batch cover the
-                flattened parameters exactly once. A piece is the receiver's only during the call.
+                parameters `start` to `start + n`, in any order. The pieces of a batch cover the
+                flattened parameters exactly once. A piece is valid only during the call.
 
         Returns:
             Losses `[rows]`.
@@ -34,5 +34,5 @@ class GradientEngine(Protocol):
 
 
 EngineMaker: TypeAlias = Callable[[nn.Module, Objective], GradientEngine]
-"""Makes an engine of an objective at a model, which is in `eval()` mode and left as it is. An
-engine's class is one."""
+"""Makes an engine from a model and an objective. The model is in `eval()` mode and is not changed.
+An engine class is an `EngineMaker`."""

@@ -1,9 +1,9 @@
-"""One ordinary backward pass for all rows; each layer's gradients are handed over and forgotten.
+"""Runs one ordinary backward pass for all rows; passes on each layer's gradients and frees them.
 
-An identity function is put behind every layer that owns a trainable parameter. It keeps the layer's
-input, and when the gradient of the layer's output comes by, it computes each row's gradient of the
-layer's weights from the two. So memory is that of a plain training step and of one layer's
-per-sample gradients, and the products with the model's weights are done once for all rows.
+An identity function follows every layer that owns a trainable parameter. It keeps the layer's
+input. When the gradient of the layer's output arrives, it computes each row's gradient of the
+layer's weights from the two. Memory is therefore that of a plain training step plus one layer's
+per-sample gradients. Products with the model's weights are computed once for all rows.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 
 class StreamingEngine:
-    """For models whose trainable parameters all belong to layers that `kernels` knows.
+    """For models whose trainable parameters all belong to layers with a kernel in `kernels`.
 
-    Samples must stay apart in the model, and must be the leading dimension of every such layer's
-    input, as they are in diffusers' models. `engines.agrees` tests it.
+    The model must not mix samples, and samples must be the leading dimension of every such layer's
+    input, as in diffusers' models. `choice.require_agreement` tests this.
 
     Raises:
-        EngineError: naming the layers that it does not know.
+        EngineError: if layers have no kernel; names these layers.
     """
 
     thread_safe = True
@@ -48,7 +48,7 @@ class StreamingEngine:
         for parameter in trainable(model).values():
             self._start[parameter] = start
             start += parameter.numel()
-        # By name in the layer; a shared parameter is in several layers.
+        # Keyed by name within the layer; a shared parameter is in several layers.
         self._layers: dict[nn.Module, dict[str, nn.Parameter]] = {}
         strange = []
         for name, layer in model.named_modules():
@@ -66,8 +66,8 @@ class StreamingEngine:
             shown = ", ".join(strange[:3]) + (", …" if len(strange) > 3 else "")
             raise EngineError(
                 f"the streaming engine cannot differentiate {len(strange)} of "
-                f"{len(self._layers)} layers: {shown}. Use --engine vmap, or leave their "
-                "parameters out with --params."
+                f"{len(self._layers)} layers: {shown}. Use --engine vmap, or exclude their "
+                "parameters with --params."
             )
 
     def __call__(self, batch: Batch, receive: Receive) -> Tensor:
@@ -114,30 +114,30 @@ class _Pass:
         self._uses: Counter[nn.Parameter] = Counter()
         self._sums: dict[nn.Parameter, Tensor] = {}
         self._done: set[nn.Parameter] = set()
-        # Makes autograd come by even where a layer's input depends on no parameter.
+        # Makes autograd call `_Tap.backward` even if a layer's input depends on no parameter.
         self._anchor = torch.zeros((), requires_grad=True)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def watch(
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
-        """Forward hook: put the identity function behind a layer."""
+        """Forward hook: append the identity function to a layer."""
         if self._forward:
             self._uses.update(self._layers[layer].values())
-        # The only tensor that a known layer takes.
+        # A layer with a kernel takes exactly one tensor.
         inputs = args[0] if args else next(iter(kwargs.values()))
         tapped: Tensor = _Tap.apply(output, inputs, self._anchor, partial(self._add, layer))  # type: ignore[no-untyped-call]
         return tapped
 
     def backward(self, losses: Tensor) -> None:
-        """Go backward from the losses; hand over every parameter's gradient."""
-        # Layers that gradient checkpointing runs again now are no further uses.
+        """Backpropagate the losses; pass on every parameter's gradient."""
+        # Layers that gradient checkpointing runs again now do not count as uses.
         self._forward = False
         if losses.requires_grad:
             losses.sum().backward()  # type: ignore[no-untyped-call]
         for parameter, start in self._start.items():
             if parameter not in self._done:
-                # Not used in this loss, or less often than it was called.
+                # Unused in this loss, or used less often than called.
                 zero = torch.zeros(self._rows, parameter.numel(), device=losses.device)
                 self._receive(start, self._sums.get(parameter, zero))
 
@@ -146,7 +146,7 @@ class _Pass:
         if leading % self._rows:
             raise EngineError(
                 f"a {type(layer).__name__} was given {leading} inputs for {self._rows} rows: the "
-                "streaming engine cannot tell whose is whose. Use --engine vmap."
+                "streaming engine cannot assign them to rows. Use --engine vmap."
             )
         if inputs.is_floating_point():
             inputs = inputs.to(grads.dtype)
@@ -164,12 +164,12 @@ class _Pass:
 
 
 class _Tap(torch.autograd.Function):
-    """The identity; tells a layer's input and its output's gradient when that is known."""
+    """The identity; its backward pass reports a layer's input and its output's gradient."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, inputs: Tensor, anchor: Tensor, tell: Any) -> Tensor:  # noqa: ARG004
-        # Saved by autograd, so that gradient checkpointing can forget it, and so that a change in
-        # place is noticed.
+        # Saved by autograd, so that gradient checkpointing can free it and in-place changes are
+        # detected.
         ctx.save_for_backward(inputs)
         ctx.tell = tell
         return output.view_as(output)
@@ -184,7 +184,7 @@ class _Tap(torch.autograd.Function):
 
 @contextmanager
 def _frozen(parameters: dict[nn.Parameter, int]) -> Iterator[None]:
-    """Within, autograd computes no gradient of the parameters itself."""
+    """Context in which autograd itself computes no gradients of the parameters."""
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

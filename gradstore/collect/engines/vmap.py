@@ -1,4 +1,4 @@
-"""All rows at once: `vmap` over `grad` of the functional model."""
+"""Differentiates all rows at once: `vmap` over `grad` of the functional model."""
 
 from __future__ import annotations
 

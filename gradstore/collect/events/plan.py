@@ -28,15 +28,15 @@ class Events:
 
 
 class EventPlan(Protocol):
-    """Which events a store's rows are made of."""
+    """Selects the events of a store's rows."""
 
     slots: int
 
     def identity(self) -> Identity:
-        """What identifies the events, as JSON."""
+        """The identity of the events, as JSON."""
 
     def require(self, ids: Sequence[str]) -> None:
-        """Raise `DatasetError` unless every sample has its events, before anything long starts."""
+        """Raise `DatasetError` unless every sample has events; called before long work."""
 
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
-        """The events of samples `ids` at the checkpoint of this number."""
+        """The events of samples `ids` at the checkpoint with this number."""

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 
 class PlannedEvents:
-    """Evenly spaced timesteps, the middles of equal parts of 0 … T−1, with keyed noises.
+    """Evenly spaced timesteps, the midpoints of equal parts of 0 … T−1, with keyed noises.
 
     Args:
-        spec: how many timesteps and noises, and their seed.
+        spec: numbers of timesteps and noises, and their seed.
         num_train_timesteps: the scheduler's T.
-        role: what the samples are, `train` or `query`. Part of every noise key: a query that has
-            a training sample's id must not have its noises, which alone would make them alike.
+        role: role of the samples, `train` or `query`. It is part of every noise key: a query with
+            a training sample's id must not share its noises, which alone would make them similar.
     """
 
     thread_safe = True
@@ -56,7 +56,7 @@ class PlannedEvents:
         }
 
     def require(self, ids: Sequence[str]) -> None:
-        """Every sample has them."""
+        """Every sample has events."""
 
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
         """The same timesteps for every sample, each with its own noises."""

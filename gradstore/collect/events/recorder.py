@@ -1,4 +1,4 @@
-"""Recording a training run's events, so that collecting can replay them."""
+"""Records a training run's events, so that collecting can replay them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Recorder:
-    """Draws the timesteps and noises of a training run, and writes them beside its checkpoints.
+    """Draws the timesteps and noises of a training run, and saves them with its checkpoints.
 
-    An event is a pure function of seed, sample and epoch, so drawing needs no state, and a row that
-    replays it sees the very noise that training saw. In a training loop of your own::
+    An event is a pure function of seed, sample and epoch. Drawing therefore needs no state, and a
+    replayed row has exactly the noise of training. In your own training loop::
 
         recorder = Recorder(seed=0, num_train_timesteps=1000)
         timesteps, noise = recorder.draw(ids, epoch, images.shape[1:])
@@ -31,7 +31,7 @@ class Recorder:
 
     Args:
         seed: seed of the run.
-        num_train_timesteps: timesteps are drawn uniformly from 0 … this − 1.
+        num_train_timesteps: timesteps are uniform in 0 … num_train_timesteps − 1.
     """
 
     def __init__(self, seed: int, num_train_timesteps: int) -> None:
@@ -63,14 +63,14 @@ class Recorder:
         learning_rate_sum: float,
         loss: Literal["l1", "l2"] | None = None,
     ) -> None:
-        """Write the events of an epoch, and the checkpoint's record, into a checkpoint's folder.
+        """Write the events of an epoch and the training record into a checkpoint's folder.
 
         Args:
             folder: the checkpoint, already saved.
             ids: all samples of the training set.
             epoch: the epoch that ends with this checkpoint.
             learning_rate_sum: sum of the learning rate over all epochs so far.
-            loss: `l1` or `l2`; None for an objective of your own.
+            loss: `l1` or `l2`; None for a custom objective.
         """
         drawn = [self.event(name, epoch) for name in ids]
         save_events(folder, ids, [t for t, _ in drawn], [key for _, key in drawn])

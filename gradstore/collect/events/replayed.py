@@ -1,4 +1,4 @@
-"""The events that a training run drew, recorded and replayed."""
+"""Replays the events that a training run recorded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class ReplayedEvents:
-    """The events that a training run recorded beside its checkpoints.
+    """The events that a training run recorded with its checkpoints.
 
     Args:
         checkpoints: the checkpoints' folders.
@@ -69,8 +69,8 @@ class ReplayedEvents:
                 if name not in recorded:
                     raise DatasetError(
                         f"sample {name!r} has no event in {file}, which holds {len(recorded)}: "
-                        "the training run did not see it. Collect the dataset that was trained "
-                        f"on, or use {PLANNED}."
+                        "the training run did not see it. Collect the training dataset, or "
+                        f"use {PLANNED}."
                     )
 
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
@@ -107,10 +107,10 @@ def _read(file: Path) -> dict[str, tuple[int, int]]:
             f"{file} cannot be read: {error}. Restore it, or use {PLANNED}."
         ) from error
     own = str(noise_identity()["probe"]).encode()
-    probe = (found.schema.metadata or {}).get(_PROBE, own)  # files of older runs have none
+    probe = (found.schema.metadata or {}).get(_PROBE, own)  # older files have none
     if probe != own:
         raise CheckpointError(
-            f"{file}: the training run drew its noise from another stream than numpy draws here "
+            f"{file}: the training run drew its noise from another stream than numpy has here "
             f"(probe {probe.decode(errors='replace')[:16]}, here {own.decode()}). Use the numpy of "
             f"the training run, or {PLANNED}."
         )

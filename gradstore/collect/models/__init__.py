@@ -1,1 +1,1 @@
-"""Checkpoints: folders, records, loading, and which parameters are differentiated."""
+"""Checkpoints: folders, records, loading, and the selection of parameters."""

@@ -1,4 +1,4 @@
-"""Checkpoints whose models stay in memory."""
+"""Keeps the models of checkpoints in memory."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """Checkpoint folders whose models stay in memory, for whoever asks again and again.
+    """Checkpoint folders whose models stay in memory, for repeated queries.
 
-    To be given wherever checkpoints are: what was read, hashed and tried for one question is not
-    for the next, which then costs its gradients alone. All models that were used are held at once,
-    with the buckets of `sjlt`, 8 bytes a parameter, beside the memory that collecting may take.
-    What is in memory counts, though the files change meanwhile. Not for several threads at once.
+    Accepted wherever checkpoints are. Later queries reuse what the first one read, hashed and
+    tried, and cost only their gradients. All used models are held at once, with the buckets of
+    `sjlt`, 8 bytes per parameter, in addition to the memory that collecting may use. Later changes
+    of the files are ignored. Not thread-safe.
 
     Args:
-        paths: as `find_checkpoints` takes them.
+        paths: as in `find_checkpoints`.
 
     Attributes:
         folders: the checkpoints, in training order.
@@ -34,7 +34,7 @@ class Checkpoints:
         self._held: dict[Hashable, Any] = {}
 
     def held(self, key: Hashable, make: Callable[[], T]) -> T:
-        """What was made for this key before, else what is made now."""
+        """The value cached for this key; made now if missing."""
         if key not in self._held:
             self._held[key] = make()
         found: T = self._held[key]
@@ -42,9 +42,9 @@ class Checkpoints:
 
 
 def find_checkpoints(paths: str | Path | Sequence[str | Path] | Checkpoints) -> list[Path]:
-    """Checkpoint folders, in order: those named, or all within a single folder that holds some.
+    """Checkpoint folders, in order: those given, or all within a single given folder.
 
-    Within a folder, the numbers in the names give the order.
+    Within a folder, the numbers in the names define the order.
 
     Raises:
         CheckpointError: if one does not exist or is not a checkpoint, or the order is unclear.

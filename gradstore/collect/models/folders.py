@@ -1,4 +1,4 @@
-"""Which folders are checkpoints, and in what order: by their names and files alone."""
+"""Finds checkpoint folders and their order, from names and files alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ PLANNED: Final = "--events planned (in Python, events='planned')"
 
 
 def require_etas(etas: Sequence[float] | None, count: int) -> None:
-    """Raise `ConfigError` unless there is one finite weight η ≥ 0 for each of so many checkpoints.
+    """Raise `ConfigError` unless there is one finite weight η ≥ 0 for each of `count` checkpoints.
 
-    None stands for the weights that the training run recorded.
+    None means the weights that the training run recorded.
     """
     if etas is not None and (
         len(etas) != count or not all(isfinite(eta) and eta >= 0 for eta in etas)
@@ -71,14 +71,14 @@ def _in_order(folders: list[Path]) -> list[Path]:
     for folder in folders:
         if not numbers[folder] or list(numbers.values()).count(numbers[folder]) > 1:
             raise CheckpointError(
-                f"the name of checkpoint {folder} does not say where it stands in training order. "
+                f"the name of checkpoint {folder} does not give its place in training order. "
                 "Name all checkpoints, in order, with --checkpoints."
             )
     return sorted(folders, key=lambda folder: numbers[folder])
 
 
 def model_folder(folder: Path) -> Path | None:
-    """The folder of a checkpoint's model, in it or itself; None if it has none."""
+    """The model folder within a checkpoint, or the checkpoint itself; None if there is none."""
     if folder.name.startswith("."):
         return None
     for candidate in (folder / "unet", folder / "transformer", folder):
@@ -88,10 +88,10 @@ def model_folder(folder: Path) -> Path | None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A JSON object of a checkpoint's folder.
+    """Read a JSON object from a checkpoint's folder.
 
     Raises:
-        CheckpointError: if it cannot be read, or is no object.
+        CheckpointError: if it cannot be read or is not an object.
     """
     try:
         config = json.loads(file.read_text())

@@ -1,7 +1,7 @@
-"""Loading a checkpoint from a diffusers folder.
+"""Loads a checkpoint from a diffusers folder.
 
-Weights come from safetensors, or from a `.bin` file by `torch.load(weights_only=True)`; nothing is
-unpickled, and no code of the folder is run.
+Weights come from safetensors, or from a `.bin` file by `torch.load(weights_only=True)`. No
+arbitrary object is unpickled, and no code from the folder runs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Checkpoint:
         path: its folder.
         model: the model, in `eval()` mode.
         scheduler: its scheduler, or None.
-        record: what the training run noted, if it did.
+        record: the record of the training run, if there is one.
     """
 
     path: Path
@@ -51,7 +51,7 @@ class Checkpoint:
     def architecture(self) -> Identity:
         """Class, configuration, and the differentiated parameters' names, shapes and order."""
         shapes = [[name, list(p.shape)] for name, p in trainable(self.model).items()]
-        # Defaults are left out: an option that a later diffusers adds changes nothing.
+        # Defaults are omitted, so that an option added by a later diffusers changes nothing.
         defaults = signature(type(self.model).__init__).parameters
         config = {
             key: value
@@ -66,7 +66,7 @@ class Checkpoint:
         }
 
     def weights_digest(self) -> str:
-        """Hash of every tensor of the model, whatever file it came from."""
+        """Hash of every tensor of the model, independent of the file format."""
         return _digest(
             part
             for name, tensor in sorted(self.model.state_dict().items())
@@ -92,11 +92,11 @@ def load(folder: Path, *, scheduler: Any = None, params: str | None = None) -> C
 
     Args:
         folder: the checkpoint.
-        scheduler: what to use where neither the folder nor the one around it has `scheduler/`.
-        params: regular expression; parameters in whose name it is not found are frozen.
+        scheduler: used instead of `scheduler/` in the folder or its parent.
+        params: regular expression; parameters whose name contains no match are frozen.
 
     Raises:
-        CheckpointError: if it is half-written, unreadable, or not of a class that diffusers has.
+        CheckpointError: if it is half-written, unreadable, or of a class that diffusers lacks.
     """
     own = model_folder(folder)
     if own is None:
@@ -106,7 +106,7 @@ def load(folder: Path, *, scheduler: Any = None, params: str | None = None) -> C
     model.eval()
     if params is not None:
         select(model, params)
-    # diffusers' own training scripts save checkpoint-500/unet beside the run's scheduler/.
+    # diffusers' own training scripts save checkpoint-500/unet next to the run's scheduler/.
     for place in (folder / "scheduler", folder.parent / "scheduler"):
         if scheduler is None and (place / "scheduler_config.json").is_file():
             scheduler = _load_scheduler(place)
@@ -119,7 +119,7 @@ def _diffusers_class(file: Path, base: type) -> Any:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise CheckpointError(
             f"{file} names class {name!r}, which diffusers {diffusers.__version__} does not have "
-            f"as a {base.__name__}. Install the diffusers that saved it."
+            f"as a {base.__name__}. Install the diffusers version that saved it."
         )
     return found
 
@@ -136,7 +136,7 @@ def _load_model(folder: Path) -> nn.Module:
     )
     if not safe and not pickled:
         raise CheckpointError(
-            f"{folder} has no weights: no {_WEIGHTS}.safetensors or .bin beside config.json (a "
+            f"{folder} has no weights: no {_WEIGHTS}.safetensors or .bin next to config.json (a "
             f"variant such as {_WEIGHTS}.fp16.safetensors is not read). {damaged}"
         )
     try:
@@ -149,7 +149,7 @@ def _load_model(folder: Path) -> nn.Module:
             output_loading_info=True,
             torch_dtype=torch.float32,
         )
-    except Exception as error:  # whatever a foreign file makes diffusers raise
+    except Exception as error:  # diffusers may raise anything on a foreign file
         reason = " ".join((str(error) or repr(error)).split())
         raise CheckpointError(f"{folder} cannot be loaded: {reason[:300]} {damaged}") from error
     wrong = {

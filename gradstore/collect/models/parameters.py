@@ -1,4 +1,4 @@
-"""Which parameters of a model are differentiated, and in what order."""
+"""Selects and orders the differentiated parameters of a model."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are differentiated, by name, in the order that defines a gradient.
+    """The differentiated parameters by name, in the order that defines a gradient.
 
-    A parameter that modules share is there once, by its first name.
+    A parameter that modules share appears once, under its first name.
     """
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -25,10 +25,10 @@ def num_parameters(model: nn.Module) -> int:
 
 
 def select(model: nn.Module, pattern: str) -> None:
-    """Freeze every parameter in whose name a regular expression is not found.
+    """Freeze every parameter whose name contains no match of a regular expression.
 
     Raises:
-        ConfigError: if it is no regular expression, or no trainable parameter is left.
+        ConfigError: if it is not a regular expression, or no trainable parameter is left.
     """
     try:
         wanted = re.compile(pattern)
@@ -41,5 +41,5 @@ def select(model: nn.Module, pattern: str) -> None:
         shown = ", ".join(before[:3])
         raise ConfigError(
             f"--params {pattern!r} is found in none of the model's {len(before)} trainable "
-            f"parameters, such as {shown}. Give a regular expression that is part of their names."
+            f"parameters, such as {shown}. Give a regular expression that matches part of a name."
         )

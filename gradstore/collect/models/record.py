@@ -1,4 +1,4 @@
-"""What a training run recorded beside a checkpoint."""
+"""The training record that a run saves with a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ RECORD_NAME = "checkpoint.json"
 
 
 class TrainingRecord(BaseModel):
-    """What a training run notes beside a checkpoint, `checkpoint.json`.
+    """The record that a training run saves with a checkpoint, `checkpoint.json`.
 
     Attributes:
         epoch: epochs trained so far.
         learning_rate_sum: sum of the learning rate over all visits of a sample so far. The
             difference between two checkpoints is the later one's weight η_k.
-        loss: the objective's distance, `l1` or `l2`, if it was `DiffusionLoss`.
+        loss: `l1` or `l2` of `DiffusionLoss`; None for another objective.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -38,7 +38,7 @@ class TrainingRecord(BaseModel):
 
 
 def load_record(folder: Path) -> TrainingRecord | None:
-    """The record in a checkpoint's folder, if there is one."""
+    """The record in a checkpoint's folder; None if there is none."""
     file = folder / RECORD_NAME
     if not file.exists():
         return None
@@ -46,6 +46,6 @@ def load_record(folder: Path) -> TrainingRecord | None:
         return TrainingRecord.model_validate(read_config(file))
     except ValidationError as error:
         raise CheckpointError(
-            f"{file} is not a training record: {error.errors()[0]['msg']}. Remove it to give the "
-            "weights with --etas, or restore it."
+            f"{file} is not a training record: {error.errors()[0]['msg']}. Restore it, or "
+            "remove it and give the weights with --etas."
         ) from error

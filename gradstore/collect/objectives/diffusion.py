@@ -1,4 +1,4 @@
-"""The loss of a diffusion model that predicts noise, the sample or the velocity."""
+"""The loss of diffusion models that predict noise, the sample or the velocity."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 class DiffusionLoss:
     """The denoising loss of a diffusers model and scheduler.
 
-    The target is what the scheduler's `prediction_type` says: the noise (`epsilon`), the clean
-    sample (`sample`) or the velocity (`v_prediction`, arXiv 2202.00512). The loss of an event is
-    the mean over the sample's elements of |prediction − target| (`l1`) or its square (`l2`); or of
-    the prediction's own square (`square`), which is no loss but D-TRAK's output function, ‖ε_θ‖²
-    (arXiv 2311.00500, equation 7, up to the constant number of elements).
+    The scheduler's `prediction_type` defines the target: the noise (`epsilon`), the clean sample
+    (`sample`) or the velocity (`v_prediction`, arXiv 2202.00512). The loss of an event is the mean
+    over the sample's elements of |prediction − target| (`l1`) or its square (`l2`). `square` is the
+    mean of the prediction's square: not a loss, but D-TRAK's output function ‖ε_θ‖² (arXiv
+    2311.00500, equation 7, up to the constant number of elements).
     """
 
     thread_safe = True
@@ -32,9 +32,9 @@ class DiffusionLoss:
         known = predicted in {"epsilon", "sample", "v_prediction"}
         if not known or not hasattr(scheduler, "alphas_cumprod"):
             raise CheckpointError(
-                f"{type(scheduler).__name__} (prediction_type {predicted!r}) is not a scheduler "
-                "that DiffusionLoss knows: one with alphas_cumprod that predicts epsilon, sample "
-                "or v_prediction. Pass an objective of your own to collect()."
+                f"{type(scheduler).__name__} (prediction_type {predicted!r}) is not supported by "
+                "DiffusionLoss, which needs alphas_cumprod and prediction_type epsilon, sample or "
+                "v_prediction. Pass a custom objective to collect()."
             )
         if loss not in {"l1", "l2", "square"}:
             raise ConfigError(f"there is no loss {loss!r}; use 'l1', 'l2' or 'square'.")
@@ -53,7 +53,7 @@ class DiffusionLoss:
         }
 
     def identity(self) -> Identity:
-        """Loss, target, and what defines the scheduler's noise levels."""
+        """Loss, target, and the parameters of the scheduler's noise levels."""
         return {
             "name": "diffusion",
             "loss": self.loss,
@@ -71,7 +71,7 @@ class DiffusionLoss:
         conditions: Mapping[str, Tensor],
     ) -> Tensor:
         """See `Objective.losses`."""
-        # Cast before they are moved: not every device has float64.
+        # Cast before moving: not every device has float64.
         shape = -1, *[1] * (inputs.ndim - 1)
         signal, spread = (
             table.to(inputs.dtype).to(inputs.device)[timesteps].reshape(shape)
@@ -88,9 +88,9 @@ class DiffusionLoss:
         predicted = output.sample if hasattr(output, "sample") else output
         if predicted.shape != target.shape:
             raise CheckpointError(
-                f"the model predicts {tuple(predicted.shape[1:])} for samples of "
+                f"the model predicts shape {tuple(predicted.shape[1:])} for samples of shape "
                 f"{tuple(target.shape[1:])}: it is not a plain denoiser (a learned variance?). "
-                "Pass an objective of your own to collect()."
+                "Pass a custom objective to collect()."
             )
         error = predicted if self.loss == "square" else predicted - target
         distance: Tensor = error.abs() if self.loss == "l1" else error.square()
@@ -98,7 +98,7 @@ class DiffusionLoss:
 
 
 def class_count(model: Any) -> int | None:
-    """How many classes a diffusers model is conditioned on; None if it is not."""
+    """Number of classes that a diffusers model is conditioned on; None if it is not."""
     config = getattr(model, "config", None)
     for name in ("num_class_embeds", "num_embeds_ada_norm"):
         count = getattr(config, name, None)
@@ -111,7 +111,7 @@ def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
     """Raise `DatasetError` unless a diffusers image model takes samples of `shape`.
 
     Models without `in_channels` in their configuration, and samples that are not images, are not
-    checked: what an objective of one's own makes of them is its business.
+    checked, because a custom objective may use them.
     """
     config = getattr(model, "config", None)
     channels = getattr(config, "in_channels", None)
@@ -120,7 +120,7 @@ def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
     if shape[0] != channels:
         modes = {1: "L", 3: "RGB", 4: "RGBA"}
         mode = modes.get(channels)
-        mend = f"Convert with --mode {mode}." if mode else "Use a dataset of the model's own kind."
+        mend = f"Convert with --mode {mode}." if mode else "Use a dataset that fits the model."
         raise DatasetError(
             f"sample {name!r} has {shape[0]} channel(s), the model takes {channels}. {mend}"
         )
@@ -128,7 +128,7 @@ def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
     if size is not None:
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         if shape[1:] != (height, width):
-            mend = f"Resize with --size {width}." if height == width else "Resize them first."
+            mend = f"Resize with --size {width}." if height == width else "Resize the images first."
             raise DatasetError(
                 f"sample {name!r} is {shape[2]}×{shape[1]} pixels, the model takes "
                 f"{width}×{height}. {mend}"

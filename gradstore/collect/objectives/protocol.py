@@ -1,4 +1,4 @@
-"""The protocol of an objective: a batch of events, and their losses."""
+"""The protocol of an objective: the losses of a batch of events."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class Batch:
 
 
 class Objective(Protocol):
-    """What is differentiated. It must not mix samples: each loss depends on its own sample."""
+    """The loss to differentiate. It must not mix samples: each loss depends on its own sample."""
 
     num_train_timesteps: int
 
     def identity(self) -> Identity:
-        """What identifies the objective, as JSON."""
+        """The identity of the objective, as JSON."""
 
     def losses(
         self,

@@ -1,4 +1,4 @@
-"""Objectives around objectives: under autocast, and compiled."""
+"""Wrappers of objectives: autocast and compilation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Autocast:
-    """An objective whose forward pass torch computes in bfloat16 where that is deemed safe.
+    """An objective whose forward pass runs in bfloat16 where torch's autocast allows it.
 
-    Mixed precision as in training: weights, activations between layers and gradients as torch's
-    autocast has them, the loss in float32.
+    Mixed precision as in training: torch's autocast sets the dtypes of weights, activations between
+    layers and gradients; the loss is float32.
     """
 
     precision: Final = "bfloat16"
@@ -30,7 +30,7 @@ class Autocast:
         self.num_train_timesteps = objective.num_train_timesteps
 
     def identity(self) -> Identity:
-        """The objective's: arithmetic is recorded elsewhere, and not compared."""
+        """The objective's identity; arithmetic is recorded elsewhere and not compared."""
         return self._objective.identity()
 
     def losses(
@@ -51,12 +51,12 @@ class Autocast:
 
 
 def precision(objective: Objective) -> str:
-    """What an objective computes in: `float32`, or `bfloat16` under `Autocast`."""
+    """The arithmetic of an objective: `float32`, or `bfloat16` under `Autocast`."""
     return getattr(objective, "precision", "float32")
 
 
 class Compiled:
-    """An objective whose model is compiled by `torch.compile`, where an engine calls it whole."""
+    """An objective that compiles its model by `torch.compile`, if the engine passes a module."""
 
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
@@ -65,7 +65,7 @@ class Compiled:
         self.num_train_timesteps = objective.num_train_timesteps
 
     def identity(self) -> Identity:
-        """The objective's: what is computed is the same."""
+        """The objective's identity; compilation does not change the loss."""
         return self._objective.identity()
 
     def losses(

@@ -1,1 +1,1 @@
-"""From a dataset and checkpoints to the rows of a store."""
+"""Computes the rows of a store from a dataset and checkpoints."""

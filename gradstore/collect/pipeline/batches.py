@@ -1,4 +1,4 @@
-"""From samples and events to the batches that engines differentiate."""
+"""Builds batches for the engines from samples and events."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 def read(
     samples: Samples, start: int, stop: int, model: Any, device: torch.device
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Samples `start` to `stop` (one past the last), checked, as inputs and conditions.
+    """Read and check samples `start` to `stop` (exclusive); return inputs and conditions.
 
     Raises:
-        DatasetError: if one does not fit, or is not what it was when the dataset was scanned.
+        DatasetError: if one does not fit, or has changed since the dataset was scanned.
     """
     taken = [samples[row] for row in range(start, stop)]
     for sample, digest in zip(taken, samples.manifest.digests[start:stop], strict=True):
         check_sample(sample, model, taken[0])
         if sample.digest() != digest:
             raise DatasetError(
-                f"the dataset gives something else each time it is asked for sample "
-                f"{sample.name!r} (random augmentation?). Give it without randomness."
+                f"the dataset returns different data at each read of sample {sample.name!r} "
+                "(random augmentation?). Remove the randomness."
             )
     given = [conditions(sample, model) for sample in taken]
     stacked = {name: torch.stack([one[name] for one in given]) for name in given[0]}
@@ -47,7 +47,7 @@ def read(
 
 
 def check_sample(sample: Sample, model: Any, first: Sample) -> None:
-    """Raise `DatasetError` unless a model takes a sample, and it has the first one's shape."""
+    """Raise `DatasetError` unless a sample fits the model and matches the first sample."""
     shape = tuple(sample.tensor.shape)
     check_fits(model, shape, sample.name)
     if shape != tuple(first.tensor.shape):
@@ -67,7 +67,7 @@ def check_sample(sample: Sample, model: Any, first: Sample) -> None:
 
 
 def conditions(sample: Sample, model: Any) -> dict[str, Tensor]:
-    """What a model is given of a sample beside the noisy input; its class where it wants one."""
+    """A sample's conditions for the model, with its class if the model needs one."""
     classes = class_count(model)
     if classes is None or "class_labels" in sample.conditions:
         return sample.conditions
@@ -75,7 +75,7 @@ def conditions(sample: Sample, model: Any) -> dict[str, Tensor]:
 
 
 class EventRows:
-    """Some samples' rows, flattened over samples and slots."""
+    """Rows of some samples, flattened over samples and slots."""
 
     def __init__(
         self, ids: Sequence[str], inputs: Tensor, conditions: dict[str, Tensor], events: Events
@@ -92,11 +92,11 @@ class EventRows:
         return len(self._sample)
 
     def name(self, row: int) -> str:
-        """What to call a row in an error."""
+        """Name of a row in error messages."""
         return f"sample {self._ids[self._sample[row]]!r}, timestep {self.timesteps[row]},"
 
     def batch(self, rows: slice | NDArray[np.int64]) -> Batch:
-        """Some of the rows, ready for the engine."""
+        """A batch of some of the rows, for the engine."""
         device = self._inputs.device
         chosen = torch.as_tensor(self._sample[rows], device=device)
         shape = tuple(self._inputs.shape[1:])
@@ -119,7 +119,7 @@ def trial(
     *,
     rows: int,
 ) -> Batch:
-    """Some rows of one noise each, of as many samples as there are, to try an engine on."""
+    """Some rows with one noise each, from as many samples as possible, to try an engine."""
     count = min(rows, len(samples))
     ids = samples.ids[:count]
     events = plan.at(number, ids)
@@ -128,7 +128,7 @@ def trial(
         np.repeat(events.timestep, draws, axis=1), events.key.reshape(count, -1, 1)
     )
     part = EventRows(ids, *read(samples, 0, count, model, device), single)
-    # One sample's first event, the next one's second, and so on: neighbours have other timesteps.
+    # The first sample's first event, the next one's second, …: neighbours differ in timestep.
     each = len(part) // count
     order = [
         sample * each + (sample + shift) % each for shift in range(each) for sample in range(count)

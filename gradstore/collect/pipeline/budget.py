@@ -1,4 +1,4 @@
-"""How the memory that collecting may take is spent."""
+"""Divides the memory that collecting may use."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Budget:
     """A division of memory between finished rows, the engine, the projections and waiting rows.
 
     Attributes:
-        total: bytes in all, beside the model and the program itself.
+        total: total bytes, without the model and the program itself.
         shard: bytes of a shard's finished rows.
-        events: how many events (rows × noises) are differentiated at once.
-        engine: bytes that takes.
+        events: number of events (rows × noises) that are differentiated at once.
+        engine: bytes that the engine takes for them.
         per_row: bytes of a row in the projections' buffers, and of its sketches.
     """
 
@@ -50,21 +50,21 @@ class Budget:
         num_parameters: int,
         device: torch.device,
     ) -> Budget:
-        """Give the engine up to half of what nothing else needs.
+        """Divide the memory; the engine gets up to half of what nothing else needs.
 
         Args:
-            total: bytes in all.
-            choice: the engine and what it holds.
-            events: how many events at once are wanted.
+            total: total bytes.
+            choice: the engine and its memory.
+            events: wanted number of events at once.
             stores: projector and layout of each store that is filled.
-            draws: noises per row; a row's sum is held where they are cut into parts.
+            draws: noises per row; if they are split, a row's sum is also held.
             num_parameters: length of a gradient.
-            device: where gradients and buffers are.
+            device: device of gradients and buffers.
 
         Raises:
             ConfigError: if not even one event fits.
         """
-        # Twice: finished, and on the way to the disk.
+        # Twice: the finished rows, and the copy that is being written.
         shard = sum(
             2
             * min(one.shard_samples, one.samples)
@@ -73,13 +73,13 @@ class Budget:
             for _, one in stores
         )
         least = [projector.at(0, num_parameters, device, 0) for projector, _ in stores]
-        # A row of the buffer, its sketch in float32, and that scaled in float64.
+        # A row of the buffer, its sketch in float32, and the scaled sketch in float64.
         per_row = sum(
             one.width * one.dtype.itemsize + 12 * layout.dim
             for one, (_, layout) in zip(least, stores, strict=True)
         )
         needed = shard + per_row + sum(one.nbytes for one in least)
-        # What a kernel takes within itself is not measured: a quarter more.
+        # A quarter more: memory inside kernels is not measured.
         fixed, per_event = choice.fixed * 5 // 4, choice.per_event * 5 // 4
         room = (total - needed) // 2 - fixed
         fitting = max(1, min(events, room // per_event))
@@ -103,10 +103,10 @@ class Budget:
 
     @property
     def projection(self) -> int:
-        """Bytes that projections may take: three quarters of the rest, and never a row's place."""
+        """Bytes for projections: three quarters of the rest, with room left for one row."""
         return min(self._rest * 3 // 4, self._rest - self.per_row)
 
     def rows(self, projections: Sequence[Projection]) -> int:
-        """How many rows may wait in the projections' buffers."""
+        """Number of rows that may wait in the projections' buffers."""
         left = self._rest - sum(one.nbytes for one in projections)
         return max(1, left // self.per_row)

@@ -1,4 +1,4 @@
-"""Claims: any number of processes collect one store, each taking what nobody works on."""
+"""Claims: any number of processes collect one store, each running tasks that no other holds."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
     from gradstore.collect.pipeline.executors import Task
 
 _POLL_SECONDS = 0.5
-# A rank waits for the last shards of others for so long, and for so many times what one should
-# take: torchrun ends all ranks when one of them does not succeed.
+# A rank waits at least this long for the last shards of others, or this many times the expected
+# time of a task, because torchrun ends all ranks when one of them fails.
 _PATIENCE_SECONDS = 60.0
 _PATIENCE_TASKS = 3
 
 
 class Claims:
-    """An executor that locks a task before it does it.
+    """An executor that locks each task before it runs it.
 
-    A lock is a file in a folder beside the store, and dies with its process, however that ends: a
-    dead one's work is taken over by the others, who stay until all is done. See `gradstore.locks`
-    for where locks work.
+    A lock is a file in a folder next to the store, and is released when its process ends, for any
+    reason. Other processes then take over the work; they run until all tasks are done. See
+    `gradstore.store.locks` for where locks work.
 
-    One of several ranks does its own share first, and then what nobody has done of the others'. Of
-    what others hold it waits for no longer than they make headway, lest one that hangs holds all.
+    A rank runs its own share first, then the remaining tasks of other ranks. It waits for tasks
+    that others hold only while they make progress, so that a hanging rank does not block all.
 
     Args:
-        folders: where tasks are locked, a folder for each store that is filled; they are made, and
-            removed when all is done. A task is claimed when it is locked in all of them.
-        done: tells whether a task is done already; asked when its lock is held.
-        ranks: which rank this is, if it is one.
+        folders: folders of the lock files, one for each store; created if missing, and removed
+            when all is done. A task is claimed when it is locked in all of them.
+        done: returns whether a task is already done; called while its lock is held.
+        ranks: the rank of this process, if it has one.
     """
 
     def __init__(
@@ -52,17 +52,17 @@ class Claims:
         self._patience = _PATIENCE_SECONDS
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        """All of them: who does which is seen when it is done. A rank's own come first."""
+        """All tasks; each is assigned when it is locked. A rank's own tasks come first."""
         return tasks if self._ranks is None else Shuffled(self._ranks).share(tasks)
 
     def expect(self, seconds: float) -> None:
-        """Say how long a task should take."""
+        """Set the expected seconds of a task."""
         self._patience = max(_PATIENCE_SECONDS, _PATIENCE_TASKS * seconds)
 
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
-        """Call `work` on each of `tasks` that no other process does, until all are done.
+        """Call `work` on each of `tasks` that no other process runs, until all are done.
 
-        A rank ends as well when others hold all that is left, and none of it is done for a while.
+        A rank also ends if others hold all remaining tasks and finish none for a while.
 
         Raises:
             StoreError: if a task cannot be locked.
@@ -78,11 +78,11 @@ class Claims:
                 sleep(_POLL_SECONDS)
             left = others
         for folder in self._folders:
-            with suppress(OSError):  # it is not there, or another process locks a task in it
+            with suppress(OSError):  # it does not exist, or another process locks a task in it
                 folder.rmdir()
 
     def _claimed(self, task: Task, work: Callable[[Task], None]) -> bool:
-        """Do a task, unless it is done; False if another process holds it."""
+        """Run a task unless it is done; False if another process holds it."""
         files = [folder / f"{task.checkpoint}-{task.shard}" for folder in self._folders]
         with ExitStack() as held:
             for file in files:
@@ -94,15 +94,15 @@ class Claims:
                     return False
             if not self._done(task):
                 work(task)
-            for file in files:  # whoever comes now sees that the task is done
+            for file in files:  # other processes now see that the task is done
                 locks.discard(file)
         return True
 
 
 def _failed(folder: Path, error: OSError) -> StoreError:
     return StoreError(
-        f"{folder}, where processes claim shards, cannot be used: {error.strerror or error}. What "
-        "was sealed before is safe; make room or restore the disk and run the same command again "
-        "to go on. Where files cannot be locked, give each process its share in Python: "
+        f"{folder}, where processes claim shards, cannot be used: {error.strerror or error}. "
+        "Sealed shards are safe. Free disk space or restore the disk, and run the same command "
+        "again to resume. If files cannot be locked, give each process its share in Python: "
         "collect(…, executor=ByRank(rank, world_size))."
     )

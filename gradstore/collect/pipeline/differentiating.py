@@ -1,4 +1,4 @@
-"""A checkpoint that is ready to give gradients, and their norms."""
+"""Computes gradients and their norms at a loaded checkpoint."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ _SEGMENT = 1 << 14
 
 
 class LoadedCheckpoint:
-    """A checkpoint ready to give gradients.
+    """A checkpoint ready to compute gradients.
 
     Attributes:
-        folder: where it was read from.
+        folder: its folder.
         model: its model, on the device.
         num_parameters: length of a gradient.
     """
@@ -52,13 +52,13 @@ class LoadedCheckpoint:
 
     @property
     def checked(self) -> bool:
-        """Whether there is nothing left to `check`."""
+        """Whether `check` is done or not needed."""
         return self._checked or isinstance(self._engine, LoopEngine)
 
     def check(self, batch: Batch) -> None:
-        """Hold the engine to one backward pass per row, with these weights.
+        """Compare the engine with one backward pass per row, at these weights.
 
-        At another checkpoint it may have been right because a layer behind had no gradient.
+        A wrong engine may match at another checkpoint, if a later layer has no gradient there.
 
         Raises:
             EngineError: if they differ.
@@ -73,19 +73,19 @@ class LoadedCheckpoint:
             )
         except EngineError as error:
             raise EngineError(f"checkpoint {self.folder}: {error}") from error
-        self._checked = True  # it stays the same where it stays in memory
+        self._checked = True  # stays valid while it is in memory
 
     def differentiate(self, batch: Batch, events: int, receive: Receive) -> tuple[Tensor, Tensor]:
-        """Compute a batch's gradients and hand them over in pieces.
+        """Compute a batch's gradients and pass them on in pieces.
 
         Args:
             batch: rows and their noises.
-            events: how many events (rows × noises) to compute at once; a row's noises are cut
-                into parts if they are more.
-            receive: where the gradients go; see `GradientEngine`.
+            events: number of events (rows × noises) to compute at once; a row with more noises is
+                split.
+            receive: receives the gradients; see `GradientEngine`.
 
         Returns:
-            Losses and norms, both `[rows]`, as `devices.exact` has them.
+            Losses and norms, both float64 `[rows]`, see `devices.exact`.
         """
         squared = devices.exact(torch.zeros(len(batch), device=self._device))
 
@@ -113,10 +113,10 @@ class LoadedCheckpoint:
 
 
 def _norms(piece: Tensor) -> Tensor:
-    """L2 norm of each row, `[rows]`, as `devices.exact` has it."""
+    """L2 norm of each row, float64 `[rows]`, see `devices.exact`."""
     if not piece.is_cuda:
-        # Ten times faster on a CPU, in lengths of which a float32 sum is right to 1e-6: over 10^8
-        # entries it would be short by a per cent. Squares keep their range where this holds.
+        # Ten times faster on a CPU. Float32 sums of segments are accurate to 1e-6; one over 10^8
+        # entries is a percent too small. Within these bounds squares do not over- or underflow.
         norms = _segmented(piece)
         if all(1e-12 < norm < 1e12 for norm in norms.tolist()):
             return norms
@@ -129,7 +129,7 @@ def _norms(piece: Tensor) -> Tensor:
 
 
 def _segmented(piece: Tensor) -> Tensor:
-    """L2 norm of each row, by float32 sums of some entries each."""
+    """L2 norm of each row, from float32 sums over segments."""
     norms: Tensor
     if piece.shape[1] <= _SEGMENT:
         norms = devices.exact(torch.linalg.vector_norm(piece, dim=1))

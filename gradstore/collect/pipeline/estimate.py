@@ -1,4 +1,4 @@
-"""What collecting will take, measured on one batch: time, bytes and memory."""
+"""Estimates the time, bytes and memory of collecting from one measured batch."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gradstore")
 
-# An alternative is worth a line if it saves a quarter of the time or of the bytes.
+# An alternative is shown if it saves a quarter of the time or of the bytes.
 _WORTH = 0.75
-# A trial that took so many seconds is long enough; a product takes the same time every time.
+# Minimum seconds of a trial. Products need fewer, because their time hardly varies.
 _ENOUGH = 0.3
 _ENOUGH_OF_PRODUCT = 0.1
-# Of a dense matrix so many rows are drawn to time it, and so many are multiplied at first.
+# Rows of a dense matrix that are drawn for timing, and that are multiplied in the first trial.
 _DRAWN_PARAMETERS = 1 << 18
 _FIRST_PARAMETERS = 1 << 12
-# Numbers that are given to a projection to time what it does with gradients.
+# Numbers passed to a projection to time how it takes gradients.
 _TIMED_NUMBERS = 1 << 23
-# Holding an engine to one backward pass per row takes about so many events.
+# Checking an engine against one backward pass per row costs about this many events.
 _CHECKED = 8
 
 
 @dataclass(frozen=True)
 class Alternative:
-    """Other settings, and what they would take.
+    """Other settings and their cost.
 
     Attributes:
         flags: the settings.
-        seconds: in all.
-        nbytes: of the store.
+        seconds: total time.
+        nbytes: bytes of the store.
     """
 
     flags: str
@@ -69,19 +69,19 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The bill of collecting, before it.
+    """The estimated cost of collecting.
 
     Attributes:
         samples: number of samples.
         checkpoints: number of checkpoints.
         rows: rows to collect.
         nbytes: bytes of the stores' rows.
-        dim: length of a direction; of the longest, where there are several stores.
+        dim: length of a direction; of the longest, if there are several stores.
         engine: name of the gradient engine.
-        stages: seconds of each stage; None if so little is to be done that nothing was timed.
-        memory: bytes of each part that collecting holds at once.
-        budget: bytes that it may hold, the model not counted.
-        alternatives: other settings that would change the bill a lot.
+        stages: seconds of each stage; None if the work is too small to be timed.
+        memory: bytes of each component that collecting holds at once.
+        budget: bytes that it may hold, without the model.
+        alternatives: other settings that change the cost a lot.
     """
 
     samples: int
@@ -97,11 +97,11 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Time in all; 0 if nothing was timed."""
+        """Total time; 0 if nothing was timed."""
         return sum((self.stages or {}).values())
 
     def line(self) -> str:
-        """The bill on one line."""
+        """The estimate on one line."""
         time = f", about {_time(self.seconds)}" if self.stages else ""
         held = sum(value for name, value in self.memory.items() if name != "model")
         return (
@@ -121,7 +121,7 @@ class Estimate:
             f"  {'in all':<38} {_time(self.seconds):>10}",
             "",
             *[f"  memory: {name:<30} {_bytes(value):>10}" for name, value in self.memory.items()],
-            f"  {'--memory, the model not counted':<38} {_bytes(self.budget):>10}",
+            f"  {'--memory, without the model':<38} {_bytes(self.budget):>10}",
             *[
                 f"\nWith {one.flags}: {_time(one.seconds)}, {_bytes(one.nbytes)}"
                 for one in self.alternatives
@@ -130,17 +130,17 @@ class Estimate:
         return "\n".join(lines)
 
 
-@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.inference_mode(mode=False)  # the caller may be in inference mode
 @torch.enable_grad()
 def estimate(
     job: Job, *, tasks: Sequence[Task] | None = None, alternatives: bool = False
 ) -> Estimate:
-    """Time one batch, a projection and a write, and multiply.
+    """Time one batch, a projection and a write, and extrapolate.
 
     Args:
-        job: what is to be collected.
-        tasks: which part of it; by default all. Little work is not timed.
-        alternatives: whether to look at other projectors and dimensions; then all is timed.
+        job: the job to estimate.
+        tasks: the tasks to estimate; by default all. Small amounts of work are not timed.
+        alternatives: whether to try other projectors and dimensions; then all is timed.
     """
     chosen = job.tasks() if tasks is None else tasks
     layout = job.targets[0].layout
@@ -149,17 +149,22 @@ def estimate(
     checkpoints = len({task.checkpoint for task in chosen})
     work = _Work(job, rows, checkpoints)
     projectors = [target.projector for target in job.targets]
-    stages, gradients = None, 0.0
+    stages, gradients, trying = None, 0.0, 0.0
     if alternatives or job.timed:
+        start = perf_counter()
         gradients = work.gradient_seconds()
         stages = work.stages(projectors, gradients)
-    if alternatives and stages is not None:  # collect itself leaves no trial files, if it is killed
+        trying = job.choice_seconds + perf_counter() - start if job.timed else 0.0
+    common: dict[str, float] = {}
+    if alternatives and stages is not None:  # a killed collect must leave no trial files
         dims = [target.layout.dim for target in job.targets]
-        stages["writing"] = work.nbytes(dims) * _write_seconds(job.targets[0])
+        common["writing"] = work.nbytes(dims) * _write_seconds(job.targets[0])
+        common["choosing an engine, and this estimate"] = trying  # which collect repeats
+        stages |= {name: seconds for name, seconds in common.items() if seconds > 0}
     found = []
     if alternatives and stages is not None:
         for flags, projector in _others(job.targets[0], job.device):
-            seconds = sum(work.stages([projector], gradients).values()) + stages["writing"]
+            seconds = sum([*work.stages([projector], gradients).values(), *common.values()])
             nbytes = work.nbytes([projector.dim(job.num_parameters)])
             saved = seconds < _WORTH * sum(stages.values())
             if saved or nbytes < _WORTH * work.nbytes([job.targets[0].layout.dim]):
@@ -180,7 +185,7 @@ def estimate(
 
 
 class _Work:
-    """So many rows of a job."""
+    """A number of rows of a job."""
 
     def __init__(self, job: Job, rows: int, checkpoints: int) -> None:
         self._job = job
@@ -189,13 +194,13 @@ class _Work:
         self._excerpts: dict[tuple[ProjectorSpec, int], tuple[float, float]] = {}
 
     def nbytes(self, dims: Sequence[int]) -> int:
-        """Bytes of the rows of stores of these dimensions."""
+        """Bytes of the rows of stores with these dimensions."""
         itemsize = np.dtype(self._job.targets[0].layout.dtype).itemsize
         columns = 4 * len(row_columns(self._job.targets[0].layout.dtype))
         return sum(self._rows * (dim * itemsize + columns) for dim in dims)
 
     def memory(self) -> dict[str, int]:
-        """Bytes held at once, by what for."""
+        """Bytes held at once, by purpose."""
         job = self._job
         projections = [self._at(target.projector) for target in job.targets]
         held = self._held(projections)
@@ -222,7 +227,7 @@ class _Work:
         )
 
     def stages(self, projectors: Sequence[Projector], gradients: float) -> dict[str, float]:
-        """Seconds of each stage with these projectors, where an event's gradient takes so many."""
+        """Seconds of each stage with these projectors and these seconds per event's gradient."""
         job = self._job
         full = [self._at(projector) for projector in projectors]
         held = self._held(full)
@@ -247,10 +252,10 @@ class _Work:
         return {name: seconds for name, seconds in found.items() if seconds > 0}
 
     def gradient_seconds(self) -> float:
-        """Per event, of the gradients alone."""
+        """Seconds per event, for the gradients alone."""
         job = self._job
         rows = min(job.budget.events, len(job.samples) * job.plan.slots)
-        _log.info("estimate: timing gradients, %s events at once at most", rows)
+        _log.info("estimate: timing gradients, at most %s events at once", rows)
         number, model = job.numbers[0], job.survey.model
         batch = trial(job.samples, job.plan, number, model, job.device, rows=rows)
         loaded = job.load(0)
@@ -259,12 +264,12 @@ class _Work:
             _, norms = loaded.differentiate(batch_of(batch, 0, count), count, forget)
             norms.cpu()  # waits for a GPU
 
-        # A trial begins at full size only where the engine was timed at that size before.
+        # A trial starts at full size only if the engine was timed at that size before.
         first = 2 if job.choice.seconds is None else len(batch)
         return seconds_each(differentiate, len(batch), first=first, enough=_ENOUGH)
 
     def _taking_seconds(self, projection: Any) -> float:
-        """Per row, of what a projection does with gradients as they come."""
+        """Seconds per row for a projection to take incoming gradients."""
         length = self._job.num_parameters
         rows = max(1, min(8, _TIMED_NUMBERS // length))
         size = min(length, _TIMED_NUMBERS // rows)
@@ -282,7 +287,7 @@ class _Work:
     def _product_seconds(
         self, projector: Projector, projection: Any, held: int
     ) -> tuple[float, float]:
-        """Of what is done once per checkpoint, and per row of turning a buffer into sketches."""
+        """Seconds of the work once per checkpoint, and per row of turning buffers into sketches."""
         if hasattr(projector, "excerpt"):
             return self._dense_seconds(projector.excerpt(), held)
         buffer = self._buffer(projection, min(held, _TIMED_NUMBERS // projection.width))
@@ -293,7 +298,7 @@ class _Work:
         return 0.0, seconds_each(finish, len(buffer), enough=_ENOUGH)
 
     def _dense_seconds(self, excerpt: tuple[Any, float], held: int) -> tuple[float, float]:
-        """The same of a dense matrix, whose cost is in proportion to its rows and columns."""
+        """The same for a dense matrix, whose cost is proportional to its rows and columns."""
         few, factor = excerpt
         key = few.spec, held  # a matrix of fewer columns may have the same excerpt
         if key not in self._excerpts:
@@ -302,12 +307,12 @@ class _Work:
         return drawn * factor, product * factor / held
 
     def _excerpt_seconds(self, few: Any, held: int) -> tuple[float, float]:
-        """Of drawing a few blocks of a matrix, and of a product of so many rows with them."""
+        """Seconds to draw a few blocks of a matrix, and to multiply this many rows with them."""
         job = self._job
         _log.info("estimate: timing the product with the matrix, %s rows at once", held)
 
         def seconds(length: int, rows: int) -> tuple[float, float]:
-            """Of the first product, which draws the matrix, and of another."""
+            """Seconds of the first product, which draws the matrix, and of another."""
             made = few.at(0, length, job.device, job.budget.total)
             buffer = self._buffer(made, rows)
             taken = []
@@ -334,7 +339,7 @@ class _Work:
 
 
 def _others(target: Target, device: torch.device) -> list[tuple[str, Projector]]:
-    """Other settings of a store's projector that may be much cheaper, by the flags that ask so."""
+    """Possibly much cheaper settings of a store's projector, each with its flags."""
     projector = target.projector
     found = list(getattr(projector, "alternatives", list)())
     spec = getattr(projector, "spec", None)
@@ -347,7 +352,7 @@ def _others(target: Target, device: torch.device) -> list[tuple[str, Projector]]
 
 
 def _write_seconds(target: Target) -> float:
-    """Per byte, from writing one shard beside where the store will be, and removing it."""
+    """Seconds per byte, from writing one shard next to the store and removing it."""
     layout = target.layout
     samples = min(layout.samples, layout.shard_samples)
     one = Layout(
@@ -372,7 +377,7 @@ def _write_seconds(target: Target) -> float:
 
 @contextmanager
 def _trial_place(target: Target) -> Iterator[Objects]:
-    """Where a store can be tried and is gone afterwards: beside where the target is or will be."""
+    """Yield a temporary location for a trial store next to the target; remove it afterwards."""
     name = f".gradstore-plan-{uuid4().hex}"
     if isinstance(target.objects, LocalObjects):
         parents = target.objects.root.resolve().parents

@@ -1,4 +1,4 @@
-"""Executors: who does which of the independent tasks (checkpoint, shard)."""
+"""Executors: assign independent tasks (checkpoint, shard) to processes."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ if TYPE_CHECKING:
 
 
 class Task(NamedTuple):
-    """One shard of one checkpoint: computed, written and sealed by whoever takes it."""
+    """One shard of one checkpoint, computed, written and sealed by one process."""
 
     checkpoint: int
     shard: int
 
 
 class Executor(Protocol):
-    """Runs tasks. They are independent and idempotent: any order, any process, twice if need be."""
+    """Runs tasks, which are independent and idempotent: any order, any process, even repeatedly."""
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        """Which of all tasks are this executor's, in its order. Whatever may be done already."""
+        """The tasks of this executor, in its order; they may include tasks already done."""
 
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
-        """Call `work` on each of `tasks`, which are of its share."""
+        """Call `work` on each of `tasks`, which belong to its share."""
 
 
 class InProcess:
-    """All tasks, one after the other, here."""
+    """Runs all tasks sequentially in this process."""
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        """All of them."""
+        """All tasks."""
         return tasks
 
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
@@ -45,14 +45,14 @@ class InProcess:
 
 
 class SideBySide(InProcess):
-    """All tasks here, checkpoints side by side, each with its share of the cores.
+    """Runs all tasks in this process, checkpoints in parallel, each with its share of the cores.
 
-    For questions: their few rows leave most cores waiting for the next line of Python. What had
-    better not be done in several threads (`Job.side_by_side`) is done one after the other.
+    For queries, whose few rows leave most cores idle while Python runs. Jobs that are not suited
+    to several threads (`Job.side_by_side`) run sequentially.
     """
 
     def run(self, tasks: Sequence[Task], work: Callable[[Task], None]) -> None:
-        """See `Executor`. `work` is called in several threads, of one checkpoint in one alone."""
+        """See `Executor`. `work` runs in several threads, one per checkpoint."""
         failed = Event()
 
         def one(checkpoint: int) -> None:
@@ -70,7 +70,7 @@ class SideBySide(InProcess):
 
 
 class ByRank(InProcess):
-    """This process's part of the tasks among `world_size`, and no other."""
+    """Runs only this rank's share of the tasks among `world_size` processes."""
 
     def __init__(self, rank: int, world_size: int) -> None:
         if not 0 <= rank < world_size:
@@ -82,28 +82,28 @@ class ByRank(InProcess):
         self.world_size = world_size
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        """A contiguous part, so that each process loads few checkpoints."""
+        """A contiguous range, so that each process loads few checkpoints."""
         first = len(tasks) * self.rank // self.world_size
         last = len(tasks) * (self.rank + 1) // self.world_size
         return tasks[first:last]
 
 
 class Shuffled(InProcess):
-    """All tasks, a checkpoint at a time, in an order of this process's own.
+    """Runs all tasks, one checkpoint at a time, in a random order for each process.
 
-    For several processes where nothing can be locked, as under a URL. As each looks whether a task
-    is done when it comes to it, they share the work and take over a dead one's; where two meet in
-    one task, both do it, and write the same bytes.
+    For several processes where locks do not work, as under a URL. Each process skips tasks that
+    are already done, so they share the work and take over the tasks of dead processes. If two
+    processes run the same task at once, both write the same bytes.
 
     Args:
-        ranks: whose share comes first, in its order; by default nobody's.
+        ranks: the rank whose share comes first, in its order; by default none.
     """
 
     def __init__(self, ranks: ByRank | None = None) -> None:
         self._ranks = ranks
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
-        """All of them, shuffled; this rank's own share before them, where there are ranks."""
+        """All tasks, shuffled; this rank's own share comes first, if there are ranks."""
         own = self._ranks.share(tasks) if self._ranks is not None else []
         known = set(own)
         order = random.sample(tasks, len(tasks))
@@ -115,13 +115,13 @@ class Shuffled(InProcess):
 
 
 def from_environment() -> ByRank | None:
-    """`ByRank` where a launcher says that this is one of several processes, else None.
+    """`ByRank` if a launcher started several processes, else None.
 
-    RANK and WORLD_SIZE are what torchrun and accelerate set, SLURM_PROCID and SLURM_NTASKS what
-    srun sets. The former win.
+    torchrun and accelerate set RANK and WORLD_SIZE, srun sets SLURM_PROCID and SLURM_NTASKS. The
+    former take precedence.
 
     Raises:
-        ConfigError: if they are set to something that makes no sense.
+        ConfigError: if the values are invalid.
     """
     for names, both in ((("RANK", "WORLD_SIZE"), False), (("SLURM_PROCID", "SLURM_NTASKS"), True)):
         told = [os.environ.get(name) for name in names]

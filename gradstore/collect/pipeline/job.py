@@ -1,4 +1,4 @@
-"""A job: everything that collecting needs, checked."""
+"""A job: the checked input of collecting."""
 
 from __future__ import annotations
 
@@ -30,31 +30,32 @@ if TYPE_CHECKING:
     from gradstore.store.part import Part
 
 
-# Up to so many rows of each checkpoint they are differentiated side by side.
+# Checkpoints are differentiated in parallel up to this many rows each.
 _FEW_ROWS = 256
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything that collecting needs, checked.
+    """The checked input of collecting.
 
     Attributes:
         samples: the samples, scanned.
         plan: their events.
         survey: the checkpoints.
-        folders: where those are.
-        numbers: the numbers that they have in the stores.
-        places: places of those that are collected now, rising.
+        folders: folders of the checkpoints.
+        numbers: numbers of the checkpoints in the stores.
+        places: indices of the checkpoints that are collected now, ascending.
         targets: the stores to fill, all with the same shards.
         choice: the engine.
-        budget: how much memory goes where.
-        device: where gradients are computed.
-        params: which parameters are differentiated.
-        read_seconds: how long reading the dataset took.
-        load_seconds: how long loading a checkpoint took.
-        timed: whether there is so much to do that timing pays.
+        budget: the division of memory.
+        device: device of the gradients.
+        params: regular expression of the differentiated parameters.
+        read_seconds: seconds to read the dataset.
+        load_seconds: seconds to load a checkpoint.
+        choice_seconds: seconds to choose the engine.
+        timed: whether the work is large enough to time engines.
         kept: the checkpoints, if they stay in memory.
-        kept_as: what is loaded depends on this.
+        kept_as: cache key of loaded checkpoints.
     """
 
     samples: Samples
@@ -70,6 +71,7 @@ class Job:
     params: str | None
     read_seconds: float
     load_seconds: float
+    choice_seconds: float
     timed: bool
     kept: Checkpoints | None = None
     kept_as: Hashable = None
@@ -90,7 +92,7 @@ class Job:
         return [Task(k, shard) for k in self.places for shard in range(shards)]
 
     def load(self, number: int) -> LoadedCheckpoint:
-        """A checkpoint, ready to give gradients. The first is in memory already."""
+        """Load a checkpoint, ready to compute gradients. The first is already in memory."""
 
         def loaded() -> LoadedCheckpoint:
             model = self.survey.model
@@ -105,14 +107,14 @@ class Job:
         return self.kept.held((self.kept_as, number, self.choice.make), loaded)
 
     def open(self) -> list[Part]:
-        """The parts to fill, made where they are not there yet, with their stores."""
+        """Open the parts to fill; create missing parts and stores."""
         return [target.open(self.samples.manifest) for target in self.targets]
 
     def side_by_side(self) -> Job | None:
         """The job, ready for its checkpoints to be differentiated in several threads.
 
-        None where they had better follow one another: of many rows each keeps all cores busy, a
-        GPU has one queue, and an objective, plan, engine or projector may not be thread-safe.
+        None if they should run sequentially: with many rows each keeps all cores busy, a GPU has
+        one queue, and an objective, plan, engine or projector may not be thread-safe.
         """
         rows = len(self.samples) * self.plan.slots
         shared = [self.survey.objective, self.plan, self.choice.make]
@@ -126,12 +128,12 @@ class Job:
         one = budget.shard + budget.engine + buckets + rows * budget.per_row
         if one * len(self.places) > budget.total:
             return None
-        for place in self.places:  # loading sets what all threads share
+        for place in self.places:  # loading sets state that all threads share
             self.load(place)
         return replace(self, samples=self.samples.in_memory())
 
     def worker(self, parts: Sequence[Part], bar: Any) -> Worker:
-        """Who does the tasks, and tells the bar of every row."""
+        """The worker that runs the tasks and advances the bar with every row."""
         projectors: list[Projector] = [target.projector for target in self.targets]
         if self.kept is not None:
             projectors = [

@@ -1,12 +1,23 @@
-"""What collecting can be told, and which part of a store it fills."""
+"""The options of collecting, and the part of a store that it fills."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypedDict
 
+from pydantic import ValidationError
+
+from gradstore.errors import ConfigError
+from gradstore.store.format.spec import (
+    EventSpec,
+    GradientSpec,
+    ProjectorSpec,
+    Spec,
+)
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -15,40 +26,37 @@ if TYPE_CHECKING:
     from gradstore.collect.objectives.protocol import Objective
     from gradstore.collect.projectors import Projector
     from gradstore.store.format.spec import (
-        EventSpec,
-        GradientSpec,
         PartSpec,
-        ProjectorSpec,
     )
     from gradstore.store.reader import Store
 
-    Projected: TypeAlias = ProjectorSpec | Projector | None
+    Projected: TypeAlias = ProjectorSpec | Projector | str | None
 
 
 class CollectOptions(TypedDict, total=False):
-    """What `collect`, `collect_each` and `plan` can be told beside dataset, checkpoints and store.
+    """Options of `collect`, `collect_each` and `plan`, besides dataset, checkpoints and store.
 
     Attributes:
         objective: an objective, or the loss of `DiffusionLoss`: `l1`, `l2` or `square`. By default
-            what the checkpoints recorded, else `l2`.
-        events: which events become rows: `replayed` (as the training run recorded them, the
-            default), `planned` (10 timesteps, one noise each), an `EventSpec`, or a plan of your
-            own.
-        gradients: which parameters are differentiated, and in what arithmetic.
+            as the checkpoints record, else `l2`.
+        events: the events of the rows: `replayed` (as the training run recorded them, the
+            default), `planned` (10 timesteps, one noise each), an `EventSpec`, or a custom plan.
+        gradients: which parameters are differentiated, and in which arithmetic.
         etas: weight η_k of each checkpoint; by default as recorded, else 1.
-        scheduler: for checkpoints that hold none.
+        scheduler: used instead of the checkpoints' own.
         dtype: dtype of the stored directions, `float16` (the default), `float32` or `int8`.
         batch_size: events (rows × draws) per gradient computation, at most; 32 by default.
-        memory: GiB that collecting may take beside the model and the program itself; 4 by default.
+        memory: GiB that collecting may use, without the model and the program; 4 by default.
         shard_samples: samples per shard.
-        device: torch device; by default cuda if there is one.
-        engine: `auto` (the default), `streaming`, `vmap`, `loop`, or what makes an engine from
-            model and objective.
-        like: a training store of which the new rows are queries; they must be comparable with
-            its own, and are refused before any work if they would not be.
-        only: places of the checkpoints whose rows are collected now; by default all. The store is
-            the same, and the others' rows can follow: the same call without it collects the rest.
+        device: torch device; by default cuda if available.
+        engine: `auto` (the default), `streaming`, `vmap`, `loop`, or a callable that makes an
+            engine from model and objective.
+        like: a training store for which the new rows are queries. Queries that are not comparable
+            with its rows are rejected before any work.
+        only: indices of the checkpoints whose rows are collected now; by default all. The store
+            is the same; the same call without `only` collects the rest.
         config: the configuration to record in the store as provenance.
+        quiet: whether to hide progress bars.
     """
 
     objective: Objective | str | None
@@ -65,7 +73,15 @@ class CollectOptions(TypedDict, total=False):
     like: Store | None
     only: Sequence[int] | None
     config: dict[str, Any] | None
+    quiet: bool
 
+
+# Options whose fields users pass directly by mistake.
+_SPECS: Final[dict[str, type[Spec]]] = {
+    "projector": ProjectorSpec,
+    "events": EventSpec,
+    "gradients": GradientSpec,
+}
 
 DEFAULTS: Final[CollectOptions] = {
     "objective": None,
@@ -82,19 +98,67 @@ DEFAULTS: Final[CollectOptions] = {
     "like": None,
     "only": None,
     "config": None,
+    "quiet": False,
 }
 
 
 @dataclass(frozen=True)
 class Into:
-    """What of a store is to be filled, if not the part that a new store begins with.
+    """The part of a store to fill; by default the first part of a new store.
 
     Attributes:
-        append: a new part.
-        part: this part.
-        number: number of the only checkpoint that is collected, where a store gets one more.
+        append: whether to fill a new part.
+        part: the existing part to fill.
+        number: number of the only checkpoint to collect, if a store gets one more.
     """
 
     append: bool = False
     part: PartSpec | None = None
     number: int | None = None
+
+    @classmethod
+    def new_store(cls) -> Into:
+        """The first part of a new store, or the part of an existing one with these samples."""
+        return cls()
+
+    @classmethod
+    def new_part(cls) -> Into:
+        """A new part of an existing store."""
+        return cls(append=True)
+
+    @classmethod
+    def existing_part(cls, part: PartSpec, number: int | None = None) -> Into:
+        """A part of an existing store; if `number` is given, the new checkpoint of that number."""
+        return cls(part=part, number=number)
+
+
+def require_known(given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for an unknown option, and name the right one."""
+    for name in given.keys() - CollectOptions.__annotations__.keys():
+        for option, spec in _SPECS.items():
+            if name in spec.model_fields:
+                mend = f"Give it as {option}={spec.__name__}({name}=…)."
+                break
+        else:
+            near = get_close_matches(name, CollectOptions.__annotations__, 1)
+            mend = f"Did you mean {near[0]!r}?" if near else "See `CollectOptions`."
+        raise ConfigError(f"collecting has no option {name!r}. {mend}")
+
+
+def projector_of(given: Projected) -> ProjectorSpec | Projector:
+    """The given projector or specification, or the specification with the given name.
+
+    Raises:
+        ConfigError: if gradstore has no projector with that name.
+    """
+    if given is None:
+        return ProjectorSpec()
+    if not isinstance(given, str):
+        return given
+    try:
+        return ProjectorSpec.model_validate({"projector": given})
+    except ValidationError as error:
+        raise ConfigError(
+            f"there is no projector {given!r}; use 'trak', 'sjlt' or 'identity', or a "
+            "ProjectorSpec."
+        ) from error

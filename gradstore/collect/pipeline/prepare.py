@@ -1,4 +1,4 @@
-"""From a dataset, checkpoints and options to a job. Nothing is made."""
+"""Prepares a job from a dataset, checkpoints and options; writes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ from gradstore.collect.objectives.wrappers import Autocast, Compiled, precision
 from gradstore.collect.pipeline.batches import check_sample, trial
 from gradstore.collect.pipeline.budget import Budget
 from gradstore.collect.pipeline.job import Job
-from gradstore.collect.pipeline.options import DEFAULTS, CollectOptions, Into
+from gradstore.collect.pipeline.options import (
+    DEFAULTS,
+    CollectOptions,
+    Into,
+    projector_of,
+    require_known,
+)
 from gradstore.collect.pipeline.survey import Survey, survey
 from gradstore.collect.pipeline.targets import Target, noting, targets_of
 from gradstore.collect.recorded import Provenance, Recorded
@@ -49,14 +55,14 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gradstore")
 
-# Arithmetic that a store was begun with is changed where it is slower by this factor.
+# A partial store keeps its arithmetic unless that is slower by this factor.
 _SLOW = 4
 
-# From so many events on, timing the engines pays.
+# Engines are timed from this many events on.
 _TIMED_EVENTS = 1000
 
 
-@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.inference_mode(mode=False)  # the caller may be in inference mode
 @torch.enable_grad()
 def prepare(
     dataset: Any,
@@ -66,21 +72,22 @@ def prepare(
     into: Into | None = None,
     **options: Unpack[CollectOptions],
 ) -> Job:
-    """Read and check everything; make nothing.
+    """Read and check everything; write nothing.
 
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
-        checkpoints: diffusers folders in training order, or one folder that holds them; or
+        checkpoints: diffusers folders in training order, or one folder that contains them; or
             `Checkpoints`, whose models stay in memory.
-        stores: where each store is or will be, and the projector of its directions.
-        into: what of the stores is to be filled, if not the part that a new store begins with.
+        stores: location of each store, and the projector of its directions.
+        into: the part to fill; by default the first part of a new store.
         options: `CollectOptions`.
 
     Raises:
         GradstoreError: if anything does not fit.
     """
+    require_known(options)
     given: CollectOptions = {**DEFAULTS, **options}
-    into = into or Into()
+    into = into or Into.new_store()
     places = [objects_at(location) for location in stores]
     standing = [open_store(place) if looks_like_store(place) else None for place in places]
     for place, there in zip(places, standing, strict=True):
@@ -101,10 +108,10 @@ def prepare(
     plan.require(samples.ids)
     read_seconds = _scanned(samples, found.model)
     projected = [
-        projectors.from_spec(_as_begun(one or ProjectorSpec(), there, device))
-        if one is None or isinstance(one, ProjectorSpec)
+        projectors.from_spec(_as_begun(one, there, device))
+        if isinstance(one, ProjectorSpec)
         else one
-        for one, there in zip(stores.values(), standing, strict=True)
+        for one, there in zip(map(projector_of, stores.values()), standing, strict=True)
     ]
     targets = targets_of(
         list(zip(places, standing, projected, strict=True)),
@@ -136,10 +143,12 @@ def prepare(
 
     try:
         known = (key, wanted, most, memory, asked, tuple(samples[0].tensor.shape))
+        start = perf_counter()
         choice, objective = kept.held(known, chosen) if kept else chosen()
+        choice_seconds = perf_counter() - start
     except EngineError as error:
         raise EngineError(
-            f"checkpoint {folders[0]}, sample {samples.ids[0]!r} and those after it: {error}"
+            f"checkpoint {folders[0]}, sample {samples.ids[0]!r} and later samples: {error}"
         ) from error
     found = replace(found, objective=objective)
     budget = Budget.spend(
@@ -174,6 +183,7 @@ def prepare(
         params=gradients.params,
         read_seconds=read_seconds,
         load_seconds=load_seconds,
+        choice_seconds=choice_seconds,
         timed=timed,
         kept=kept,
         kept_as=(key, precision(objective)),
@@ -181,15 +191,15 @@ def prepare(
 
 
 def _scanned(samples: Samples, model: Any) -> float:
-    """Seconds that reading and checking all samples took."""
+    """Read and check all samples; return the seconds it took."""
     start, first = perf_counter(), samples[0]
     samples.scan(lambda sample: check_sample(sample, model, first))
-    samples.manifest.content()  # what cannot be stored is refused now, not after the first batch
+    samples.manifest.content()  # rejects what cannot be stored before the first batch
     return perf_counter() - start
 
 
 def _as_begun(spec: ProjectorSpec, store: Store | None, device: torch.device) -> ProjectorSpec:
-    """A projector in the arithmetic that a store was begun with, unless that is slow here."""
+    """A projector in the arithmetic of the partial store, unless that is slow here."""
     if spec.projector != "trak" or spec.precision != "auto" or store is None:
         return spec
     made_by = Provenance.of(store.spec.parts[0])
@@ -210,15 +220,14 @@ def _in_arithmetic(
     part: PartSpec,
     timed: bool,
 ) -> tuple[Choice, Objective]:
-    """An engine and an objective in the arithmetic to compute gradients in.
+    """The engine and the objective, in the arithmetic for gradients.
 
-    That of the part, where it was begun; else what is found by timing, where there is so much to
-    do that it pays.
+    A partial part keeps its arithmetic. Otherwise timing decides, if the work is large enough.
     """
     if gradients.autocast != "auto" or gradients.compile:
         return choice, objective
     cast = Provenance.of(part).arithmetic.get("gradients") == "bfloat16"
-    # What has neither been begun so nor is worth timing needs no probe.
+    # No probe unless the part began in bfloat16 or timing is worth it.
     if not (timed or cast) or precision_of("auto", rows.inputs.device.type) == "float32":
         return choice, objective
     if timed:
@@ -230,7 +239,7 @@ def _in_arithmetic(
 def _used(
     objective: Objective, projector: Projector, model: Any, device: torch.device
 ) -> dict[str, str]:
-    """What gradients and products of projections are computed in."""
+    """The arithmetic of gradients and of the products of projections."""
     products = projector.at(0, num_parameters(model), device, 0).dtype
     return {"gradients": precision(objective), "projection": str(products).removeprefix("torch.")}
 
@@ -238,15 +247,15 @@ def _used(
 def _warn_of_drawing(
     targets: Sequence[Target], budget: Budget, length: int, device: torch.device
 ) -> None:
-    """Warn if a dense matrix does not fit and will be drawn again and again."""
+    """Warn if a dense matrix does not fit in memory and is redrawn for every buffer."""
     for target in targets:
         share = budget.projection // len(targets)
         projection = target.projector.at(0, length, device, share)
         if getattr(projection, "redrawn", False):
             _log.warning(
                 "%s: the matrix of the projection does not fit in the %.2g GiB for it, so it is "
-                "drawn anew for every buffer of gradients, which is slow. Give more with --memory, "
-                "or use --projector sjlt or a smaller --proj-dim; `gradstore plan` tells the cost.",
+                "redrawn for every buffer of gradients, which is slow. Give more with --memory, or "
+                "use --projector sjlt or a smaller --proj-dim; see `gradstore plan` for the cost.",
                 target.location,
                 share / 2**30,
             )
@@ -258,7 +267,7 @@ def _surveyed(
     given: CollectOptions,
     device: torch.device,
 ) -> tuple[Hashable, Survey]:
-    """The survey of the checkpoints, and what it depends on beside them."""
+    """The survey of the checkpoints, and a key of its other inputs."""
     gradients = given["gradients"] or GradientSpec()
 
     def surveyed() -> Survey:
@@ -275,7 +284,7 @@ def _surveyed(
             found = replace(found, objective=Compiled(found.objective))
         return found
 
-    objects = [given["objective"], given["scheduler"]]  # which the survey holds: ids stay theirs
+    objects = [given["objective"], given["scheduler"]]  # the survey holds them: ids stay unique
     named = [one if isinstance(one, str) else id(one) for one in objects]
     etas = None if given["etas"] is None else tuple(given["etas"])
     key = (*named, etas, gradients.model_dump_json(), device)
@@ -301,7 +310,7 @@ def _event_plan(
 
 
 def _numbers(count: int, into: Into, stores: Sequence[Store | None]) -> list[int]:
-    """The checkpoints' numbers: as in a store that stands there or is asked, else 0, 1, 2, …."""
+    """The checkpoints' numbers: as in the existing or the queried store, else 0, 1, 2, …."""
     if into.number is not None:
         return [into.number]
     known = next((store.numbers for store in stores if store is not None), None)
@@ -309,21 +318,21 @@ def _numbers(count: int, into: Into, stores: Sequence[Store | None]) -> list[int
 
 
 def _places(count: int, only: Sequence[int] | None) -> list[int]:
-    """Places of the checkpoints that are collected now, rising."""
+    """Indices of the checkpoints that are collected now, ascending."""
     if only is None:
         return list(range(count))
     if not only or not set(only) <= set(range(count)):
         raise ConfigError(
-            f"only={list(only)}: of {count} checkpoints, name one or more by their places, "
+            f"only={list(only)}: of {count} checkpoints, name one or more by index, "
             f"0 … {count - 1}."
         )
     return sorted(set(only))
 
 
 def _begun(part: PartSpec) -> tuple[str, int] | None:
-    """Engine and events at once that a part was begun with, if it was.
+    """Engine and events at once of a partial part, else None.
 
-    It is finished with the same, so that its rows do not depend on when collecting was cut off.
+    They stay the same until the part is complete, so that rows do not depend on interruptions.
     """
     made_by = Provenance.of(part)
     if made_by.engine is None or made_by.engine not in ENGINES or made_by.events is None:

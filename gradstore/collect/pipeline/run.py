@@ -1,4 +1,4 @@
-"""Collecting: from samples and checkpoints to stores of rows."""
+"""Collects stores of rows from samples and checkpoints."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gradstore.collect.pipeline.executors import (
     from_environment,
 )
 from gradstore.collect.pipeline.prepare import prepare
-from gradstore.progress import progress
+from gradstore.progress import progress, quietly
 from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.opening import open_store
@@ -45,30 +45,30 @@ def collect(
     checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
     store: str | Path,
     *,
-    projector: ProjectorSpec | Projector | None = None,
+    projector: ProjectorSpec | Projector | str | None = None,
     executor: Executor | None = None,
     **options: Unpack[CollectOptions],
 ) -> Store:
     """Compute, project and store the gradient of every sample at every checkpoint.
 
-    Run again with the same arguments, it goes on from the shards that are sealed.
+    If interrupted, it resumes after the sealed shards when run again with the same arguments.
 
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
-        checkpoints: diffusers folders in training order, or one folder that holds them; or
+        checkpoints: diffusers folders in training order, or one folder that contains them; or
             `Checkpoints`, whose models stay in memory for the next call.
-        store: the store to make, or to go on with: a folder, or a URL such as `s3://…`.
-        projector: how gradients become directions; by default TRAK's, to 4,096 dimensions.
-        executor: who does which task; by default `Claims`, or `Shuffled` under a URL: any number
-            of processes may collect one store at once. Ranks, as `from_environment` tells them,
-            each do their own share first.
+        store: the store to make or resume: a folder, or a URL such as `s3://…`.
+        projector: maps gradients to directions; by default TRAK's, with proj_dim 4,096.
+        executor: assigns tasks to processes; by default `Claims`, or `Shuffled` under a URL: any
+            number of processes may collect one store at once. Ranks (see `from_environment`)
+            run their own share first.
         options: see `CollectOptions`.
 
     Returns:
-        The store. It is complete unless other ranks still work on it; that is warned of.
+        The store. It is complete unless other ranks still work on it; a warning then says so.
 
     Raises:
-        GradstoreError: if anything does not fit; what was sealed before stays.
+        GradstoreError: if anything does not fit; sealed shards stay.
     """
     return collect_each(
         dataset, checkpoints, {str(store): projector}, executor=executor, **options
@@ -83,20 +83,21 @@ def collect_each(
     executor: Executor | None = None,
     **options: Unpack[CollectOptions],
 ) -> list[Store]:
-    """`collect` into several stores, each with its own projector, by one pass over the gradients.
+    """`collect` into several stores, each with its own projector, in one pass over the gradients.
 
     Args:
         dataset: as in `collect`.
         checkpoints: as in `collect`.
-        stores: where each store is or will be, and the projector of its directions.
+        stores: location of each store, and the projector of its directions.
         executor: as in `collect`.
         options: see `CollectOptions`.
 
     Returns:
         The stores, in the order given.
     """
-    job = prepare(dataset, checkpoints, stores, **options)
-    return [open_store(part.objects) for part in run(job, executor)]
+    with quietly(options.get("quiet", False)):
+        job = prepare(dataset, checkpoints, stores, **options)
+        return [open_store(part.objects) for part in run(job, executor)]
 
 
 def plan(
@@ -104,41 +105,42 @@ def plan(
     checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
     store: str | Path,
     *,
-    projector: ProjectorSpec | Projector | None = None,
+    projector: ProjectorSpec | Projector | str | None = None,
     **options: Unpack[CollectOptions],
 ) -> Estimate:
-    """What `collect` with the same arguments would take, measured on one batch.
+    """Estimate the cost of `collect` with the same arguments from one measured batch.
 
     Raises:
-        GradstoreError: what `collect` would raise before it makes anything.
+        GradstoreError: as raised by `collect` before it writes anything.
     """
-    job = prepare(dataset, checkpoints, {str(store): projector}, **options)
-    return estimate(job, alternatives=True)
+    with quietly(options.get("quiet", False)):
+        job = prepare(dataset, checkpoints, {str(store): projector}, **options)
+        return estimate(job, alternatives=True)
 
 
 def collect_config(config: CollectConfig, *, executor: Executor | None = None) -> Store:
-    """`collect` as a `CollectConfig` says; the configuration is recorded in the store."""
+    """`collect` with a `CollectConfig`, which the store records."""
     return open_store(run(prepare_config(config), executor)[0].objects)
 
 
 def plan_config(config: CollectConfig) -> Estimate:
-    """`plan` as a `CollectConfig` says."""
+    """`plan` with a `CollectConfig`."""
     return estimate(prepare_config(config), alternatives=True)
 
 
 def prepare_config(
     config: CollectConfig, *, samples: Samples | None = None, into: Into | None = None
 ) -> Job:
-    """`prepare` as a `CollectConfig` says.
+    """`prepare` with a `CollectConfig`.
 
     Args:
         config: the configuration.
-        samples: its dataset, if it was loaded already.
-        into: what of the store is to be filled, if not the part that a new store begins with.
+        samples: its dataset, if already loaded.
+        into: the part to fill; by default the first part of a new store.
     """
     unused = {"timesteps", "draws", "event_seed"} & config.model_fields_set
     if config.events == "replayed" and unused:
-        _log.warning("replayed events are as recorded: %s not used", ", ".join(sorted(unused)))
+        _log.warning("replayed events are as recorded: %s ignored", ", ".join(sorted(unused)))
 
     def part(spec: Any) -> Any:
         return spec.model_validate(config.model_dump(include=set(spec.model_fields)))
@@ -162,12 +164,12 @@ def prepare_config(
     )
 
 
-@torch.inference_mode(mode=False)  # whatever the caller is in the middle of
+@torch.inference_mode(mode=False)  # the caller may be in inference mode
 @torch.enable_grad()
 def run(job: Job, executor: Executor | None = None) -> list[Part]:
-    """Do a job, and return the parts of stores that it fills.
+    """Run a job and return the parts of stores that it fills.
 
-    All their shards are sealed, but for those that other ranks hold; that is warned of.
+    All their shards are sealed, except those that other ranks hold; a warning then says so.
     """
     parts = job.open()
     numbers = job.numbers
@@ -193,27 +195,25 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
             executor.expect(bill.seconds / len(tasks))
     spans = [parts[0].layout.span(task.shard) for task in tasks]
     total = sum(stop - start for start, stop in spans) * job.plan.slots
-    own = local()  # a worker holds one checkpoint, and executors may have several threads
+    own = local()  # one worker per thread: each holds one checkpoint
 
     with progress(total, f"collecting {job.targets[0].location}", "rows") as bar:
 
         def work(task: Task) -> None:
-            # Another process may have sealed it since: to write it again would unseal it for a
-            # while.
+            # Another process may have sealed it since; writing it again would briefly unseal it.
             if not done(task):
                 if not hasattr(own, "worker"):
                     own.worker = job.worker(parts, bar)
                 own.worker(task)
 
         executor.run(tasks, work)
-    if not isinstance(executor, InProcess) or len(tasks) < len(missing):  # else all were done here
+    if not isinstance(executor, InProcess) or len(tasks) < len(missing):  # else all are done
         for part in parts:
             left = sum(len(part.missing(numbers[place])) for place in job.places)
             if left:
                 _log.warning(
-                    "%s: %d of %d shards are not done. Other processes hold them, or ended before "
-                    "they were done; when all have ended, run the same command again: it does what "
-                    "is left.",
+                    "%s: %d of %d shards are not done. Other processes hold them, or ended early. "
+                    "When all have ended, run the same command again to collect the rest.",
                     part.location,
                     left,
                     len(job.tasks()),
@@ -222,7 +222,7 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
 
 
 def _shared(parts: Sequence[Part], done: Callable[[Task], bool]) -> Executor:
-    """Any number of processes; only where the stores are folders nothing is done twice."""
+    """Executor for any number of processes; if all stores are folders, no task runs twice."""
     folders, ranks = [], from_environment()
     for part in parts:
         if not isinstance(part.objects, LocalObjects):

@@ -1,4 +1,4 @@
-"""What the checkpoints are, read once before anything long starts."""
+"""Reads all checkpoints once, before long work starts."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _log = logging.getLogger("gradstore")
 
 @dataclass(frozen=True)
 class Survey:
-    """What a store needs to know of its checkpoints.
+    """What a store needs to know about its checkpoints.
 
     Attributes:
         model: the first checkpoint's model.
-        objective: what is differentiated.
+        objective: the objective.
         architecture: identity of the model's class and parameters, the same for all.
         weights: digest of each checkpoint's weights.
-        checkpoints: where each is, and its weight η_k.
+        checkpoints: path and weight η_k of each checkpoint.
     """
 
     model: Any
@@ -50,11 +50,11 @@ def survey(
     etas: Sequence[float] | None,
     params: str | None = None,
 ) -> Survey:
-    """Load each checkpoint once, and check that they belong together.
+    """Load each checkpoint once and check that they belong together.
 
     Raises:
         CheckpointError: if one cannot be loaded, or differs from the first in more than weights.
-        ConfigError: if there is not one eta for each.
+        ConfigError: if there is not one valid eta for each.
     """
     require_etas(etas, len(folders))
     found: Survey | None = None
@@ -69,26 +69,26 @@ def survey(
             recorded = record is not None
             if etas is None and not recorded:
                 _log.warning(
-                    "%s records no learning rate: every checkpoint weighs 1. Say otherwise with "
+                    "%s records no learning rate: every checkpoint weighs 1. Set weights with "
                     "--etas.",
                     folder,
                 )
         if etas is None and recorded != (record is not None):
             raise CheckpointError(
                 f"some checkpoints have a {RECORD_NAME} and some, such as "
-                f"{folders[0] if recorded is False else folder}, have none: their weights cannot "
-                "be told. Give them with --etas."
+                f"{folders[0] if recorded is False else folder}, have none: their weights are "
+                "unknown. Give them with --etas."
             )
         _require_alike(found, checkpoint, own, first=folders[0])
         eta = 1.0
         if etas is not None:
             eta = float(etas[number])
         elif record is not None:
-            # The weight of the steps since the checkpoint used before this one.
+            # The weight covers the steps since the previous checkpoint.
             eta, rate_sum = record.learning_rate_sum - rate_sum, record.learning_rate_sum
             if eta <= 0:
                 raise CheckpointError(
-                    f"checkpoint {folder} was not trained further than what comes before it. Give "
+                    f"checkpoint {folder} was not trained further than the one before it. Give "
                     "--checkpoints in training order, each once."
                 )
         found.weights.append(checkpoint.weights_digest())
@@ -111,9 +111,9 @@ def _objective(objective: Objective | str | None, checkpoint: loading.Checkpoint
         return objective
     if checkpoint.scheduler is None:
         raise CheckpointError(
-            f"checkpoint {checkpoint.path} has no scheduler/scheduler_config.json, which tells the "
-            "noise levels. Put the pipeline's scheduler/ into it or beside it, or pass scheduler= "
-            "to collect()."
+            f"checkpoint {checkpoint.path} has no scheduler/scheduler_config.json, which defines "
+            "the noise levels. Put the pipeline's scheduler/ into it or next to it, or pass "
+            "scheduler= to collect()."
         )
     recorded = checkpoint.record.loss if checkpoint.record else None
     return DiffusionLoss(checkpoint.scheduler, objective or recorded or "l2")
@@ -133,5 +133,5 @@ def _require_alike(
                     f"{where} is {there!r}, not {here!r}"
                     for where, here, there in differences(mine, theirs)[:5]
                 )
-                + f". A store holds one {section} only: leave it out of --checkpoints."
+                + f". A store holds one {section} only: omit this checkpoint from --checkpoints."
             )

@@ -1,4 +1,4 @@
-"""The stores that a job fills: opened or made, and held to its configuration."""
+"""Opens or creates the stores that a job fills, and checks their configuration."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ class Target:
     """A part of a store to fill.
 
     Attributes:
-        objects: where the store is or will be.
-        projector: makes its directions.
-        spec: what the store is.
-        part: which part of it.
-        fingerprints: of the rows at each checkpoint, by its number.
+        objects: location of the store.
+        projector: the projector of its directions.
+        spec: specification of the store.
+        part: specification of the part.
+        fingerprints: fingerprint of the rows at each checkpoint, by checkpoint number.
     """
 
     objects: Objects
@@ -79,30 +79,30 @@ class Target:
         return self.part.layout.layout()
 
     def open(self, manifest: Manifest) -> Part:
-        """The part, made where it is not there yet, with its store."""
+        """Open the part; create it and its store if missing."""
         if not looks_like_store(self.objects):
             try:
                 create(self.objects, self.spec, manifest)
             except StoreError:
-                if not looks_like_store(self.objects):  # else another rank was faster
+                if not looks_like_store(self.objects):  # otherwise another rank created it
                     raise
             require_it(open_store(self.objects), self.spec)
         part = open_part(open_store(self.objects), self.part, manifest)
-        # Between looking and filling, somebody else may have made another store here.
+        # Since the check, another process may have made another store here.
         part.manifest.require_same(manifest, store=self.location)
         known = {
             number: part.fingerprints.get(number, own) for number, own in self.fingerprints.items()
         }
         if part.layout != self.layout or known != self.fingerprints:
             raise StoreError(
-                f"{self.location} was made by another configuration meanwhile; nothing was "
+                f"{self.location} has just been made by another configuration; nothing was "
                 "changed. Choose another --store."
             )
         return Part(self.objects, part.spec, self.fingerprints)
 
 
 def versions() -> dict[str, str]:
-    """Versions of what makes the numbers."""
+    """Versions of the packages that compute the rows."""
     packages = ("torch", "diffusers", "traker", "numpy", "zarr")
     return {
         "gradstore": __version__,
@@ -111,7 +111,7 @@ def versions() -> dict[str, str]:
     }
 
 
-_version = cache(version)  # which reads and parses a file each time
+_version = cache(version)  # `version` reads and parses a file each time
 
 
 def targets_of(
@@ -127,21 +127,21 @@ def targets_of(
     """The targets of a job, one for each store, all with the same shards.
 
     Args:
-        stores: where each store is or will be, the store that stands there, and its projector.
-        samples: what is collected.
+        stores: location of each store, the existing store if there is one, and its projector.
+        samples: the samples to collect.
         plan: their events.
         found: the checkpoints.
         numbers: the numbers of the checkpoints in the stores.
         given: the options.
-        into: which part is filled.
+        into: the part to fill.
 
     Raises:
-        GradstoreError: if a store that stands is of another configuration or other samples.
+        GradstoreError: if an existing store has another configuration or other samples.
     """
     like = given["like"]
     length = num_parameters(found.model)
     widest_dim = max(projector.dim(length) for _, _, projector in stores)
-    # One partition for all, that of the longest rows: a task fills the same shard of each store.
+    # All stores use the partition for the longest rows: a task fills the same shard of each.
     widest = Layout.choose(
         len(samples), plan.slots, widest_dim, given["dtype"], given["shard_samples"]
     )
@@ -194,7 +194,7 @@ def targets_of(
             identity = _as_recorded(standing.spec.identity, identity, into)
             if given["shard_samples"] not in {None, part.layout.shard_samples}:
                 _log.warning(
-                    "%s has %s samples per shard, and keeps them; shard_samples %s is not used",
+                    "%s keeps its %s samples per shard; shard_samples %s is ignored",
                     objects.location,
                     part.layout.shard_samples,
                     given["shard_samples"],
@@ -209,15 +209,15 @@ def targets_of(
         sizes = ", ".join(f"{one.location}: {one.layout.shard_samples}" for one in targets)
         raise ConfigError(
             f"these stores have shards of different sizes and cannot be filled together ({sizes} "
-            "samples). Collect them one by one, or anew with the same --shard-samples."
+            "samples). Collect them one by one, or again with the same --shard-samples."
         )
     return targets
 
 
 def _as_recorded(standing: Identity, identity: Identity, into: Into) -> Identity:
-    """What identifies rows that go into a store, in the words of that store.
+    """The identity of new rows of a store, with the fields that the store records.
 
-    It may record what is not compared, and lack what was not recorded when it was made.
+    The store may record fields that are not compared, and lack fields that are newer than it.
     """
     if into.number is None:
         return standing
@@ -229,10 +229,10 @@ def _as_recorded(standing: Identity, identity: Identity, into: Into) -> Identity
 
 
 def _standing_part(store: Store, spec: StoreSpec, manifest: Manifest, into: Into) -> PartSpec:
-    """Which part of a store that stands there is to be filled.
+    """The part of an existing store to fill.
 
     Raises:
-        GradstoreError: if the store is of another configuration, or of other samples.
+        GradstoreError: if the store has another configuration or other samples.
     """
     require_it(store, spec, checkpoint_more=into.number is not None)
     if into.part is not None:
@@ -254,12 +254,12 @@ def _standing_part(store: Store, spec: StoreSpec, manifest: Manifest, into: Into
 
 
 def require_it(store: Store, spec: StoreSpec, *, checkpoint_more: bool = False) -> None:
-    """Raise unless a store is the one that a specification describes.
+    """Raise unless a store matches a specification.
 
     Args:
-        store: the store that stands there.
-        spec: what would be made.
-        checkpoint_more: whether it is of a checkpoint that the store does not have yet.
+        store: the existing store.
+        spec: specification of the store to make.
+        checkpoint_more: whether the specification has a checkpoint that the store lacks.
     """
     mine, theirs = store.spec.identity, spec.identity
     if checkpoint_more:
@@ -273,19 +273,19 @@ def require_it(store: Store, spec: StoreSpec, *, checkpoint_more: bool = False) 
         expected_name=store.location,
         found_name="this configuration",
         sections=tuple(spec.identity),
-        mend="restore the configuration that made the store to go on with it, or collect into "
+        mend="restore the configuration that made the store to resume, or collect into "
         "another --store; nothing was changed",
     )
     etas = [checkpoint.eta for checkpoint in spec.checkpoints]
     if store.etas != etas and not checkpoint_more:
         raise ConfigError(
-            f"{store.location} has checkpoint weights {store.etas}, not {etas}. Weigh anew when "
+            f"{store.location} has checkpoint weights {store.etas}, not {etas}. Set weights when "
             "searching (indexer.build_index(etas=...)), or collect into another --store."
         )
 
 
 def noting(target: Target, made_by: dict[str, Any]) -> Target:
-    """The target with more about its making in its part, and in its store if that is new."""
+    """The target with additional `made_by` entries in its part, and in its store if new."""
     part = target.part.model_copy(update={"made_by": {**target.part.made_by, **made_by}})
     parts = [part if one.path == part.path else one for one in target.spec.parts]
     return replace(target, part=part, spec=target.spec.model_copy(update={"parts": parts}))

@@ -1,4 +1,4 @@
-"""A worker does tasks: it computes a shard's rows, writes and seals them."""
+"""Runs tasks: computes, writes and seals the rows of a shard."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 
 
 class Worker:
-    """Does tasks: computes a shard's rows, writes and seals them wherever they are missing.
+    """Runs tasks: computes, writes and seals a shard's rows in every part that lacks them.
 
     Args:
-        parts: parts of stores to fill, each with the projector that makes its directions. They
-            have the same samples, checkpoints, events and shards.
+        parts: parts of stores to fill, each with the projector of its directions. They share
+            samples, checkpoints, events and shards.
         samples: the samples.
         plan: their events.
-        load: gives a checkpoint by its place.
+        load: loads a checkpoint by its index.
         numbers: the number of each checkpoint in the stores.
-        budget: how much memory goes where.
-        device: where gradients are computed.
-        bar: is advanced with every row.
+        budget: the division of memory.
+        device: device of the gradients.
+        bar: progress bar, advanced with every row.
     """
 
     def __init__(
@@ -65,8 +65,8 @@ class Worker:
         self._bar = bar
 
     def __call__(self, task: Task) -> None:
-        """Compute the task's rows, write them and seal them."""
-        # As it is now: another process may have done it since.
+        """Compute, write and seal the rows of the task."""
+        # Checked now: another process may have sealed the shard since.
         wanted = [
             place
             for place, (part, _) in enumerate(self._parts)
@@ -84,9 +84,7 @@ class Worker:
 
     def _prepare(self, place: int) -> None:
         self._prepared = None
-        self._projections: list[
-            Projection
-        ] = []  # the old checkpoint's go first, unless they are kept
+        self._projections: list[Projection] = []  # frees the previous ones, unless cached
         self._buffers: list[Tensor] = []
         self._bar.doing("loading a checkpoint")
         self._loaded = self._load(place)
@@ -137,7 +135,7 @@ class Worker:
                 for direction, place in zip(directions, wanted, strict=True):
                     projection = self._projections[place]
                     sketch = projection.finish(self._buffers[place][: high - low])
-                    # A zero gradient has direction zero. In float64, lest 1 / norm overflows.
+                    # A zero gradient has direction zero. In float64, 1 / norm does not overflow.
                     scale = torch.where(norms > 0, projection.scale / norms, 0.0)
                     direction[here] = devices.exact(sketch).mul_(scale[:, None]).cpu().numpy()
         shape = (stop - start, slots)
@@ -159,7 +157,7 @@ class Worker:
     def _differentiate(
         self, part: EventRows, low: int, high: int, wanted: Sequence[int]
     ) -> tuple[Tensor, Any]:
-        """Fill the buffers with rows `low` to `high`; their norms (`devices.exact`) and losses."""
+        """Fill the buffers with rows `low` to `high`; return norms (`devices.exact`) and losses."""
         loaded, events = self._loaded, self._budget.events
         self._bar.doing("")
         norms = devices.exact(torch.zeros(high - low, device=self._device))
@@ -177,15 +175,15 @@ class Worker:
             losses[here], norms[here] = loaded.differentiate(
                 part.batch(slice(first, last)), events, receive
             )
-            # As they will be stored.
+            # Checked in the stored dtype.
             good = torch.isfinite(norms[here].float()) & torch.isfinite(losses[here].float())
             if not bool(good.all()):
                 row = first + int(torch.argmin(good.to(torch.int8)))
                 raise GradientError(
                     f"the gradient of {part.name(row)} at checkpoint {loaded.folder} is not "
                     f"finite: norm {norms[row - low].item()}, loss {losses[row - low].item()}. "
-                    "Look at the sample, and leave it or the checkpoint out if it is broken; the "
-                    "shards that were sealed before are safe."
+                    "Inspect the sample, and exclude it or the checkpoint if it is broken; sealed "
+                    "shards are safe."
                 )
             self._bar.update(last - first)
         return norms, losses.cpu().numpy()

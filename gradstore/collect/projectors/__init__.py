@@ -1,4 +1,4 @@
-"""Projectors: from full gradients to directions, behind one protocol."""
+"""Projectors: map full gradients to directions, behind one protocol."""
 
 from __future__ import annotations
 

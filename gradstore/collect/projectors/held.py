@@ -1,4 +1,4 @@
-"""Buckets that stay in memory with the models that they belong to."""
+"""Keeps projections in memory with their models."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 class HeldProjector:
-    """A projector whose projections are made once for all questions: 8 bytes a parameter each.
+    """A projector whose projections are made once for all queries: 8 bytes per parameter each.
 
     Not for `trak`, whose matrices are many times as large as a model.
 
     Args:
         projector: the projector.
-        kept: the checkpoints, with which projections are kept.
+        kept: the checkpoints, whose cache holds the projections.
     """
 
     def __init__(self, projector: Projector, kept: Checkpoints) -> None:

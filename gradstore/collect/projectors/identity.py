@@ -1,4 +1,4 @@
-"""No projection: for small models, and the oracle of every other projector."""
+"""No projection: for small models, and the reference for every other projector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class IdentityProjector:
         return {"name": "identity"}
 
     def dim(self, num_parameters: int) -> int:
-        """As many as there are parameters."""
+        """The number of parameters."""
         return num_parameters
 
     def at(
@@ -30,12 +30,12 @@ class IdentityProjector:
         device: torch.device,  # noqa: ARG002
         memory: int,  # noqa: ARG002
     ) -> IdentityProjection:
-        """The same at every checkpoint."""
+        """The same projection at every checkpoint."""
         return IdentityProjection(num_parameters)
 
 
 class IdentityProjection:
-    """Each piece goes into its place."""
+    """Copies each piece to its place in the buffer."""
 
     scale = 1.0
     dtype = torch.float32

@@ -1,4 +1,4 @@
-"""What a projector is."""
+"""The protocol of a projector."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 class Projection(Protocol):
     """A linear map `R^parameters → R^dim` for one checkpoint.
 
-    Gradients come in pieces and go into a buffer, `[rows, width]` and zero at first; when all have
-    come, the buffer becomes sketches. What the buffer holds is the projection's own affair: sums
-    by bucket, or the gradients themselves, which wait to be multiplied together.
+    Pieces of gradients are added to a buffer, `[rows, width]`, initially zero. When all are added,
+    the buffer is turned into sketches. The projection decides what the buffer holds: sums by
+    bucket, or the gradients themselves, which wait for one joint product.
     """
 
     scale: float
-    """What a sketch is multiplied with so that inner products keep their expectation."""
+    """Factor of a sketch that preserves the expectation of inner products."""
 
     width: int
     """Entries of the buffer per row."""
@@ -29,10 +29,10 @@ class Projection(Protocol):
     """Dtype of the buffer."""
 
     nbytes: int
-    """Bytes that the projection takes beside the buffers, while it works."""
+    """Bytes that the projection uses while it works, without the buffers."""
 
     def add(self, buffer: Tensor, start: int, gradients: Tensor) -> None:
-        """Take a piece of the gradients.
+        """Add a piece of the gradients.
 
         Args:
             buffer: `[rows, width]`, changed in place.
@@ -42,14 +42,14 @@ class Projection(Protocol):
         """
 
     def finish(self, buffer: Tensor) -> Tensor:
-        """The raw projections of what a buffer was given, float32 `[rows, dim]`."""
+        """The unscaled sketches of a buffer, float32 `[rows, dim]`."""
 
 
 class Projector(Protocol):
     """A family of projections, one per checkpoint."""
 
     def identity(self, num_parameters: int) -> Identity:
-        """What identifies the family, as JSON; a probe of its numbers included."""
+        """The identity of the family, as JSON, including a probe of its numbers."""
 
     def dim(self, num_parameters: int) -> int:
         """Length of a sketch."""
@@ -62,6 +62,6 @@ class Projector(Protocol):
         Args:
             checkpoint: number of the checkpoint in its store.
             num_parameters: length of a gradient.
-            device: where gradients and buffers are.
-            memory: bytes that the projection may take. What it needs at least it takes anyway.
+            device: device of gradients and buffers.
+            memory: bytes that the projection may use. It uses its minimum in any case.
         """

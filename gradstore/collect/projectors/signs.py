@@ -1,16 +1,16 @@
-"""The coin flips of `torch.Tensor.bernoulli_(0.5)`, the very same bits, some twenty times faster.
+"""The coin flips of `torch.Tensor.bernoulli_(0.5)`, bit for bit, about twenty times faster.
 
-On a CPU torch draws each coin from two words of the Mersenne Twister MT19937, of which a single
-bit decides. The generator is linear over GF(2), so these bits obey a linear recurrence: coin n is
-the parity of the coins n − t for t in a fixed set of taps. And since squaring a polynomial over
-GF(2) only doubles its exponents, the recurrence with all taps doubled holds as well, and doubled
-again: with the taps times 64 it runs on whole 64-bit words, and further doublings let it run on
-long vectors of them. What torch takes 12 ns for takes a parity of 134 words for 64 coins.
+On a CPU torch draws each coin from two words of the Mersenne Twister MT19937; a single bit decides.
+The generator is linear over GF(2), so these bits obey a linear recurrence: coin n is the parity of
+the coins n − t for t in a fixed set of taps. Squaring a polynomial over GF(2) only doubles its
+exponents, so the recurrence also holds with all taps doubled, any number of times. With the taps
+times 64 it runs on whole 64-bit words, and further doublings let it run on long vectors of words.
+torch takes 12 ns per coin; here 64 coins take one parity of 134 words.
 
-Nothing is assumed of the generator: the taps are found from torch's own stream (Berlekamp–Massey,
-0.1 s, once), every block's first million coins are torch's own, and what the recurrence continues
-is compared with torch before it is used. Where it does not hold (torch built with MKL on Intel's
-processors draws from another generator), torch draws everything.
+Nothing is assumed about the generator: the taps are found from torch's own stream
+(Berlekamp–Massey, 0.1 s, once), every block's first million coins are torch's own, and the
+continuation is compared with torch before it is used. If the recurrence does not hold (torch built
+with MKL on Intel processors uses another generator), torch draws everything.
 """
 
 from __future__ import annotations
@@ -54,17 +54,17 @@ def draw(seed: int, count: int) -> NDArray[np.uint8]:
 
 
 def scratch_nbytes(count: int) -> int:
-    """Bytes that drawing so many coins takes beside them: much, where torch must draw them all.
+    """Extra bytes to draw this many coins: many if torch must draw them all.
 
-    There a coin is a byte, and torch's MKL builds draw it as a 32-bit number first.
+    A coin is then a byte, and torch's MKL builds draw it as a 32-bit number first.
     """
     return 0 if _taps() is not None else 5 * count
 
 
 def _continue(out: NDArray[np.uint64], done: int, lags: NDArray[np.int64]) -> None:
-    """Fill `out[done:]` from what comes before, in vectors as long as the smallest lag allows."""
+    """Fill `out[done:]` from the words before, in vectors as long as the smallest lag allows."""
     while done < len(out):
-        # Doubled lags reach further back and allow longer vectors, once there is enough behind.
+        # Doubled lags reach further back and allow longer vectors, once enough words precede.
         stretch = 1
         while 2 * stretch * int(lags[-1]) <= done and stretch * int(lags[0]) < _VECTOR:
             stretch *= 2

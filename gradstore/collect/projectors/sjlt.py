@@ -1,12 +1,12 @@
-"""A sparse Johnson–Lindenstrauss transform: each parameter goes, signed, into one bucket.
+"""A sparse Johnson–Lindenstrauss transform: adds each parameter, with a sign, to one bucket.
 
-With one entry per column (a CountSketch, Charikar et al. 2002) inner products are unbiased, and
-their variance is at most that of a dense random matrix of as many dimensions, (1 + ⟨g,h⟩²)/dim for
-unit vectors. Its cost does not depend on the dimension: one pass over the gradients.
+With one entry per column (a CountSketch, Charikar et al. 2002) inner products are unbiased. Their
+variance is at most that of a dense random matrix of the same dimension, (1 + ⟨g,h⟩²)/dim for unit
+vectors. The cost does not depend on the dimension: one pass over the gradients.
 
-Bucket and sign are a hash of seed, checkpoint and the parameter's position in whole-number
-arithmetic: the same on every machine and device, and of any piece of the parameters alone. Buckets
-are taken modulo dim, so folding a sketch to a divisor of dim *is* the smaller sketch.
+Bucket and sign are an integer hash of seed, checkpoint and the parameter's position. They are the
+same on every machine and device, and for any piece of the parameters alone. Buckets are taken
+modulo dim, so folding a sketch to a divisor of dim *is* the smaller sketch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _PIECE = 1 << 16
-# The smaller projection dimension that is an alternative: a quarter.
+# The alternative proj_dim is smaller by this factor.
 FEWER = 4
 
 
@@ -35,7 +35,7 @@ class SjltProjector:
     """One signed bucket per parameter.
 
     Attributes:
-        spec: its settings; `proj_dim` and `proj_seed` count.
+        spec: its settings; only `proj_dim` and `proj_seed` matter.
     """
 
     thread_safe = True
@@ -81,8 +81,8 @@ class SjltProjector:
 class SjltProjection:
     """The buckets of one checkpoint.
 
-    The buffer has positive and negative buckets apart: no product with the signs, and one pass
-    over the gradients.
+    The buffer keeps positive and negative buckets separate. This needs no product with the signs,
+    and one pass over the gradients.
     """
 
     scale = 1.0
@@ -100,7 +100,7 @@ class SjltProjection:
 
     @cached_property
     def _buckets(self) -> Tensor:
-        # As int64: on a CPU torch adds by int32 indices six times slower.
+        # int64, because torch on a CPU adds by int32 indices six times slower.
         spec = self._spec
         buckets = signed_buckets(
             spec.proj_seed, self._checkpoint, self._num_parameters, spec.proj_dim
@@ -112,13 +112,13 @@ class SjltProjection:
         buffer.index_add_(1, self._buckets[start : start + gradients.shape[1]], gradients)
 
     def finish(self, buffer: Tensor) -> Tensor:
-        """Positive buckets less negative ones."""
+        """Positive minus negative buckets."""
         dim = self._spec.proj_dim
         return buffer[:, :dim] - buffer[:, dim:]
 
 
 def signed_buckets(seed: int, checkpoint: int, count: int, dim: int) -> NDArray[np.int64]:
-    """Bucket of each parameter, in 0 … dim − 1, plus dim where its sign is negative.
+    """Bucket of each parameter, in 0 … dim − 1, plus dim if its sign is negative.
 
     The hash of parameter i is the i-th output of SplitMix64 (Steele, Lea and Flood 2014), seeded by
     a hash of seed and checkpoint.
@@ -126,9 +126,9 @@ def signed_buckets(seed: int, checkpoint: int, count: int, dim: int) -> NDArray[
     key = blake2b(f"{seed}\x1f{checkpoint}".encode(), digest_size=8).digest()
     first = np.uint64(int.from_bytes(key, "little"))
     out = np.empty(count, dtype=np.int64)
-    for start in range(0, count, _PIECE):  # pieces that stay in the cache
+    for start in range(0, count, _PIECE):  # pieces that fit in the cache
         stop = min(start + _PIECE, count)
-        # Whole-number arithmetic modulo 2⁶⁴ is what is meant.
+        # Integer arithmetic modulo 2⁶⁴ is intended.
         mixed = np.arange(start + 1, stop + 1, dtype=np.uint64) * _GAMMA + first
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

@@ -1,12 +1,12 @@
-"""TRAK's projection: the very matrix of `trak.projectors.BasicProjector`, drawn once and kept.
+"""TRAK's projection: the matrix of `trak.projectors.BasicProjector`, drawn once and kept.
 
-BasicProjector regenerates its matrix at every call, which costs seventy times the gradients
-themselves. Here each block of columns is drawn once per checkpoint, from the seeds that
-BasicProjector itself computes, and kept as one bit per entry; raw sketches are equal bit for bit.
+BasicProjector regenerates its matrix at every call, which costs seventy times as much as the
+gradients. Here each block of columns is drawn once per checkpoint, from BasicProjector's own seeds,
+and kept as one bit per entry. Raw sketches are equal bit for bit.
 
-The matrix is always drawn by the CPU's generator and moved to where the gradients are, so that a
-store built on a GPU can be queried from a CPU and the other way round. (BasicProjector on a GPU
-draws another matrix.)
+The CPU's generator always draws the matrix, which is then moved to the gradients' device. A store
+built on a GPU can therefore be queried on a CPU and vice versa. (BasicProjector on a GPU draws
+another matrix.)
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ if TYPE_CHECKING:
 
     from gradstore.store.format.spec import Identity, ProjectorSpec
 
-# A float32 product is cut at this many bytes of matrix, or at a quarter of the memory: up to 2
+# A float32 product is split at this many bytes of matrix, or at a quarter of the memory. Up to 2
 # million parameters at 128 columns it is one product, as in BasicProjector; beyond, sums differ by
 # float32 rounding.
 _EXACT_BYTES = 1 << 30
-# A bfloat16 product is cut into pieces of this many rows, 4 MB at 128 columns: what was decoded is
-# still in the cache when it is multiplied.
+# A bfloat16 product is split into pieces of this many rows, 4 MB at 128 columns, so that decoded
+# entries are still in the cache when they are multiplied.
 _FAST_ROWS = 1 << 14
-# Bytes of signs that are looked up at once.
+# Bytes of signs per table look-up.
 _LOOKED_UP = 1 << 16
 _MAX_BLOCKS = 99
 
@@ -66,7 +66,7 @@ class TrakProjector:
             )
 
     def _seeds(self, checkpoint: int) -> list[int]:
-        # One parameter long, it costs nothing; its block seeds are those of any length.
+        # For one parameter it costs nothing; its block seeds do not depend on the length.
         seeding = BasicProjector(
             grad_dim=1,
             proj_dim=self.spec.proj_dim,
@@ -81,7 +81,7 @@ class TrakProjector:
     def identity(self, num_parameters: int) -> Identity:
         """Settings, and a hash of the matrix's first entries.
 
-        The hash catches a generator that changed its stream, whatever the version that did it.
+        The hash detects a changed generator stream, whichever version changed it.
         """
         projection = TrakProjection(
             self.spec.model_copy(update={"precision": "float32"}),
@@ -147,7 +147,7 @@ class TrakProjector:
         return found
 
     def excerpt(self) -> tuple[TrakProjector, float]:
-        """A projector of few of the blocks, for timing, and how many times more work all are."""
+        """A projector of a few blocks, for timing, and the factor of work for all blocks."""
         size = self.spec.resolved_block_size
         blocks = len(self._seeds(0))
         few = min(blocks, torch.get_num_threads())
@@ -165,7 +165,7 @@ class _Scratch:
         self._memory = np.empty((0, 1), dtype=np.complex128)
 
     def of(self, length: int, table: NDArray[np.complex128]) -> NDArray[np.complex128]:
-        """An array of `length` rows of `table`; what it held is lost."""
+        """An array of `length` rows of `table`; overwrites its previous content."""
         if self._memory.size < length * table.shape[1]:
             self._memory = np.empty((length, table.shape[1]), dtype=np.complex128)
         return self._memory.reshape(-1)[: length * table.shape[1]].reshape(length, -1)
@@ -174,16 +174,16 @@ class _Scratch:
 class TrakProjection:
     """The matrix of one checkpoint, `[num_parameters, proj_dim]`, in blocks of columns.
 
-    The buffer holds the gradients: the matrix is decoded once for all that wait in it, and wide
-    products are the fast ones.
+    The buffer holds the gradients: the matrix is decoded once for all rows in it, and wide
+    products are faster.
 
     Attributes:
         scale: 1/√proj_dim.
         width: num_parameters.
-        dtype: float32 or bfloat16, as the spec's precision says, or what is fast on the device.
-        matrix_nbytes: bytes that keeping the matrix takes.
-        scratch_nbytes: bytes that a product takes beside it.
-        nbytes: bytes of both, and of what the projector keeps for other checkpoints.
+        dtype: float32 or bfloat16, from the spec's precision or the speed of the device.
+        matrix_nbytes: bytes to keep the matrix.
+        scratch_nbytes: additional bytes of a product.
+        nbytes: bytes of both, and of the matrices kept for other checkpoints.
         kept: whether the matrix is kept once it is drawn.
     """
 
@@ -208,7 +208,7 @@ class TrakProjection:
         self._bits: list[NDArray[np.uint8]] | None = None
         self._count = num_parameters * spec.resolved_block_size
         self.scale = spec.proj_dim**-0.5
-        # Multiples of 16 rows: whole bytes of bits, and the CPU's normal generator works on 16
+        # Multiples of 16 rows: bits fill whole bytes, and the CPU's normal generator works on 16
         # numbers at a time.
         size = spec.resolved_block_size
         block = -(-self._count // 8) if spec.proj_type == "rademacher" else 0
@@ -222,7 +222,7 @@ class TrakProjection:
             self.scratch_nbytes = piece + 4 * self._piece_rows * size
         else:
             self.matrix_nbytes = len(seeds) * block
-            # What is not kept is drawn by as many threads as there are, a block each.
+            # A matrix that is not kept is drawn by all threads that fit in memory, one block each.
             self._together = max(1, min(torch.get_num_threads(), (memory - piece) // drawing))
             self.scratch_nbytes = piece + min(self._together, len(seeds)) * (drawing - block)
         self.nbytes = self.scratch_nbytes
@@ -231,7 +231,7 @@ class TrakProjection:
 
     @property
     def redrawn(self) -> bool:
-        """Whether the matrix does not fit the memory and is drawn anew for every buffer."""
+        """Whether the matrix does not fit in memory and is redrawn for every buffer."""
         return bool(self.matrix_nbytes) and not self.kept
 
     def _draw(self, seeds: list[int]) -> list[NDArray[np.uint8]]:
@@ -263,7 +263,7 @@ class TrakProjection:
         )
 
     def _blocks(self) -> Iterator[Iterator[tuple[int, int, Tensor]]]:
-        """For each block its rows in pieces: (first, one past the last, entries)."""
+        """The rows of each block, in pieces: (first, last exclusive, entries)."""
         if self._spec.proj_type == "normal":
             for seed in self._seeds:
                 yield self._normal(seed)
@@ -274,7 +274,7 @@ class TrakProjection:
         else:
             for first in range(0, len(self._seeds), self._together):
                 drawn = self._draw(self._seeds[first : first + self._together])
-                while drawn:  # gone when it is used, before others are drawn
+                while drawn:  # frees each block after use, before others are drawn
                     yield self._decoded(drawn.pop(0))
 
     def _decoded(self, bits: NDArray[np.uint8]) -> Iterator[tuple[int, int, Tensor]]:
@@ -282,9 +282,9 @@ class TrakProjection:
         table = _sign_table(self.dtype)
         for start, stop in pairwise([*range(0, self.width, self._piece_rows), self.width]):
             packed = bits[start * size // 8 : -(-stop * size // 8)]
-            # Into the same memory every time: fresh pages cost more than the look-up.
+            # Reuses the same memory: fresh pages cost more than the look-up.
             decoded = self._scratch.of(len(packed), table)
-            for low in range(0, len(packed), _LOOKED_UP):  # numpy makes 8-byte numbers of them
+            for low in range(0, len(packed), _LOOKED_UP):  # numpy converts them to 8-byte indices
                 high = low + _LOOKED_UP
                 np.take(table, packed[low:high], axis=0, out=decoded[low:high], mode="clip")
             entries = torch.from_numpy(decoded.reshape(-1).view(_NUMPY[self.dtype]))
@@ -302,7 +302,7 @@ class TrakProjection:
             yield start, stop, entries.to(self._device, self.dtype)
 
 
-# numpy has no bfloat16: its bits travel as int16.
+# numpy has no bfloat16: its bits are held as int16.
 _NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16}
 
 
@@ -310,8 +310,8 @@ _NUMPY = {torch.float32: np.float32, torch.bfloat16: np.int16}
 def _sign_table(dtype: torch.dtype) -> NDArray[np.complex128]:
     """The eight entries of every byte of coins: heads +1, tails −1.
 
-    Looking up a byte copies 16 or 32 bytes at once, so the table is of 16-byte numbers,
-    `[256, 1 or 2]`, whatever the entries are.
+    A look-up copies 16 or 32 bytes at once, so the table consists of 16-byte numbers,
+    `[256, 1 or 2]`, for every dtype of the entries.
     """
     bits = (np.arange(256)[:, None] >> np.arange(8)) & 1
     entries = torch.from_numpy(1 - 2 * bits).to(dtype).contiguous()

@@ -1,4 +1,4 @@
-"""Generating images with a checkpoint's own sampler."""
+"""Generates images from a checkpoint by DDIM."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _BATCH = 32
-_OWN_CODE = "Generate images with your own code and query with them as a folder."
+_OWN_CODE = "Generate images with your own code and query with their folder."
 
 
 def generate(
     checkpoint: Path, count: int, *, seed: int = 0, steps: int = 50, device: str | None = None
 ) -> list[Image]:
-    """Images of an unconditional checkpoint, by DDIM.
+    """Generate images from an unconditional checkpoint by DDIM.
 
     Args:
         checkpoint: its folder.
-        count: how many images.
+        count: number of images.
         seed: seed of the starting noise.
         steps: denoising steps.
-        device: torch device; by default cuda if there is one.
+        device: torch device; by default cuda if available.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be loaded or wants conditions.
+        CheckpointError: if the checkpoint cannot be loaded or needs conditions.
     """
     loaded = load(checkpoint)
     model, scheduler = loaded.model, loaded.scheduler

@@ -1,7 +1,7 @@
-"""The small trainer, for those who have no model yet: a UNet2DModel on images.
+"""Trains a small UNet2DModel on images, for users without a model.
 
-As in the paper's code: DDIM scheduler, cosine schedule, L1 loss, Adam. Everything random is a
-function of the seed, and the events of each checkpointed epoch are recorded.
+As in the paper's code: DDIM scheduler, cosine schedule, L1 loss, Adam. All randomness is a function
+of the seed. The events of each checkpointed epoch are recorded.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ COLLECT_NAME = "collect.yaml"
 
 
 def train(config: TrainConfig) -> list[Path]:
-    """Train, and save checkpoints as diffusers folders under `config.out/checkpoints`.
+    """Train, and save checkpoints as diffusers folders in `config.out/checkpoints`.
 
     Returns:
         The checkpoints, in training order.
 
     Raises:
-        ConfigError: if `config.out` exists; nothing in it is changed.
+        ConfigError: if `config.out` exists; it is not changed.
         DatasetError: if the dataset cannot be trained on.
     """
     config.require_sound()
@@ -87,7 +87,7 @@ def train(config: TrainConfig) -> list[Path]:
                 log.write(json.dumps({"epoch": epoch, "loss": mean}) + "\n")
             if epoch % config.checkpoint_every == 0:
                 folder = out / "checkpoints" / f"epoch-{epoch:04d}"
-                # Written beside and renamed: a half-written one never has a checkpoint's name.
+                # Written, then renamed: a half-written folder never has a checkpoint's name.
                 writing = folder.with_name(f".{folder.name}.writing")
                 DDIMPipeline(model, scheduler).save_pretrained(writing)
                 recorder.save(
@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> list[Path]:
 
 
 def _collect_settings(config: TrainConfig) -> str:
-    """What `gradstore collect` needs to be told to collect this run's training set."""
+    """The settings with which `gradstore collect` collects this run's training set."""
     settings = config.recorded()
     keep = [name for name in DatasetSpec.model_fields if name in config.model_fields_set]
     values = {name: settings[name] for name in keep}
@@ -118,13 +118,13 @@ def _stack(samples: Samples) -> Tensor:
         if tensor.ndim != 3 or tensor.shape != tensors[0].shape:
             raise DatasetError(
                 f"sample {name!r} has shape {tuple(tensor.shape)}, sample {samples.ids[0]!r} has "
-                f"{tuple(tensors[0].shape)}: the trainer wants images of one size and mode. Use "
+                f"{tuple(tensors[0].shape)}: the trainer needs images of one size and mode. Use "
                 "--size and --mode."
             )
     height, width = tensors[0].shape[1:]
     if height != width:
         raise DatasetError(
-            f"the images are {width}×{height} pixels: the trainer wants squares. Use --size."
+            f"the images are {width}×{height} pixels: the trainer needs square images. Use --size."
         )
     return torch.stack(tensors)
 

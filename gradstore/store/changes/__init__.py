@@ -1,1 +1,1 @@
-"""Changes of a store that stands, over one commit protocol."""
+"""Changes of an existing store, with one commit protocol."""

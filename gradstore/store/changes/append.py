@@ -1,4 +1,4 @@
-"""Adding parts: further samples of a store."""
+"""Adding parts with more samples to a store."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 
 def part_path(store: Store, manifest: Manifest) -> str:
-    """Where a part of these samples lies: the same for whoever makes it, and for the next try.
+    """Path of a part of these samples, the same in every process and at every attempt.
 
-    Never where a part lies that held the same samples and lost some of them, nor where one lies
-    that is to be removed.
+    The path is never that of a part with deleted samples, nor that of a part to be removed.
     """
     taken = set(store.spec.retired)
     taken |= {part.path for part in store.spec.parts if len(store.deletions.rows(part.path))}
@@ -39,7 +38,7 @@ def part_path(store: Store, manifest: Manifest) -> str:
 
 
 def begun_part(store: Store, path: str) -> PartSpec | None:
-    """A part that was begun, and does not belong to the store yet, as its group describes it."""
+    """The uncommitted part that the group at a path describes; None if there is none."""
     try:
         spec = PartSpec.model_validate(attributes(store.objects, f"{path}/{ROOT}").get(PART))
     except (FileNotFoundError, ValidationError):
@@ -50,13 +49,13 @@ def begun_part(store: Store, path: str) -> PartSpec | None:
 
 
 def open_part(store: Store, spec: PartSpec, manifest: Manifest) -> Part:
-    """A part that may not belong to the store yet, made where it is not there.
+    """Open a part that may be uncommitted, and create it if it does not exist.
 
-    One that was begun before, or by another process, is gone on with as it was begun: with its
-    layout. Its seals count as far as they can be right.
+    A part that was begun before, or by another process, is resumed with its own layout. Its invalid
+    shards are unsealed.
 
     Raises:
-        StoreError: if it cannot be written.
+        StoreError: if the part cannot be written.
     """
     known = next((part for part in store.parts if part.spec.path == spec.path), None)
     if known is not None:
@@ -77,11 +76,11 @@ def open_part(store: Store, spec: PartSpec, manifest: Manifest) -> Part:
 
 
 def add_parts(store: Store, parts: Sequence[Part]) -> Store:
-    """Make finished parts belong to their store, all or none.
+    """Commit finished parts to their store, all or none.
 
     Raises:
-        UnsealedError: if one is not finished.
-        StoreError: if one of their samples is in the store already.
+        UnsealedError: if a part is not finished.
+        StoreError: if the store already holds one of their samples.
     """
 
     def change(now: Store) -> StoreSpec:
@@ -91,8 +90,8 @@ def add_parts(store: Store, parts: Sequence[Part]) -> Store:
             return now.spec
         if now.spec.identity != store.spec.identity:
             raise StoreError(
-                f"the checkpoints of {store.location} were changed meanwhile. Run the same command "
-                "again: what is collected is kept."
+                f"the checkpoints of {store.location} were changed by another process. Run the "
+                "same command again: collected rows are kept."
             )
         for part in new:
             require_new(now, part.manifest)
@@ -106,18 +105,18 @@ def add_parts(store: Store, parts: Sequence[Part]) -> Store:
 
 
 def require_new(store: Store, manifest: Manifest) -> None:
-    """Raise `StoreError` if a store holds one of these samples already."""
+    """Raise `StoreError` if a store already holds one of these samples."""
     both = set(store.manifest.ids) & set(manifest.ids)
     if both:
         raise StoreError(
             f"{store.location} holds sample {min(both)!r} already (and {len(both) - 1} more of "
-            "those that were to be added). Leave them out, give them other ids, or delete the old "
-            f"ones first: gradstore delete {store.location} --ids {min(both)}"
+            "the new samples). Leave them out, give them other ids, or delete the old ones first: "
+            f"gradstore delete {store.location} --ids {min(both)}"
         )
 
 
 def describe(part: Part, numbers: Sequence[int]) -> None:
-    """Write what Zarr says of some checkpoints' arrays."""
+    """Write the Zarr metadata of the arrays of some checkpoints."""
     for key, content in array_objects(part.layout, numbers).items():
         if key.startswith(tuple(f"checkpoints/{number}/" for number in numbers)):
             part.objects.write(part.key(key), content)

@@ -10,28 +10,30 @@ from gradstore.errors import StoreError
 from gradstore.store.changes.commit import attributes, commit, failed, require_whole
 from gradstore.store.format.fingerprint import fingerprint, only_checkpoints
 from gradstore.store.format.root import ROOT
+from gradstore.store.opening import as_store
 from gradstore.store.writer import array_objects
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradstore.store.format.spec import CheckpointSpec, Identity, StoreSpec
+    from gradstore.store.opening import StoreLike
     from gradstore.store.part import Part
     from gradstore.store.reader import Store
 
 
-# Attribute of the group of a checkpoint that is added: the digest of its weights.
+# Attribute of the group of a new checkpoint: the digest of its weights.
 _WEIGHTS: Final = "gradstore_weights"
 
 
 def next_number(store: Store, weights: str) -> int:
-    """The number of a new checkpoint of these weights, the same at the next try.
+    """Number of a new checkpoint with these weights, the same at every attempt.
 
-    It is none that the store has, nor one that is to be removed, nor one that was begun with other
-    weights and cut off, or that another process collects at this moment.
+    The store does not use the number, its objects are not to be removed, and no interrupted or
+    concurrent process began it with other weights.
 
     Raises:
-        StoreError: if it cannot be read.
+        StoreError: if the store cannot be read.
     """
     names = [prefix.split("/")[-1] for prefix in store.spec.retired]
     retired = [int(name) for name in names if name.isdecimal()]
@@ -46,36 +48,37 @@ def next_number(store: Store, weights: str) -> int:
 
 
 def _begun_with(part: Part, number: int) -> Any:
-    """The weights of the checkpoint whose arrays were made under a number; None if none were."""
+    """Weights digest of the checkpoint whose arrays exist under `number`; None if there is none."""
     try:
         return attributes(part.objects, part.key(f"checkpoints/{number}/zarr.json")).get(_WEIGHTS)
     except FileNotFoundError:
         return None
 
 
-def drop_checkpoint(store: Store, checkpoint: int) -> Store:
-    """Leave a checkpoint out of a store. Its bytes stay until `vacuum`.
+def drop_checkpoint(store: StoreLike, checkpoint: int) -> Store:
+    """Drop a checkpoint from a store. Its bytes stay until `vacuum`.
 
-    The weights of those that stay become what they would be had it never been used, where the
-    training run recorded its learning rates; else they stay as they are.
+    If the training run recorded its learning rates, the other checkpoints get the weights that they
+    would have without the dropped one. Otherwise their weights stay the same.
 
     Args:
         store: the store.
-        checkpoint: its place among the checkpoints, from 0.
+        checkpoint: its position among the checkpoints, from 0.
 
     Returns:
-        The store as it is now, with another fingerprint.
+        The changed store, with another fingerprint.
 
     Raises:
-        StoreError: if there is no such checkpoint, or no other.
+        StoreError: if there is no such checkpoint, or no other one.
     """
+    store = as_store(store)
     dropped = store.number(checkpoint)
 
     def change(now: Store) -> StoreSpec:
         places = [place for place, number in enumerate(now.numbers) if number != dropped]
         if not places:
             raise StoreError(
-                f"{store.location} has this checkpoint only; nothing was changed. Remove the whole "
+                f"{store.location} has only this checkpoint; nothing was changed. Remove the whole "
                 "store instead."
             )
         identity = only_checkpoints(now.spec.identity, places)
@@ -97,7 +100,7 @@ def drop_checkpoint(store: Store, checkpoint: int) -> Store:
 
 
 def _weighed(checkpoints: list[CheckpointSpec]) -> list[CheckpointSpec]:
-    """Checkpoints with η as the difference of learning rate sums, where all have one."""
+    """Checkpoints with η as the difference of learning rate sums, if all have one."""
     sums = [checkpoint.learning_rate_sum for checkpoint in checkpoints]
     known = [one for one in sums if one is not None]
     if len(known) < len(sums):
@@ -109,15 +112,15 @@ def _weighed(checkpoints: list[CheckpointSpec]) -> list[CheckpointSpec]:
 
 
 def begin_checkpoint(store: Store, number: int, weights: str) -> None:
-    """Make room for a checkpoint in every part; it belongs to the store when it is committed.
+    """Create the arrays of a checkpoint in every part; `commit_checkpoint` adds it to the store.
 
     Args:
         store: the store.
-        number: the new checkpoint's number, from `next_number`.
-        weights: the digest of its weights.
+        number: number of the new checkpoint, from `next_number`.
+        weights: digest of its weights.
 
     Raises:
-        StoreError: if another process has just begun another checkpoint under that number.
+        StoreError: if another process has begun another checkpoint under that number.
     """
     under = f"checkpoints/{number}"
     try:
@@ -144,23 +147,23 @@ def begin_checkpoint(store: Store, number: int, weights: str) -> None:
 def commit_checkpoint(
     store: Store, parts: Sequence[Part], checkpoint: CheckpointSpec, identity: Identity
 ) -> Store:
-    """Make a checkpoint that was collected in every part belong to its store.
+    """Commit a checkpoint that was collected in every part.
 
     Args:
-        store: the store without it.
+        store: the store without the checkpoint.
         parts: its parts, with the fingerprints of the new rows.
         checkpoint: the new checkpoint.
         identity: the new identity, of all checkpoints.
 
     Raises:
-        StoreError: if the store was changed meanwhile, or not all of it is there.
+        StoreError: if the store was changed by another process, or the checkpoint is incomplete.
     """
 
     def change(now: Store) -> StoreSpec:
         if now.spec.parts != store.spec.parts or now.numbers != store.numbers:
             raise StoreError(
-                f"{store.location} was changed meanwhile. Run the same command again: what is "
-                "collected is kept."
+                f"{store.location} was changed by another process. Run the same command again: "
+                "collected rows are kept."
             )
         for part in parts:
             require_whole(now, part, checkpoint.number)

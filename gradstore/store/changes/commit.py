@@ -1,8 +1,8 @@
-"""The commit protocol of every change of a store that stands.
+"""The commit protocol of every change of an existing store.
 
-All that is new is written first, where no reader looks; then the root object is replaced, which
-makes the change visible at once to every later reader; then what no longer belongs to the store is
-removed. A change that is killed anywhere has happened or has not.
+New objects are written first, where no reader looks. Then the root object is replaced, which makes
+the change visible at once to every later reader. Only vacuum removes objects, those that no root
+object names any more. A change that is killed at any point is complete or has no effect.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TRIES = 5
 
 
 def attributes(objects: Objects, key: str) -> dict[str, Any]:
-    """Attributes of a Zarr group, as far as they can be read; of others, "" for each of ours."""
+    """Attributes of a Zarr group; empty if the group's object cannot be parsed."""
     try:
         found = json.loads(objects.read(key))["attributes"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -38,10 +38,10 @@ def attributes(objects: Objects, key: str) -> dict[str, Any]:
 
 
 def commit(store: Store, change: Callable[[Store], StoreSpec]) -> Store:
-    """Replace the root object by what `change` makes of the store as it is now.
+    """Replace the root object with the spec that `change` returns for the current store.
 
     Raises:
-        StoreError: if it cannot be written, or others change the store all the time.
+        StoreError: if it cannot be written, or other processes keep changing the store.
     """
     for _ in range(_TRIES):
         now = open_store(store.objects)
@@ -58,24 +58,24 @@ def commit(store: Store, change: Callable[[Store], StoreSpec]) -> Store:
             raise failed(store, error) from error
         return open_store(store.objects, skip_unsealed=store.skip_unsealed)
     raise StoreError(
-        f"{store.location} was changed by others {_TRIES} times meanwhile. Run the same command "
-        "again."
+        f"{store.location} was changed by other processes {_TRIES} times in a row. Run the same "
+        "command again."
     )
 
 
 def failed(store: Store, error: OSError) -> StoreError:
-    """The error to raise where a change cannot be written."""
+    """The error to raise if a change cannot be written."""
     return StoreError(
-        f"{store.location} cannot be changed: {error.strerror or error}. It is as it was; make "
-        "room or get the right to write, and run the same command again."
+        f"{store.location} cannot be changed: {error.strerror or error}. Nothing was changed. Free "
+        "disk space or get write permission, and run the same command again."
     )
 
 
 def require_whole(now: Store, part: Part, number: int) -> None:
-    """Raise `StoreError` unless all of a part or a checkpoint that will belong to a store is there.
+    """Raise `StoreError` unless a part or a checkpoint to be committed is complete.
 
-    Others may have written or removed some of it meanwhile. Whoever removes more from now on has
-    changed the root before, so that it is not replaced by one that names what is gone.
+    Other processes may have written or removed some of its objects. A process that removes more of
+    them changes the root first, so that this commit fails and names no removed objects.
     """
     retired = {part.spec.path, part.key(f"checkpoints/{number}"), part.key(f"seals/{number}")}
     if retired & set(now.spec.retired):

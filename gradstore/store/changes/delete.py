@@ -9,29 +9,32 @@ import numpy as np
 from gradstore.errors import StoreError
 from gradstore.store.changes.commit import commit
 from gradstore.store.objects.protocol import digest
+from gradstore.store.opening import as_store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradstore.store.format.spec import StoreSpec
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
 
 
-def delete(store: Store, ids: Sequence[str]) -> Store:
-    """Delete samples: from now on no one who opens the store is shown them.
+def delete(store: StoreLike, ids: Sequence[str]) -> Store:
+    """Delete samples: the store hides them from everyone who opens it from now on.
 
     Their bytes stay until `vacuum`.
 
     Args:
         store: the store.
-        ids: ids of samples that it holds.
+        ids: ids of samples in the store.
 
     Returns:
-        The store as it is now.
+        The changed store.
 
     Raises:
-        StoreError: if it does not hold one of them, or would hold none any more.
+        StoreError: if the store does not hold one of them, or if no sample would remain.
     """
+    store = as_store(store)
     wanted = set(ids)
 
     def change(now: Store) -> StoreSpec:
@@ -39,8 +42,7 @@ def delete(store: Store, ids: Sequence[str]) -> Store:
         if unknown:
             raise StoreError(
                 f"{store.location} holds no sample {min(unknown)!r} (and {len(unknown) - 1} more "
-                "of those that were to be deleted); nothing was changed. `gradstore info` names "
-                "the table of ids."
+                "of the given ids); nothing was changed. `gradstore info` names the table of ids."
             )
         if len(wanted) == now.samples:
             raise StoreError(
@@ -51,13 +53,13 @@ def delete(store: Store, ids: Sequence[str]) -> Store:
         for part in now.parts:
             place = part.manifest.position
             rows = [place[name] for name in wanted & place.keys()]
-            # An id may have been deleted here before and have come back with another part.
+            # An id that was deleted here before may have been added again in another part.
             more[part.spec.path] = np.array(sorted(rows), np.int64)
         content = now.deletions.with_more(more).content(now.spec.revision)
         key = f"deleted/{digest(content)}.parquet"
         store.objects.write(key, content)
         store.objects.flush([key])
-        # The table that it replaces stays for those who opened the store before.
+        # The replaced table stays for readers that opened the store before.
         return now.spec.model_copy(update={"deleted": key})
 
     return commit(store, change) if wanted else store

@@ -1,4 +1,4 @@
-"""Joining stores of the same checkpoints and other samples."""
+"""Merging stores with the same checkpoints and different samples."""
 
 from __future__ import annotations
 
@@ -10,32 +10,36 @@ from gradstore.errors import FingerprintError
 from gradstore.store.changes.append import add_parts, require_new
 from gradstore.store.changes.vacuum import copy
 from gradstore.store.format.fingerprint import require_same
+from gradstore.store.opening import as_store
 
 if TYPE_CHECKING:
+    from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
 
 
-def merge(store: Store, other: Store) -> Store:
-    """Take all samples of another store into this one; the other is not changed.
+def merge(store: StoreLike, other: StoreLike) -> Store:
+    """Copy all samples of another store into this one; the other store is not changed.
 
     Args:
         store: the store that grows.
-        other: a complete store of the same fingerprint and checkpoint weights, with other samples.
+        other: a complete store with the same fingerprint and checkpoint weights and other samples.
 
     Returns:
-        The store as it is now.
+        The changed store.
 
     Raises:
-        FingerprintError: if the two stores' rows are not of one kind.
+        FingerprintError: if the rows of the two stores cannot be compared.
         StoreError: if a sample is in both.
     """
+    other = as_store(other)
+    store = as_store(store)
     require_same(
         store.spec.identity,
         other.spec.identity,
         expected_name=store.location,
         found_name=other.location,
         sections=tuple(store.spec.identity.keys() | other.spec.identity.keys()),
-        mend="collect the other's samples with this store's configuration: gradstore append",
+        mend="collect the other store's samples with this store's configuration: gradstore append",
     )
     if (store.etas, store.numbers) != (other.etas, other.numbers):
         raise FingerprintError(

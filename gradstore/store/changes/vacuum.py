@@ -1,4 +1,4 @@
-"""Removing what no longer belongs to a store."""
+"""Removing objects that no longer belong to a store."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradstore.store.changes.append import open_part
 from gradstore.store.changes.commit import commit, failed, require_whole
 from gradstore.store.format.layout import Layout
 from gradstore.store.format.spec import LayoutSpec, PartSpec
-from gradstore.store.opening import open_store
+from gradstore.store.opening import as_store, open_store
 from gradstore.store.verify import check
 from gradstore.store.writer import write_arrays
 
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.store.format.spec import StoreSpec
+    from gradstore.store.opening import StoreLike
     from gradstore.store.part import Part
     from gradstore.store.reader import Store
 
 
-# What may be left behind; whatever else somebody put into the folder is not touched.
+# Objects that may be left behind; other files in the folder are not touched.
 _TABLE = re.compile(r"deleted/[0-9a-f]{32}\.parquet$")
 
 _PART = re.compile("parts/[0-9a-f]{32}(?=/)")
@@ -38,32 +39,34 @@ _CHECKPOINT = re.compile("(parts/[0-9a-f]{32}/)?(checkpoints|seals)/(?P<number>[
 _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.(building-)?[0-9a-f]{32}(?=/|$)")
 
 
-def vacuum(store: Store) -> Store:
-    """Remove for good what was deleted, dropped, or left behind by what was cut off.
+def vacuum(store: StoreLike) -> Store:
+    """Permanently remove deleted samples, dropped checkpoints and leftovers of interrupted runs.
 
-    Parts that lost samples are written anew without them, after every byte of them was compared
-    with its seal. What appends or collects into the store meanwhile may have to be run again, and
-    who reads it may have to open it again.
+    Parts with deleted samples are rewritten without them, after every byte is compared with its
+    seal. A concurrent append or collection may have to be run again, and readers may have to open
+    the store again.
 
     Raises:
-        StoreError: if a shard is not sealed or is damaged, or it cannot be written.
+        StoreError: if a shard is not sealed or is damaged, or the store cannot be written.
     """
-    store = _clean(open_store(store.objects))
-    lost = [part for part in store.parts if len(store.deletions.rows(part.spec.path))]
+    before = _clean(open_store(as_store(store).objects))
+    lost = [part for part in before.parts if len(before.deletions.rows(part.spec.path))]
     if lost:
-        store.require_complete()
+        before.require_complete()
         made: dict[str, Part | None] = {}
         for part in lost:
-            kept = np.setdiff1d(np.arange(len(part)), store.deletions.rows(part.spec.path))
-            made[part.spec.path] = copy(store, part, kept) if len(kept) else None
-        old = store.spec
+            kept = np.setdiff1d(np.arange(len(part)), before.deletions.rows(part.spec.path))
+            made[part.spec.path] = copy(before, part, kept) if len(kept) else None
+        old = before.spec
 
         def change(now: Store) -> StoreSpec:
             if (now.spec.deleted, now.spec.identity) != (old.deleted, old.identity):
-                raise StoreError(f"{store.location} was changed meanwhile. Run vacuum again.")
-            for new in made.values():
-                for number in now.numbers if new is not None else ():
-                    require_whole(now, new, number)  # type: ignore[arg-type]
+                raise StoreError(
+                    f"{before.location} was changed by another process. Run vacuum again."
+                )
+            for new in filter(None, made.values()):
+                for number in now.numbers:
+                    require_whole(now, new, number)
             new_specs = {path: part and part.spec for path, part in made.items()}
             parts = [new_specs.get(part.path, part) for part in now.spec.parts]
             return now.spec.model_copy(
@@ -74,24 +77,24 @@ def vacuum(store: Store) -> Store:
                 }
             )
 
-        store = _clean(commit(store, change))
-    return store
+        return _clean(commit(before, change))
+    return before
 
 
 def all_of(path: str) -> list[str]:
-    """The prefixes of all that a part consists of."""
+    """The prefixes of all objects of a part."""
     return [path] if path else ["checkpoints", "seals", "samples"]
 
 
 def _clean(store: Store) -> Store:
-    """Remove what belongs to the store no more.
+    """Remove objects that no longer belong to the store.
 
-    What is not named by the root is put on its list of what is to be removed, before it is: who
-    began it, and goes on, then cannot replace the root, and is told.
+    Prefixes that the root does not name are added to its list `retired` before they are removed.
+    A process that still writes below them then cannot replace the root, and gets an error.
     """
     objects = store.objects
     try:
-        keys = [key for key, _ in objects.sizes()]  # before the root is read: no newer ones
+        keys = [key for key, _ in objects.sizes()]  # before the root is read: no newer keys
 
         def retire(now: Store) -> StoreSpec:
             more = sorted(_left_behind(keys, now) - set(now.spec.retired))
@@ -122,7 +125,7 @@ def _clean(store: Store) -> Store:
 
 
 def _left_behind(keys: Sequence[str], now: Store) -> set[str]:
-    """What a store does not name: tables, parts and checkpoints that were replaced or cut off."""
+    """Prefixes that a store does not name: replaced or unfinished tables, parts and checkpoints."""
     paths = {part.path for part in now.spec.parts}
     found = set()
     for key in keys:
@@ -137,16 +140,16 @@ def _left_behind(keys: Sequence[str], now: Store) -> set[str]:
 
 
 def copy(store: Store, source: Part, rows: NDArray[np.int64]) -> Part:
-    """Write some rows of a part, of this store or another, into a new part of this one.
+    """Copy some rows of a part, of this store or another, into a new part of this one.
 
     Raises:
-        StoreError: if the rows are not what was sealed: they are not sealed anew.
+        StoreError: if the rows differ from their seal: damaged rows are not sealed again.
     """
     manifest = source.manifest.chosen(rows)
     old = source.layout
     layout = Layout.choose(len(rows), old.slots, old.dim, old.dtype, old.shard_samples)
     spec = PartSpec(
-        # Of its own: two who copy at once write nothing twice, and what was cut off begins anew.
+        # A unique path: concurrent copies do not collide, and an interrupted copy starts over.
         path=f"parts/{uuid4().hex}",
         layout=LayoutSpec.of(layout),
         made_by=source.spec.made_by,

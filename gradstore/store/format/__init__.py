@@ -1,1 +1,1 @@
-"""What a store consists of: its format, without reading or writing it."""
+"""The format of a store, without reading or writing it."""

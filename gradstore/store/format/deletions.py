@@ -1,4 +1,4 @@
-"""Which samples of a store were deleted: at once not shown to anyone, until vacuum removes them."""
+"""Deleted samples of a store: hidden at once, until vacuum removes them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Deletions:
     """Deleted samples.
 
     Attributes:
-        by_part: numbers of samples within each part, rising, by the part's path.
+        by_part: sample numbers within each part, ascending, by the part's path.
     """
 
     by_part: Mapping[str, NDArray[np.int64]]
@@ -36,18 +36,18 @@ class Deletions:
         return self.by_part.get(part, np.empty(0, np.int64))
 
     def with_more(self, more: Mapping[str, NDArray[np.int64]]) -> Deletions:
-        """These and others."""
+        """The union of these deletions and others."""
         paths = self.by_part.keys() | more.keys()
         return Deletions(
             {path: np.union1d(self.rows(path), Deletions(more).rows(path)) for path in paths}
         )
 
     def content(self, revision: int) -> bytes:
-        """A Parquet table of columns `part` and `row`. It names no sample.
+        """The deletions as a Parquet table of columns `part` and `row`, without sample ids.
 
         Args:
-            revision: of the store that is changed. No two changes write the same table, so that
-                vacuum can remove what one left behind while another is under way.
+            revision: revision of the changed store. It makes the table of every change unique, so
+                that vacuum can remove an abandoned table while another change runs.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -64,7 +64,7 @@ class Deletions:
 
     @classmethod
     def parse(cls, content: bytes, *, where: str, parts: Sequence[PartSpec]) -> Deletions:
-        """Read a table again.
+        """Read the table that `content` returns.
 
         Raises:
             StoreError: if it is not such a table, or names rows that no part has.

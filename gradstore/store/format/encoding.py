@@ -1,10 +1,10 @@
-"""Arrays of a shard as the bytes of Zarr objects, and back. Pure.
+"""Encoding of a shard's arrays as the bytes of Zarr objects, and decoding. Pure.
 
-These are Zarr v3's own codecs, for the few shapes that a store has: `bytes` (little endian) and
-`crc32c`, within `sharding_indexed` for directions. They are written out here because zarr-python
-takes about 0.1 ms of Python per chunk, and a chunk here is a row or two: so small, that one row can
-be read and its checksum checked without reading its neighbours. Chunks stand in order, so that the
-place of a row follows from its number and no index has to be read first.
+The codecs are those of Zarr v3, for the few shapes that a store has: `bytes` (little endian) and
+`crc32c`, within `sharding_indexed` for directions. They are reimplemented here because zarr-python
+takes about 0.1 ms of Python per chunk. A chunk here is a row or two, so that one row can be read
+and its checksum checked without its neighbours. Chunks are stored in order, so that the position
+of a row follows from its number and no index has to be read first.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from gradstore.store.format.layout import Layout
 
 _CRC_BYTES: Final = 4
-# The CRC32C of anything that is followed by its own CRC32C.
+# The CRC32C of any bytes followed by their own CRC32C.
 _RESIDUE: Final = 0x48674BC7
 _EMPTY: Final = np.uint64(2**64 - 1)
 
 
 def encode_column(values: NDArray[Any], fill: float, length: int) -> bytes:
-    """One chunk: values `[samples, slots]`, padded with `fill` to `length` samples."""
+    """Encode values `[samples, slots]` as one chunk, padded with `fill` to `length` samples."""
     padded = np.full((length, *values.shape[1:]), fill, values.dtype.newbyteorder("<"))
     padded[: len(values)] = values
     content = padded.tobytes()
@@ -36,7 +36,7 @@ def encode_column(values: NDArray[Any], fill: float, length: int) -> bytes:
 
 
 def decode_column(content: bytes, length: int, slots: int, dtype: str) -> NDArray[Any]:
-    """Values `[length, slots]` of a chunk.
+    """Decode the values `[length, slots]` of a chunk.
 
     Raises:
         StoreError: if the bytes are too few or too many, or their checksum differs.
@@ -50,10 +50,10 @@ def decode_column(content: bytes, length: int, slots: int, dtype: str) -> NDArra
 
 
 class ShardCodec:
-    """Directions of a shard, `[samples, slots, dim]`, as one object.
+    """Codec of the directions of a shard, `[samples, slots, dim]`, as one object.
 
-    The chunks, each with its CRC32C, one after the other; then Zarr's shard index: offset and
-    length of every chunk, and a CRC32C of its own.
+    The object has all chunks in order, each followed by its CRC32C, then Zarr's shard index: offset
+    and length of every chunk, and the CRC32C of the index.
 
     Args:
         layout: shapes and partition.
@@ -73,16 +73,16 @@ class ShardCodec:
         return -(-samples // self._layout.chunk_samples)
 
     def nbytes(self, samples: int) -> int:
-        """Bytes of the object of a shard of so many samples."""
+        """Size in bytes of the object of a shard with `samples` samples."""
         index = self._layout.shard_samples // self._layout.chunk_samples * 16 + _CRC_BYTES
         return self._chunks(samples) * self.stride + index
 
     def most_bytes(self, samples: int) -> int:
-        """Bytes of the chunks that hold so many neighbouring samples, wherever they begin."""
+        """Maximum bytes of the chunks that hold `samples` consecutive samples."""
         return (self._chunks(samples) + 1) * self.stride
 
     def encode(self, direction: NDArray[Any]) -> bytearray:
-        """The object of a shard that holds `direction`."""
+        """Encode `direction` as the object of a shard."""
         layout = self._layout
         chunks = self._chunks(len(direction))
         content = bytearray(self.nbytes(len(direction)))
@@ -106,7 +106,7 @@ class ShardCodec:
         return content
 
     def span(self, start: int, stop: int) -> tuple[int, int]:
-        """Where the chunks of samples `start` to `stop` of a shard lie: first byte, bytes."""
+        """First byte and number of bytes of the chunks of a shard's samples `start` to `stop`."""
         first, last = start // self._layout.chunk_samples, self._chunks(stop)
         return first * self.stride, (last - first) * self.stride
 
@@ -118,7 +118,7 @@ class ShardCodec:
         """
         chunks = self.whole(content)
         value = google_crc32c.value
-        if any([value(chunk) != _RESIDUE for chunk in chunks]):  # noqa: C419, half the time
+        if any([value(chunk) != _RESIDUE for chunk in chunks]):  # noqa: C419, twice as fast
             raise StoreError("a checksum differs")
         return chunks
 
@@ -133,7 +133,7 @@ class ShardCodec:
         return content.reshape(-1, self.stride)
 
     def rows(self, chunks: NDArray[np.uint8]) -> NDArray[Any]:
-        """Directions `[samples, slots, dim]` of checked chunks; a view if a chunk is a sample."""
+        """Directions `[samples, slots, dim]` of checked chunks; a view if a chunk is one sample."""
         layout = self._layout
         rows = chunks[:, :-_CRC_BYTES].view(self._dtype)
         rows = rows.reshape(len(chunks) * layout.chunk_samples, layout.slots, layout.dim)
@@ -146,4 +146,4 @@ def _crc(content: bytes) -> bytes:
 
 def _require_size(found: int, expected: int) -> None:
     if found != expected:
-        raise StoreError(f"it has {found} bytes where {expected} belong")
+        raise StoreError(f"it has {found} bytes instead of {expected}")

@@ -1,4 +1,4 @@
-"""Fingerprints: what identifies a row, hashed, and what to say when two of them differ."""
+"""Fingerprints: hashes of all that identifies a row, and error messages if two differ."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
     from gradstore.store.format.spec import Identity
 
-# Rows of a query are made with other events than rows of training; the rest must agree before
-# their inner product means anything.
+# Query rows have other events than training rows. The rest must agree, or their inner product is
+# meaningless.
 COMPARED = ("model", "checkpoints", "objective", "projector")
 
-# Arithmetic moves a row far less than its projection does, and is chosen by what is fast on a
-# machine. Stores recorded it in their identity before it was left to the machine.
+# Arithmetic changes a row far less than its projection does, and depends on the machine's speed.
+# Older stores recorded it in their identity.
 _ARITHMETIC = (("projector", "precision"), ("objective", "autocast"))
 
 _MEND = {
@@ -29,8 +29,8 @@ _MEND = {
     "objective": "use the store's objective",
     "projector": "use the store's projector; a random matrix depends on every one of its settings",
     "events": "use the same events",
-    "noise": "use a numpy that draws the same normal numbers (`gradstore info` shows the version "
-    "that made the store)",
+    "noise": "use a numpy version that draws the same normal numbers (`gradstore info` shows the "
+    "version that made the store)",
 }
 
 
@@ -41,20 +41,20 @@ def fingerprint(identity: Identity) -> str:
 
 
 def row_fingerprint(identity: Identity, checkpoint: int) -> str:
-    """Fingerprint of the rows at one checkpoint (its place in `identity`), whatever the others are.
+    """Fingerprint of the rows at one checkpoint (its position in `identity`), without the others.
 
-    It is what a seal holds, so that it stays true when a checkpoint is added or dropped.
+    A seal holds this fingerprint, so that it stays valid when a checkpoint is added or dropped.
     """
     return fingerprint(only_checkpoints(identity, [checkpoint]))
 
 
 def only_checkpoints(identity: Identity, places: Sequence[int]) -> Identity:
-    """The identity of a store of some of its checkpoints (places in `identity`) alone."""
+    """The identity of a store with only some checkpoints, given as positions in `identity`."""
     checkpoints, events = identity.get("checkpoints"), identity.get("events")
     if not isinstance(checkpoints, list) or not set(places) <= set(range(len(checkpoints))):
         raise StoreError("identity.checkpoints does not list the checkpoints")
     found = {**identity, "checkpoints": [checkpoints[place] for place in places]}
-    # Replayed events are of a checkpoint, too.
+    # Replayed events are recorded per checkpoint, too.
     recorded = events.get("recorded") if isinstance(events, dict) else None
     if isinstance(recorded, list) and len(recorded) == len(checkpoints):
         found["events"] = {**events, "recorded": [recorded[place] for place in places]}  # type: ignore[dict-item]
@@ -62,7 +62,7 @@ def only_checkpoints(identity: Identity, places: Sequence[int]) -> Identity:
 
 
 def with_checkpoint(old: Identity, new: Identity) -> Identity:
-    """The identity of a store of `old`'s checkpoints and then `new`'s only one."""
+    """The identity of a store with the checkpoints of `old`, then the single one of `new`."""
     identity: dict[str, Any] = dict(old)
     more: dict[str, Any] = dict(new)
     identity["checkpoints"] = [*identity["checkpoints"], *more["checkpoints"]]
@@ -73,10 +73,9 @@ def with_checkpoint(old: Identity, new: Identity) -> Identity:
 
 
 def comparable(expected: Identity, found: Identity) -> tuple[Identity, Identity]:
-    """Two identities without what need not agree.
+    """Two identities without the values that need not agree.
 
-    That is arithmetic; and what one of them does not record, since it was made before that was
-    recorded.
+    These values are the arithmetic, and values that an older identity does not record.
     """
     both = expected, found
     left, right = ({**one} for one in both)
@@ -94,7 +93,7 @@ def comparable(expected: Identity, found: Identity) -> tuple[Identity, Identity]
 
 
 def _probed_in_bfloat16(identity: Identity) -> bool:
-    """Whether a projector's probe was taken of normal numbers that were rounded to two bytes."""
+    """Whether a projector's probe used normal numbers that were rounded to bfloat16."""
     projector = identity.get("projector")
     return isinstance(projector, dict) and (
         projector.get("proj_type"),
@@ -105,7 +104,7 @@ def _probed_in_bfloat16(identity: Identity) -> bool:
 def differences(
     expected: JsonValue, found: JsonValue, where: str = ""
 ) -> list[tuple[str, JsonValue, JsonValue]]:
-    """Every leaf at which two identities differ, as (dotted name, expected, found)."""
+    """Every leaf where two identities differ, as (dotted name, expected, found)."""
     if expected == found:
         return []
     if isinstance(expected, dict) and isinstance(found, dict):
@@ -139,18 +138,18 @@ def require_same(
     sections: tuple[str, ...],
     mend: str = "",
 ) -> None:
-    """Raise unless two identities agree in `sections`, as far as they have to (`comparable`).
+    """Raise unless two identities agree in `sections`, as far as `comparable` requires.
 
     Args:
-        expected: the identity of the thing that was there first.
-        found: the identity of the thing that is to be used with it.
-        expected_name: what to call the first in the message.
-        found_name: what to call the second.
+        expected: the identity of the existing object.
+        found: the identity of the object to use with it.
+        expected_name: name of the first object in the message.
+        found_name: name of the second object.
         sections: top-level keys that must agree.
-        mend: what to do about it, where the caller knows better than this module.
+        mend: the fix to suggest, if the caller knows a better one than this module.
 
     Raises:
-        FingerprintError: naming each difference and how to mend it.
+        FingerprintError: with each difference and its fix.
     """
     expected, found = comparable(expected, found)
     found_differences = differences(
@@ -166,7 +165,7 @@ def require_same(
         lines.append(f"  … and {len(found_differences) - 12} more")
     differing = {where.split(".")[0] for where, _, _ in found_differences}
     mends = [mend] if mend else [_MEND[one] for one in sections if one in differing]
-    if mend and "noise" in differing:  # which no configuration says
+    if mend and "noise" in differing:  # no configuration sets the noise
         mends.append(_MEND["noise"])
     raise FingerprintError(
         f"{found_name} does not fit {expected_name}; they differ in\n"

@@ -1,8 +1,8 @@
 """Arithmetic of samples, chunks and shards: which shard holds which samples. Pure.
 
-A shard is the unit of work: one task computes it, one object holds its directions, one seal
-vouches for it. Two processes writing different chunks of one shard lose data silently (zarr reads,
-changes and writes the whole object), so nothing here hands out less than a shard.
+A shard is the unit of work: one task computes it, one object holds its directions, one seal covers
+it. Two processes that write different chunks of one shard lose data silently (zarr reads, changes
+and writes the whole object), so no unit of work here is smaller than a shard.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Layout:
         samples: number of samples, the first axis of every array.
         slots: events per sample and checkpoint, the second axis.
         dim: length of a direction, the third axis.
-        dtype: dtype of the directions as stored, `float16`, `float32` or `int8`.
+        dtype: stored dtype of the directions, `float16`, `float32` or `int8`.
         chunk_samples: samples per chunk, the smallest piece of directions that is read.
         shard_samples: samples per shard, a multiple of `chunk_samples`.
     """
@@ -54,17 +54,17 @@ class Layout:
     def choose(
         cls, samples: int, slots: int, dim: int, dtype: str, shard_samples: int | None = None
     ) -> Layout:
-        """Pick chunk and shard sizes.
+        """Choose chunk and shard sizes.
 
-        Chunks of 8 KiB, one row of 4,096 float16, let a row be read and checked without its
-        neighbours; shards of at most 64 MiB and 1,024 samples keep the work lost to a crash small.
+        With chunks of 8 KiB, one row of 4,096 float16, a row can be read and checked alone. Shards
+        of at most 64 MiB and 1,024 samples limit the work lost in a crash.
 
         Args:
             samples: number of samples.
             slots: events per sample and checkpoint.
             dim: length of a direction.
             dtype: dtype of the directions.
-            shard_samples: samples per shard, if the caller wants another number.
+            shard_samples: samples per shard; by default chosen from the limits above.
         """
         per_sample = max(1, slots * dim * ITEM_BYTES.get(dtype, 4))
         most = max(1, min(SHARD_SAMPLES, SHARD_BYTES // per_sample))

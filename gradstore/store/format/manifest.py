@@ -1,8 +1,8 @@
-"""The manifest: which samples a store holds, in row order, with their metadata.
+"""The manifest: the samples of a store, in row order, with their metadata.
 
-A Parquet table of one row per sample, `samples/manifest.parquet`, that pandas and pyarrow open
-as it is. Column `id` is the sample's stable name, `digest` a hash of what the model sees of it;
-every other column is the user's own metadata (label, group, caption, path).
+The manifest is a Parquet table of one row per sample, `samples/manifest.parquet`, which pandas and
+pyarrow can read. Column `id` is the sample's stable name, `digest` a hash of the content that the
+model sees; every other column is the user's own metadata (label, group, caption, path).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Manifest:
     Attributes:
         ids: unique, non-empty names, at most 512 characters each.
         digests: hash of each sample's content as the model sees it.
-        metadata: further columns, each as long as `ids`.
+        metadata: more columns, each as long as `ids`.
     """
 
     ids: Sequence[str]
@@ -67,18 +67,18 @@ class Manifest:
         return {name: row for row, name in enumerate(self.ids)}
 
     def samples_sha256(self, start: int, stop: int) -> str:
-        """SHA-256 (64 hex digits) of which samples stand in rows `start` to `stop`, in order.
+        """SHA-256 (64 hex digits) of the samples in rows `start` to `stop`, in order.
 
-        Of `[ids, digests]` as JSON without spaces, in ASCII.
+        The hash is that of `[ids, digests]` as JSON without spaces, in ASCII.
         """
         samples = [list(self.ids[start:stop]), list(self.digests[start:stop])]
         return sha256(json.dumps(samples, separators=(",", ":")).encode()).hexdigest()
 
     def require_same(self, other: Manifest, *, store: str) -> None:
-        """Raise unless `other`, a dataset as it is now, holds the samples of this manifest.
+        """Raise unless `other`, the current dataset, holds the samples of this manifest.
 
         Raises:
-            DatasetError: naming the first sample that is missing, new, moved or changed.
+            DatasetError: with the first sample that is missing, new, moved or changed.
         """
         mend = (
             f"Restore the dataset that {store} was made from, or collect into a new store "
@@ -120,7 +120,7 @@ class Manifest:
             except (pa.ArrowException, OverflowError, UnicodeError) as error:
                 raise DatasetError(
                     f"metadata column {name!r} cannot be stored as one type: {error}. Leave it "
-                    "out, or give all its values one type: text, numbers of 64 bits, …"
+                    "out, or give all its values one type: text, 64-bit numbers, …"
                 ) from error
         out = BytesIO()
         pq.write_table(pa.table(arrays), out)
@@ -128,15 +128,15 @@ class Manifest:
 
     @classmethod
     def parse(cls, content: bytes, *, where: str, samples: int) -> Manifest:
-        """Read `manifest.parquet` again.
+        """Read the bytes of `manifest.parquet`.
 
         Args:
             content: the bytes of the file.
-            where: what to call it in an error.
-            samples: how many samples it must list.
+            where: name of the file in an error message.
+            samples: number of samples that it must list.
 
         Raises:
-            StoreError: if it is not such a table.
+            StoreError: if the content is not such a table.
         """
         import pyarrow as pa
 
@@ -162,7 +162,7 @@ class Manifest:
 
     @classmethod
     def joined(cls, manifests: Sequence[Manifest]) -> Manifest:
-        """One manifest after the other. A column that one lacks is None there."""
+        """Concatenate manifests. A column that one of them lacks is None for its samples."""
         names = dict.fromkeys(name for manifest in manifests for name in manifest.metadata)
         return cls(
             [name for manifest in manifests for name in manifest.ids],
@@ -179,9 +179,9 @@ class Manifest:
 
 
 def _columns(content: bytes, samples: int) -> dict[str, list[Any]]:
-    """The columns of a Parquet file that is not trusted: what it claims to hold is bounded first.
+    """The columns of an untrusted Parquet file, whose claimed sizes are checked first.
 
-    A few bytes of Parquet can stand for billions of rows, or for a text repeated a million times.
+    A few bytes of Parquet can encode billions of rows, or a text repeated a million times.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -191,7 +191,7 @@ def _columns(content: bytes, samples: int) -> dict[str, list[Any]]:
     expanded = sum(group.total_byte_size for group in groups)
     if metadata.num_rows != samples:
         raise ValueError(f"it lists {metadata.num_rows} samples, the layout says {samples}")
-    # Digests do not compress: a real manifest has some thirty bytes for each sample.
+    # Digests do not compress: a real manifest has about thirty bytes per sample.
     if samples > len(content) or expanded > _FREE_BYTES + 100 * len(content):
         raise ValueError(f"{len(content)} bytes cannot hold {samples} samples, {expanded} bytes")
     texts = [
@@ -204,7 +204,7 @@ def _columns(content: bytes, samples: int) -> dict[str, list[Any]]:
     for name, column in zip(table.column_names, table.columns, strict=True):
         values: list[Any] = []
         for chunk in column.chunks:
-            if isinstance(chunk, pa.DictionaryArray):  # a text that recurs is one text
+            if isinstance(chunk, pa.DictionaryArray):  # equal texts share one string
                 texts_here = chunk.dictionary.to_pylist()
                 places = chunk.indices.to_pylist()
                 values += [None if place is None else texts_here[place] for place in places]
@@ -231,13 +231,13 @@ def check_ids(ids: Sequence[str]) -> None:
                 name.encode()
             except UnicodeEncodeError as error:
                 raise DatasetError(
-                    f"row {row} has id {name[:40]!a}, which is no Unicode text, as of a file whose "
-                    "name is of another encoding. Rename it."
+                    f"row {row} has id {name[:40]!a}, which is no Unicode text, for example a file "
+                    "name in another encoding. Rename it."
                 ) from error
     if len(set(ids)) != len(ids):
         name, times = Counter(ids).most_common(1)[0]
         rows = [row for row, other in enumerate(ids) if other == name][:3]
         raise DatasetError(
-            f"id {name!r} stands {times} times (rows {', '.join(map(str, rows))}, …): ids must "
+            f"id {name!r} occurs {times} times (rows {', '.join(map(str, rows))}, …): ids must "
             "be unique. Remove the duplicates or name another column with --id-column."
         )

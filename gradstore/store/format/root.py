@@ -13,7 +13,7 @@ ROOT = "zarr.json"
 
 
 def root_object(spec: StoreSpec) -> bytes:
-    """The root group's `zarr.json` of a store."""
+    """Content of the `zarr.json` of a store's root group."""
     content = {
         "zarr_format": 3,
         "node_type": "group",

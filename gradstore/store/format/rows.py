@@ -34,11 +34,11 @@ class Rows:
         return len(self.norm)
 
     def stored(self, dtype: str) -> dict[str, NDArray[Any]]:
-        """The arrays that a store of such directions holds, by name.
+        """The arrays to store for directions of a dtype, by name.
 
-        An int8 direction is the row's largest entry in size, divided by 127, as `scale`, and every
-        entry as a multiple of it, rounded: an error of at most half of `scale` in each. Where that
-        is below float32's smallest normal number, whose multiples are not exact, it is all zero.
+        For int8, `scale` is the largest absolute entry of the row divided by 127, and each entry is
+        rounded to a multiple of `scale`, with an error of at most `scale` / 2. If `scale` is below
+        float32's smallest normal number, its multiples are not exact, and the direction is zero.
         """
         arrays: dict[str, NDArray[Any]] = {item.name: getattr(self, item.name) for item in ROWS}
         if dtype == "int8":
@@ -52,13 +52,13 @@ class Rows:
 
     @classmethod
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Rows:
-        """Rows from the arrays that a store holds. Directions of int8 become float32."""
+        """Rows from stored arrays. int8 directions become float32."""
         direction = restored_direction(arrays["direction"], arrays.get("scale"))
         return cls(direction, arrays["norm"], arrays["loss"], arrays["timestep"])
 
 
 def restored_direction(direction: NDArray[Any], scale: NDArray[np.float32] | None) -> NDArray[Any]:
-    """Directions as they were before they were stored: of int8 and its scale, float32."""
+    """Directions from their stored form: int8 with its scale becomes float32."""
     return direction if scale is None else direction * scale[:, :, None]
 
 
@@ -67,11 +67,11 @@ ARRAYS = tuple(item.name for item in ROWS)
 
 
 def columns(dtype: str) -> dict[str, str]:
-    """Name and dtype of the arrays `[samples, slots]` of a store with directions of a dtype."""
+    """Name and dtype of the arrays `[samples, slots]` stored with directions of a dtype."""
     plain = {"norm": "float32", "loss": "float32", "timestep": "int32"}
     return {**plain, "scale": "float32"} if dtype == "int8" else plain
 
 
 def given_dtype(dtype: str) -> str:
-    """Dtype of `Rows.direction`, for directions that are stored in a dtype."""
+    """Dtype of `Rows.direction` for directions stored in `dtype`."""
     return "float32" if dtype == "int8" else dtype

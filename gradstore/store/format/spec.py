@@ -1,68 +1,107 @@
-"""What a store is made of, as data: the specs of projector, events, objective and checkpoints.
+"""The contents of a store as data: specs of projector, events, objective and checkpoints.
 
 A spec is small, frozen, validated by pydantic, and the same in YAML, in flags, in Python and in the
-store's attributes. What *identifies a row* goes into the fingerprint (`gradstore.fingerprint`).
+store's attributes. Everything that *identifies a row* goes into the fingerprint (`fingerprint.py`).
 """
 
 from __future__ import annotations
 
 import re
 from math import ceil
-from typing import Annotated, Any, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from gradstore.errors import ConfigError
 from gradstore.store.format.layout import Layout
 
 FORMAT_VERSION: Final = 1
 
 Identity = dict[str, JsonValue]
 
-# What a store may remove of itself: nothing that a hostile file could lead elsewhere.
+# Prefixes that a store may remove; a hostile file cannot name anything outside the store.
 _OWN_PREFIX: Final = (
     r"^(parts/[0-9a-f]{32}|samples|(parts/[0-9a-f]{32}/)?(checkpoints|seals)(/[0-9]{1,7})?"
     r"|deleted/[0-9a-f]{32}\.parquet)$"
 )
 
+# Marks a field that few users need; `--help` shows it last.
+ADVANCED: Final[dict[str, JsonValue]] = {"advanced": True}
 
-class Spec(BaseModel):
-    """A frozen model that refuses keys it does not know."""
+
+if TYPE_CHECKING:
+    _Base = BaseModel
+else:
+
+    class _Told(type(BaseModel)):
+        """Makes models whose calls raise `ConfigError`, not pydantic's own error."""
+
+        def __call__(cls, *arguments, **fields):
+            try:
+                return super().__call__(*arguments, **fields)
+            except ValidationError as error:
+                told = "; ".join(
+                    f"{'.'.join(map(str, one['loc'])) or 'the value'} is {one['input']!r}: "
+                    f"{one['msg'].removeprefix('Value error, ')}"
+                    for one in error.errors()
+                )
+                raise ConfigError(f"{cls.__name__}: {told}") from error
+
+    class _Base(BaseModel, metaclass=_Told):
+        pass
+
+
+class Spec(_Base):
+    """A frozen model that rejects unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ProjectorSpec(Spec):
-    """How full gradients become directions."""
+    """Projection of full gradients to directions."""
 
     projector: Literal["trak", "sjlt", "identity"] = Field(
         "trak",
         description="trak: the matrix of TRAK's BasicProjector; sjlt: one signed bucket per "
-        "parameter, far cheaper for large models; identity: no projection",
+        "parameter, much cheaper for large models; identity: no projection",
     )
     proj_dim: int = Field(4096, ge=1, le=1 << 20, description="projection dimension")
     proj_type: Literal["rademacher", "normal"] = Field(
-        "rademacher", description="distribution of the entries of the trak matrix"
+        "rademacher",
+        description="distribution of the entries of the trak matrix",
+        json_schema_extra=ADVANCED,
     )
-    proj_seed: int = Field(0, ge=0, le=2**31 - 1, description="seed of the projection")
+    proj_seed: int = Field(
+        0, ge=0, le=2**31 - 1, description="seed of the projection", json_schema_extra=ADVANCED
+    )
     block_size: int | None = Field(
         None,
         ge=1,
         description="columns per block of the trak matrix; part of its identity "
         "[default: 128, more for large proj_dim]",
+        json_schema_extra=ADVANCED,
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="arithmetic of the product with the trak matrix; auto: what is fast on this "
-        "machine. bfloat16 moves a row by 0.24%, far less than the projection does. Rows of either "
-        "can be compared",
+        description="arithmetic of the product with the trak matrix; auto: the fastest on this "
+        "machine. bfloat16 changes a row by 0.24%, much less than the projection does. Rows of "
+        "both can be compared",
     )
 
     @property
     def resolved_block_size(self) -> int:
-        """Columns per block, such that no two checkpoints share a block.
+        """Columns per block, chosen so that no two checkpoints share a block.
 
-        BasicProjector seeds block `i` of model `k` with `seed + 1000 i + 100000 k`: from 100
-        blocks on, block 100 of one model is block 0 of the next.
+        BasicProjector seeds block `i` of model `k` with `seed + 1000 i + 100000 k`, so block 100 of
+        one model equals block 0 of the next.
         """
         if self.block_size is not None:
             return min(self.block_size, self.proj_dim)
@@ -70,18 +109,20 @@ class ProjectorSpec(Spec):
 
 
 class EventSpec(Spec):
-    """Which events become rows."""
+    """Events that become rows."""
 
     events: Literal["replayed", "planned"] = Field(
         "replayed",
-        description="replayed: each sample's timestep and noise as the training run recorded "
-        "them; planned: evenly spaced timesteps",
+        description="replayed: each sample's timestep and noise as recorded by the training run; "
+        "planned: evenly spaced timesteps",
     )
     timesteps: int = Field(10, ge=1, le=10_000, description="planned timesteps per sample")
     draws: int = Field(
-        1, ge=1, le=10_000, description="noises averaged into each planned timestep's row"
+        1, ge=1, le=10_000, description="noise draws averaged in the row of each planned timestep"
     )
-    event_seed: int = Field(0, ge=0, description="seed of the planned noises")
+    event_seed: int = Field(
+        0, ge=0, description="seed of the noise of planned events", json_schema_extra=ADVANCED
+    )
 
 
 class ObjectiveSpec(Spec):
@@ -90,22 +131,22 @@ class ObjectiveSpec(Spec):
     loss: Literal["l1", "l2", "square"] | None = Field(
         None,
         description="distance between prediction and target, or the prediction's own square "
-        "(D-TRAK) [default: what the checkpoint recorded, else l2]",
+        "(D-TRAK) [default: as recorded by the checkpoint, else l2]",
     )
 
 
 class GradientSpec(Spec):
-    """What is differentiated, and how."""
+    """Parameters and arithmetic of the gradients."""
 
     params: str | None = Field(
         None,
-        description="regular expression: only parameters in whose name it is found are "
-        "differentiated [default: all that are trainable]",
+        description="regular expression: only parameters whose name contains a match are "
+        "differentiated [default: all trainable ones]",
     )
     autocast: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="bfloat16: mixed precision in the forward and backward pass; auto: where it "
-        "is faster on this machine and moves gradients less than the projection does",
+        description="bfloat16: mixed precision in the forward and backward pass; auto: if it is "
+        "faster on this machine and changes gradients less than the projection does",
     )
 
     @field_validator("params")
@@ -123,14 +164,14 @@ class GradientSpec(Spec):
 
 
 class CheckpointSpec(Spec):
-    """A checkpoint as a store remembers it.
+    """A checkpoint as recorded in a store.
 
     Attributes:
-        path: where it was read from. Provenance: it may have moved since.
-        eta: its weight η_k, learning rate × visits of each sample since the checkpoint before.
-        epoch: the epoch after which it was saved, where the training run recorded one.
-        learning_rate_sum: learning rate × visits since training began, where the run recorded it:
-            what η is the difference of. None where weights were given by hand.
+        path: path that it was read from. Provenance: it may have moved since.
+        eta: its weight η_k, learning rate × visits of each sample since the previous checkpoint.
+        epoch: the epoch after which it was saved, if the training run recorded it.
+        learning_rate_sum: learning rate × visits since training began, if the run recorded it; η is
+            the difference of two such sums. None if weights were given by hand.
         number: names its arrays in the store and seeds its projection. It stays the same when
             another checkpoint is dropped.
     """
@@ -143,7 +184,7 @@ class CheckpointSpec(Spec):
 
 
 class LayoutSpec(Spec):
-    """`Layout` as it stands in a store's attributes, bounded because files are not trusted."""
+    """`Layout` in a store's attributes, with bounds because files are not trusted."""
 
     samples: Annotated[int, Field(ge=1, le=1 << 40)]
     slots: Annotated[int, Field(ge=1, le=1 << 20)]
@@ -166,10 +207,10 @@ class PartSpec(Spec):
     """A part of a store: samples that were collected together.
 
     Attributes:
-        path: where it lies below the store's root: nowhere else (the first part, as a rule), or in
-            `parts/`, under the hash of its ids and digests where it was appended.
+        path: path below the store's root: usually empty for the first part; for an appended part,
+            `parts/` and the hash of its ids and digests.
         layout: shapes and partition.
-        manifest_sha256: SHA-256 of its manifest. None in stores that were made before it was kept.
+        manifest_sha256: SHA-256 of its manifest. None in older stores.
         made_by: versions and resolved configuration. Provenance, never compared.
     """
 
@@ -182,20 +223,20 @@ class PartSpec(Spec):
 class StoreSpec(Spec):
     """The attributes of a store's root group: one small object, replaced as a whole.
 
-    Whatever changes a store (append, delete, vacuum, a checkpoint more or less) first writes all
-    that is new beside what is there, and then replaces this object: that is the moment at which
-    the store is another.
+    Every change of a store (append, delete, vacuum, adding or dropping a checkpoint) first writes
+    its new objects beside the existing ones, and then replaces this object. The replacement makes
+    the change effective.
 
     Attributes:
-        format_version: version of the store format, apart from the library's.
+        format_version: version of the store format, independent of the library's version.
         fingerprint: hash of `identity`.
         identity: all that identifies a row: model, checkpoints, objective, projector, events.
-        checkpoints: where the checkpoints were, and their weights η_k.
+        checkpoints: original paths of the checkpoints, and their weights η_k.
         parts: the samples, in order.
-        deleted: the table of deleted rows, if there are any.
-        retired: what belongs to the store no more and is to be removed.
-        revision: how often the store was changed: so that it never is again what it was, and
-            whoever replaces it on the condition that it is what they read notices any change.
+        deleted: key of the table of deleted rows, if there are any.
+        retired: prefixes and tables that no longer belong to the store and are to be removed.
+        revision: number of changes of the store. It makes each root object unique, so that a
+            conditional replacement detects every change.
     """
 
     format_version: Literal[1] = FORMAT_VERSION
@@ -211,9 +252,9 @@ class StoreSpec(Spec):
     def _consistent(self) -> StoreSpec:
         numbers = [checkpoint.number for checkpoint in self.checkpoints]
         if len(set(numbers)) < len(numbers):
-            raise ValueError("two checkpoints have one number")
+            raise ValueError("two checkpoints have the same number")
         if len({part.path for part in self.parts}) < len(self.parts):
-            raise ValueError("two parts have one path")
+            raise ValueError("two parts have the same path")
         rows = {(p.layout.slots, p.layout.dim, p.layout.dtype) for p in self.parts}
         if len(rows) > 1:
             raise ValueError("its parts have rows of different shapes or dtypes")

@@ -1,1 +1,1 @@
-"""Places where bytes lie: a local folder, or a URL."""
+"""Storage backends: a local folder or a URL."""

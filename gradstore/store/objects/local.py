@@ -30,9 +30,9 @@ _FLUSHING = Lock()
 class LocalObjects:
     """Files in a folder.
 
-    A rename is atomic to whoever looks, but the system writes to the disk in any order it likes:
-    after a power failure a seal could be there, and the data that it vouches for not. So content is
-    flushed before the rename, and `flush` does the same for the folders that hold the names.
+    A rename is atomic for readers, but the system writes to the disk in any order: after a power
+    loss, a seal could exist without the data that it covers. So content is flushed before the
+    rename, and `flush` flushes the folders that hold the names.
 
     Args:
         root: the folder.
@@ -46,7 +46,7 @@ class LocalObjects:
         self._unflushed: set[Path] = set()
 
     def _path(self, key: str) -> str:
-        """The path of an object, as text: a `Path` takes ten times as long to make."""
+        """The path of an object as a string: creating a `Path` takes ten times as long."""
         return f"{self.location}/{key}"
 
     def read(self, key: str) -> bytes:
@@ -58,8 +58,8 @@ class LocalObjects:
         self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
         """See `Objects`."""
-        # Not a memory map: where a file is cut short or its disk goes away, a map kills the
-        # process by a signal and a read raises.
+        # Not a memory map: if a file is truncated or its disk disappears, a map kills the process
+        # with a signal, and a read raises an error.
         with _open(self.root / key) as file:
             size = os.fstat(file.fileno()).st_size
             if any(start + length > size for start, length in ranges):
@@ -98,7 +98,7 @@ class LocalObjects:
     def _make(self, folder: Path) -> None:
         if not folder.is_dir():
             if folder == self.root or not (self.root / "zarr.json").exists():
-                # Else what is written after a mount is lost would go to the disk below it.
+                # After a mount is lost, writes would go to the disk below the mount point.
                 raise FileNotFoundError(errno.ENOENT, "the store's folder is gone", str(self.root))
             self._make(folder.parent)
             folder.mkdir(exist_ok=True)
@@ -109,7 +109,7 @@ class LocalObjects:
             self._unflushed.add(folder)
 
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
-        """See `Objects`. Built beside and renamed, so that half of it is never seen."""
+        """See `Objects`. Built under a temporary name and renamed, so never visible in part."""
         folder = self.root / prefix
         building = folder.with_name(f".{folder.name}.building-{uuid4().hex}")
         try:
@@ -132,21 +132,21 @@ class LocalObjects:
         """See `Objects`."""
         file = self.root / key
         lock = file.with_name(locks.name_of(file.name))
-        file.stat()  # a lock makes the folders that it needs, also where a mount is lost
+        file.stat()  # raises if a mount is lost; a lock would create the missing folders
         with locks.locked(lock, wait=True):
             if self.read(key) != seen:
                 raise ChangedError(f"{self.location}/{key} was changed by another process")
             self.write(key, content)
             self.flush([key])
-            # Whoever waits for it finds that the object is not what they have seen.
+            # A process that waits for the lock will find that the object differs from its `seen`.
             locks.discard(lock)
 
     def flush(self, keys: Iterable[str]) -> None:
         """See `Objects`."""
         wanted = {folder for key in keys for folder in (self.root / key).parents}
-        with _FLUSHING:  # what another thread is about to flush is not flushed yet
+        with _FLUSHING:  # wait for folders that another thread is flushing
             folders = wanted & self._unflushed
-            self._unflushed -= folders  # before: what is written from now on is not covered
+            self._unflushed -= folders  # before the flush, which does not cover later writes
             try:
                 for folder in folders:
                     _sync(folder)
@@ -173,13 +173,13 @@ class LocalObjects:
                     if not entry.is_dir() and not locks.is_lock(entry.name)
                 }
         except FileNotFoundError:
-            if not self.root.is_dir():  # not an empty store, but none: a lost mount, say
+            if not self.root.is_dir():  # the store is gone, not empty: for example a lost mount
                 raise
             return set()
 
     def size(self, key: str) -> int:
         """See `Objects`."""
-        return os.stat(self._path(key)).st_size  # noqa: PTH116, of every block that is read
+        return os.stat(self._path(key)).st_size  # noqa: PTH116, called for every block
 
     def version(self, key: str) -> Hashable:
         """See `Objects`."""
@@ -193,7 +193,7 @@ class LocalObjects:
                 if locks.is_lock(name):
                     continue
                 file = Path(folder, name)
-                with suppress(FileNotFoundError):  # renamed or removed meanwhile
+                with suppress(FileNotFoundError):  # renamed or removed by another process
                     yield file.relative_to(self.root).as_posix(), file.lstat().st_size
 
 
@@ -204,14 +204,14 @@ def _write(file: Path, content: bytes | bytearray) -> None:
         os.fsync(out.fileno())
 
 
-# Windows has no such pipes, and no folder that can be opened; and it opens files as text.
+# Windows has no pipes in folders, cannot open folders, and opens files as text by default.
 _READING: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 _FOLDER: Final[int | None] = getattr(os, "O_DIRECTORY", None)
 
 
 def _open(file: str | Path) -> FileIO:
-    """Open a regular file to read. Anything else, such as a pipe, might keep a reader waiting."""
+    """Open a regular file for reading. Anything else, such as a pipe, might block the reader."""
     opened = os.open(file, _READING)
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
@@ -220,17 +220,17 @@ def _open(file: str | Path) -> FileIO:
 
 
 def _fill(file: FileIO, view: memoryview, start: int) -> None:
-    """Read bytes of a file from `start` on until a view is full."""
+    """Fill a view with the bytes of a file from `start` on."""
     file.seek(start)
     while len(view):
         count = file.readinto(view)
         if not count:
-            raise OSError(errno.EIO, "it ends before what was to be read")
+            raise OSError(errno.EIO, "it ends before the requested bytes")
         view = view[count:]
 
 
 def _sync(folder: Path) -> None:
-    """Wait until the names in a folder outlast a loss of power, where a system can be asked to."""
+    """Wait until the names in a folder survive a power loss, if the system supports this."""
     if _FOLDER is None:
         return
     opened = os.open(folder, os.O_RDONLY | _FOLDER)

@@ -1,4 +1,4 @@
-"""From a path or a URL to the objects that lie there."""
+"""Choice of the storage backend by a path or URL."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def objects_at(location: str | os.PathLike[str] | Objects) -> Objects:
     """The objects at a path or URL: `s3://`, `gs://`, `az://`, `http(s)://`, `file://`.
 
     Raises:
-        StoreError: if a URL is of no such kind.
+        StoreError: if a URL is of another kind.
     """
     if not isinstance(location, str | os.PathLike):
         return location

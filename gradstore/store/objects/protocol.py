@@ -1,8 +1,8 @@
-"""The protocol of a place where a store's bytes lie: named objects, each read and written whole.
+"""The protocol of a storage backend: named objects, each written whole.
 
-A store needs little of its place: to write an object whole or not at all, to read parts of one, to
-list names, to remove, and to replace its root object only if nobody else changed it. Code that
-reads or writes rows knows nothing else of disks and networks.
+A store needs few operations: write an object whole or not at all, read ranges of it, list names,
+remove objects, and replace the root object only if no other process changed it. Code that reads or
+writes rows uses disks and networks only through this protocol.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class ChangedError(StoreError):
-    """An object is not what it was when it was read."""
+    """An object has changed since it was read."""
 
 
 class Objects(Protocol):
     """Named objects: keys are relative paths with `/`. All methods raise `OSError` when they fail.
 
     Attributes:
-        location: path or URL, as people write it.
-        remote: whether a request takes milliseconds, so that several had better be under way.
+        location: path or URL, as users write it.
+        remote: whether a request takes milliseconds, so that callers should send several at once.
     """
 
     location: str
@@ -40,74 +40,73 @@ class Objects(Protocol):
     def read_ranges(
         self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
-        """Parts of an object, each (first byte, length), one after the other.
+        """Byte ranges of an object, each (first byte, length), concatenated.
 
         Args:
-            key: the object.
-            ranges: the parts.
-            out: where they go, of just the right size; by default a new array, which is made
-                when the object is known to be large enough.
+            key: key of the object.
+            ranges: the ranges.
+            out: destination, of exactly the right size; by default a new array, which is allocated
+                once the object is known to be large enough.
 
         Raises:
-            OSError: also where the object ends before a part does.
+            OSError: also if the object ends before a range does.
         """
 
     def read_pieces(
         self, key: str, start: int, length: int, out: NDArray[np.uint8]
     ) -> Iterator[NDArray[np.uint8]]:
-        """Neighbouring bytes of an object, a piece at a time, in order.
+        """Consecutive bytes of an object, in order, one piece at a time.
 
-        What was just read is still in the processor's cache when it is worked on, where pieces are
-        small.
+        A small piece is still in the processor's cache when it is used.
 
         Args:
-            key: the object.
+            key: key of the object.
             start: the first byte.
-            length: how many bytes.
-            out: where every piece of a local file goes, as long as a piece; the next piece
-                overwrites it. What comes over a network comes as one piece.
+            length: number of bytes.
+            out: buffer as long as a piece, for each piece of a local file; the next piece
+                overwrites it. Bytes from a network come as one new piece.
 
         Raises:
-            OSError: also where the object ends before the bytes do.
+            OSError: also if the object ends before the bytes do.
         """
 
     def write(self, key: str, content: bytes | bytearray) -> None:
-        """Write an object, whole or not at all. It replaces one of that name."""
+        """Write an object whole or not at all, and replace an existing one."""
 
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
-        """Write several objects below a prefix, of which the one named `zarr.json` comes last.
+        """Write several objects below a prefix, the one named `zarr.json` last.
 
         Raises:
-            FileExistsError: if `zarr.json` is there already; nothing is changed.
+            FileExistsError: if `zarr.json` already exists; nothing is changed.
         """
 
     def replace(self, key: str, content: bytes, *, seen: bytes) -> None:
-        """Write an object that was `seen` when it was read.
+        """Replace an object whose content is still `seen`.
 
         Raises:
-            ChangedError: if it is something else by now.
+            ChangedError: if the content has changed.
         """
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Wait until objects that were written, and their names, outlast a loss of power."""
+        """Wait until written objects and their names survive a power loss."""
 
     def remove(self, key: str) -> None:
-        """Remove an object, if it is there."""
+        """Remove an object, if it exists."""
 
     def remove_all(self, prefix: str) -> None:
         """Remove every object whose key begins with `prefix/`."""
 
     def names(self, prefix: str) -> set[str]:
-        """Names of the objects, but not of the folders, right below a prefix."""
+        """Names of the objects directly below a prefix, without folders."""
 
     def size(self, key: str) -> int:
         """Bytes of an object."""
 
     def version(self, key: str) -> Hashable:
-        """What stays the same only as long as an object does; None if that cannot be told.
+        """A value that changes whenever the object does; None if there is no such value.
 
         Raises:
-            OSError: if it is not there.
+            OSError: if the object does not exist.
         """
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -115,5 +114,5 @@ class Objects(Protocol):
 
 
 def digest(content: bytes) -> str:
-    """BLAKE2b-128 of some bytes, 32 hex digits: a name for what they say."""
+    """BLAKE2b-128 of some bytes as 32 hex digits, used as a name for the content."""
     return blake2b(content, digest_size=16).hexdigest()

@@ -1,8 +1,8 @@
-"""Objects under a URL, through obstore: S3, Google Cloud Storage, Azure, HTTP.
+"""Objects below a URL, through obstore: S3, Google Cloud Storage, Azure, HTTP.
 
-Credentials, region and endpoint come from the environment, as of the provider's own tools
-(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …). An object store writes an object whole or not at all
-and keeps it once it has answered, so nothing has to be flushed.
+Credentials, region and endpoint come from the environment, as for the provider's own tools
+(`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, …). An object store writes an object whole or not at all,
+and keeps it once it has replied, so no flush is needed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class RemoteObjects:
         url: `s3://bucket/prefix` and the like.
 
     Raises:
-        StoreError: if obstore does not know such URLs.
+        StoreError: if obstore does not support such URLs.
         DependencyError: if obstore is not installed.
     """
 
@@ -51,7 +51,7 @@ class RemoteObjects:
             self._store = self._obstore.store.from_url(self.location, client_options=options)
         except (obstore.exceptions.BaseError, ValueError) as error:
             raise StoreError(
-                f"{url} cannot be used: {_first_line(error)}. Give a path, or a URL as "
+                f"{url} cannot be used: {_first_line(error)}. Give a path, or a URL like "
                 "s3://BUCKET/NAME.gradstore, gs://… or az://…"
             ) from error
 
@@ -78,7 +78,7 @@ class RemoteObjects:
         """See `Objects`."""
         starts, lengths = [start for start, _ in ranges], [length for _, length in ranges]
         with self._errors(key):
-            # Neighbours come in one request, and several requests at once.
+            # obstore merges adjacent ranges into one request and sends requests in parallel.
             parts = self._obstore.get_ranges(self._store, key, starts=starts, lengths=lengths)
         whole = np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
         if len(whole) != sum(lengths):
@@ -104,9 +104,9 @@ class RemoteObjects:
             self._obstore.put(self._store, key, content)
 
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
-        """See `Objects`. What stands there without `zarr.json` was begun, and perhaps cut off.
+        """See `Objects`. Objects without `zarr.json` come from an unfinished `create`.
 
-        It is gone on with if it is the same; nothing is ever written over.
+        They are reused if their content is the same; nothing is overwritten.
         """
         under = f"{prefix}/" if prefix else ""
         last = f"{under}zarr.json"
@@ -125,8 +125,8 @@ class RemoteObjects:
             if self.read(key) != content:
                 raise OSError(
                     errno.EIO,
-                    f"{key} is there already and says something else: another process makes it, or "
-                    "one that was cut off began it. If so, remove what is there",
+                    f"{key} already exists with other content, from another process or an "
+                    "interrupted one. If it was interrupted, remove its objects",
                 ) from error
 
     def size(self, key: str) -> int:
@@ -135,7 +135,7 @@ class RemoteObjects:
             return int(self._obstore.head(self._store, key)["size"])
 
     def version(self, key: str) -> None:
-        """See `Objects`. Asking would take as long as reading."""
+        """See `Objects`. None, because a request would take as long as reading."""
 
     def _exists(self, key: str) -> bool:
         try:
@@ -155,12 +155,12 @@ class RemoteObjects:
             with self._errors(key):
                 self._obstore.put(self._store, key, content, mode={"e_tag": version})
         except FileExistsError as error:
-            if self.read(key) == content:  # it was written, and the reply to that was lost
+            if self.read(key) == content:  # the write succeeded and its reply was lost
                 return
             raise ChangedError(f"{self.location}/{key} was changed by another process") from error
 
     def flush(self, keys: Iterable[str]) -> None:
-        """Nothing to do: what has been answered is kept."""
+        """Do nothing: an object store keeps what it has confirmed."""
 
     def remove(self, key: str) -> None:
         """See `Objects`."""
@@ -192,7 +192,7 @@ class RemoteObjects:
 
 
 def _endpoint(url: str) -> str:
-    """Where requests go, if the environment says so."""
+    """The endpoint from the environment, else the URL itself."""
     import os
 
     names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")

@@ -28,7 +28,7 @@ def test_it_is_made_once(folders: Folders) -> None:
     assert again.store.root == world.store.root
     other = prepare(replace(setting, seed=1), folders)
     assert other.folder != world.folder
-    # No image is asked about that was trained on, but for those of the model itself.
+    # No query image is a training image.
     assert not set(world.train.manifest.digests) & set(world.asked.manifest.digests)
 
 

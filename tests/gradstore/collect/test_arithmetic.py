@@ -1,4 +1,4 @@
-"""What rows are computed in is recorded and not compared: machines differ in what is fast."""
+"""The arithmetic of rows is recorded but not compared, because machines differ in speed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def spec(precision: str, **options: Any) -> ProjectorSpec:
 
 
 class Recording(TrakProjector):
-    """As projectors were that recorded their precision in what identifies rows."""
+    """An older projector that recorded its precision in the identity of rows."""
 
     def identity(self, num_parameters: int) -> Identity:
         found = super().identity(num_parameters)
@@ -96,7 +96,7 @@ def test_a_store_is_continued_grown_and_asked_in_other_arithmetic(
     lengths = np.linalg.norm(
         store.rows(0, 0, 4).direction.astype(float) - expected.rows(0).direction, axis=2
     )
-    assert 1e-4 < lengths.max() < 0.01  # they differ, by far less than the projection's error
+    assert 1e-4 < lengths.max() < 0.01  # different, but far less than the projection's error
     asked = collect_queries(store, world.queries, tmp_path / "q.gradstore", events=PLAN)
     assert "precision" not in asked.spec.identity["projector"]  # type: ignore[operator]
     engine = ExactEngine(store, Features.of(store, ReTrac()))
@@ -160,7 +160,7 @@ def test_gradients_under_autocast_are_compared_with_those_without(
 def test_products_are_in_what_is_fast_here(
     world: World, tmp_path: Path, fast: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A store that was begun keeps its arithmetic, unless that is slow."""
+    """An unfinished store keeps its arithmetic, unless that is slow."""
     rates = {fast: 100.0, OTHER[fast]: 50.0}
     for module in (arithmetic, prepare):
         monkeypatch.setattr(module, "product_rates", lambda _: rates)
@@ -178,8 +178,8 @@ def test_products_are_in_what_is_fast_here(
         assert str(made.dtype) == f"torch.{expected}"
 
 
-# A gradient is projected to 4 dimensions with an error of half its length, to 10⁶ with 0.1%: less
-# than autocast moves it.
+# The projection error is half the gradient's length at 4 dimensions and 0.1% at 10⁶, which is less
+# than the effect of autocast.
 @pytest.mark.parametrize(
     ("cost", "dim", "expected"),
     [(0.5, 4, "bfloat16"), (0.9, 4, "float32"), (0.5, 10**6, "float32")],
@@ -222,7 +222,7 @@ def test_noise_of_another_stream_is_refused(
         collect(world.train, world.checkpoints, store.path, events=PLAN)
     with pytest.raises(FingerprintError, match="numpy"):
         append(world.train, store)
-    # What was collected is compared with new queries all the same: they have noises of their own.
+    # Collected rows are still compared with new queries, which have their own noises.
     asked = collect_queries(store, world.queries, tmp_path / "q.gradstore", events=PLAN)
     search(ExactEngine(store, Features.of(store, ReTrac())), asked, 3)
 
@@ -243,11 +243,11 @@ def test_a_trial_grows_until_it_can_be_timed() -> None:
     counts: list[int] = []
     seconds_each(counts.append, 1000, first=2)
     assert counts[0] == counts[1] == 2
-    assert counts[-1] == 1000  # nothing takes long: at last all of it
+    assert counts[-1] == 1000  # nothing is slow: finally all of it
 
 
 def test_a_way_that_makes_a_kernel_is_not_given_up() -> None:
-    """Libraries make one for every shape, the first time that they see it."""
+    """Libraries compile a kernel for each shape at its first use."""
     made: set[int] = set()
 
     def fast(count: int) -> None:

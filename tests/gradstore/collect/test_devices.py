@@ -1,4 +1,4 @@
-"""Devices without float64, such as mps: here the CPU plays one, and float64 is caught on it."""
+"""Devices without float64, such as mps, simulated on the CPU by rejecting float64."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ PROJECTORS: dict[str, Any] = {
 
 
 class NoFloat64(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Fails where float64 is made of anything else, but where it is made on the host.
+    """Fails when float64 is created from another dtype, except on the host.
 
-    What is on the device is never float64, so it comes to be there from other numbers only, or
-    from none; a number by itself is Python's own.
+    The simulated device holds no float64, so float64 there can only come from other dtypes or from
+    nothing. A single number is a Python number.
     """
 
     on_host = False
@@ -81,18 +81,18 @@ def rows(store: Store) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def expected(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What the road gives with float64."""
+    """Results of `road` with float64."""
     return road(world, tmp_path_factory.mktemp("float64"), "loop")
 
 
 def road(world: World, folder: Path, engine: str) -> dict[str, Any]:
-    """Each projector's rows, and sums and products of whole gradients."""
+    """Rows of each projector, and sums and products of whole gradients."""
     samples = world.train.only(NAMES[:3])
     stores = collect_each(
         samples,
         world.checkpoints,
         {folder / f"{name}.gradstore": projector for name, projector in PROJECTORS.items()},
-        # Several noises a row, of which a batch holds some only.
+        # Several noises per row, split over batches.
         events=EventSpec(events="planned", timesteps=2, draws=3),
         batch_size=2,
         dtype="float32",

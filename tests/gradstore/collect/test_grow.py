@@ -1,4 +1,4 @@
-"""More samples, another checkpoint: a store that grew is the store that would have been made."""
+"""A store grown by samples or a checkpoint equals a store collected at once."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def test_an_append_that_was_killed_goes_on(world: World, tmp_path: Path) -> None
     more = part_of(world, range(3, 7))
     with pytest.raises(_Killed):
         append(more, store, executor=_Dies(), shard_samples=2)
-    assert open_store(store.path).samples == 3  # searched meanwhile as it was
+    assert open_store(store.path).samples == 3  # still searchable in its old state
     open_store(store.path).require_complete()
     (pending,) = (store.path / "parts").iterdir()
     sealed = {file: file.stat().st_mtime_ns for file in pending.glob("seals/*/*")}
     assert len(sealed) == 2
-    after = append(more, store, shard_samples=3)  # it goes on with those that it was begun with
+    after = append(more, store, shard_samples=3)  # resumes with the original size
     assert after.samples == 7
     assert after.spec.parts[1].layout.shard_samples == 2
     assert {report.problem for report in verify(after)} == {None}
@@ -134,7 +134,7 @@ def test_a_checkpoint_more_or_less(world: World, tmp_path: Path, events: Any) ->
     assert {report.problem for report in verify(after)} == {None}
     with pytest.raises(StoreError, match="already"):
         add_checkpoint(after, third, datasets=datasets)
-    begin_checkpoint(after, 3, "w")  # as one that was cut off leaves them
+    begin_checkpoint(after, 3, "w")  # like an interrupted run
     vacuum(after)
     assert sorted(p.name for p in path.glob("**/checkpoints/[0-9]*")) == [
         "0",
@@ -145,13 +145,13 @@ def test_a_checkpoint_more_or_less(world: World, tmp_path: Path, events: Any) ->
         "2",
     ]
 
-    # Without the middle one: its weight goes to the one after it, its number to nobody.
+    # Without the middle one: the next one gets its weight; its number is not reused.
     less = drop_checkpoint(after, 1)
     assert less.numbers == [0, 2]
     assert less.etas == pytest.approx([0.1, 0.8])
     for checkpoint, place in ((0, 0), (1, 2)):
         np.testing.assert_array_equal(less.rows(checkpoint).direction, after.rows(place).direction)
-    # Queries are projected as the checkpoints' numbers say.
+    # The checkpoints' numbers determine the projection of queries.
     asked = collect_queries(less, world.train, tmp_path / "q.gradstore", events=PLANNED)
     of_all = collect_queries(after, world.train, tmp_path / "qa.gradstore", events=PLANNED)
     assert asked.numbers == [0, 2]
@@ -191,14 +191,14 @@ def test_two_checkpoints_added_at_once_do_not_mix(
     first = iter([True])
 
     def run_after(job: Any, executor: Any) -> Any:
-        if next(first, False):  # another process has begun before, and does it all meanwhile
+        if next(first, False):  # another process starts first and does all of it
             with pytest.raises(_Killed):
                 run(job, _Dies())
             add_checkpoint(store, theirs, datasets=[world.train])
         return run(job, executor)
 
     monkeypatch.setattr("gradstore.collect.grow.run", run_after)
-    with pytest.raises(StoreError, match="was changed meanwhile"):
+    with pytest.raises(StoreError, match="was changed by another process"):
         add_checkpoint(store, mine, datasets=[world.train])
     after = open_store(store.path)
     assert after.numbers == [0, 1, 3]
@@ -262,7 +262,7 @@ def test_a_store_made_from_python_is_repaired_from_its_dataset(
     reports = [report for report in verify(store) if report.problem]
     with pytest.raises(ConfigError, match="repair of gradstore.collect with the dataset"):
         repair(store, reports)
-    assert part.missing(1) == []  # nothing is removed before all is ready
+    assert part.missing(1) == []  # no removal before all is ready
     repair(store, reports, datasets=[world.train])
     assert {report.problem for report in verify(store)} == {None}
     assert {seal: seal.stat().st_mtime_ns for seal in others} == others
@@ -276,7 +276,7 @@ def test_every_part_is_repaired_from_its_own_dataset(folder_store: Store, tmp_pa
     for number, image in enumerate(images(3, seed=4)):
         image.save(more / f"{number}.png")
     store, _ = append_config(folder_store, DatasetSpec(dataset=str(more)))
-    store = vacuum(delete(store, [store.manifest.ids[1]]))  # a part of fewer than its dataset
+    store = vacuum(delete(store, [store.manifest.ids[1]]))  # a part smaller than its dataset
     whole = [store.rows(k) for k in range(2)]
     for part in store.parts:
         file = store.path / part.array_key(1, "direction", 0)

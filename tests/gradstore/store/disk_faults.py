@@ -1,6 +1,6 @@
-"""Run by `test_disks.py` in a mount namespace of its own, with `python -m`.
+"""Run by `test_disks.py` in its own mount namespace, with `python -m`.
 
-Collects on a disk that is full, read-only, or gone after some shards; mends the disk; goes on.
+Collects on a disk that becomes full, read-only or lost after some shards, repairs it, and resumes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 AFTER = 3
-MEND = "make room or restore the disk and run the same command again"
+MEND = "Free disk space or restore the disk, and run the same command again"
 
 
 def mount(*arguments: str) -> None:
@@ -51,14 +51,14 @@ def refused(kind: str, do: Callable[[], object]) -> str:
 
 
 def trial(kind: str, folder: Path, checkpoints: list[Path], expected: dict[str, Any]) -> str:
-    """Break the disk after some shards; what it was told, if all is well afterwards."""
+    """Break the disk after some shards and recover; return the error message."""
     below, disk = folder / f"{kind}-below", folder / f"{kind}-disk"
     below.mkdir()
     disk.mkdir()
     mount("mount", "-t", "tmpfs", "-o", "size=64m", "none", str(below))
     mount("mount", "--bind", str(below), str(disk))
     breaks: dict[str, Callable[[], None]] = {
-        # So full that not one more page can be had.
+        # Full to the last page.
         "full": lambda: mount("sh", "-c", f"head -c 64M /dev/zero > {below}/filler || true"),
         "read-only": lambda: mount("mount", "-o", "remount,ro,bind", str(disk)),
         "gone": lambda: mount("umount", "-l", str(disk)),
@@ -90,7 +90,7 @@ def trial(kind: str, folder: Path, checkpoints: list[Path], expected: dict[str, 
         )
 
     writer.reached = reached
-    # No claims, whose files are open and keep a disk from becoming read-only.
+    # No claims: their open files prevent a read-only remount.
     told = refused(kind, lambda: go_on(InProcess()))
     writer.reached = lambda step: None
     if kind == "gone":
@@ -100,7 +100,7 @@ def trial(kind: str, folder: Path, checkpoints: list[Path], expected: dict[str, 
         good = [report for report in verify(open_store(store)) if report.problem is None]
         if len(good) != AFTER:
             raise AssertionError(f"{kind}: {len(good)} shards are whole, not {AFTER}")
-        if MEND not in refused(kind, go_on):  # as a user would, before the disk is mended
+        if MEND not in refused(kind, go_on):  # a user's retry before the disk is repaired
             raise AssertionError(f"{kind}: it is not told what to do")
     mends[kind]()
     found = contents(go_on())

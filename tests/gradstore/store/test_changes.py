@@ -1,4 +1,4 @@
-"""Changes of a store that stands: each has happened or has not, and nothing else is touched."""
+"""Changes of an existing store: each happens completely or not at all, and touches no more."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def some_rows(count: int, seed: int) -> Rows:
 
 
 def grown(store: Store, ids: list[str], seed: int = 7) -> Store:
-    """The store with another part, as append makes one."""
+    """The store with another part, like one by append."""
     names = Manifest(ids, ["1"] * len(ids), {"label": ["new"] * len(ids)})
     layout = Layout(len(ids), 2, 6, "float16", 1, 2)
     part = open_part(
@@ -97,7 +97,7 @@ def test_a_part_belongs_to_the_store_when_it_is_added(store: Store) -> None:
 def test_tiles_reach_over_shards_and_parts(store: Store, nbytes: int) -> None:
     store = delete(grown(store, ["a", "b", "c"]), ["s1", "s6", "a"])
     scratch, samples = store.scratch(nbytes), np.arange(store.samples)
-    # The last: the first sample of one part, and the second of another.
+    # The last case: the first sample of one part and the second of another.
     for some in (samples, samples[2:], samples[::2], samples[-2:], samples[[0, 8]]):
         found = [tile.copy() for tile in store.tiles(1, some, scratch)]
         np.testing.assert_array_equal(np.concatenate(found), store.take(1, some).direction)
@@ -130,7 +130,7 @@ def test_deleted_samples_are_hidden_at_once(store: Store) -> None:
     assert len(after.deletions) == 3
     again = delete(after, ["s2"])
     assert len(again.deletions) == 4
-    assert after.take(0, [0]).norm.shape == (1, 2)  # the older table is there for who reads it
+    assert after.take(0, [0]).norm.shape == (1, 2)  # the older table remains for its readers
     assert {report.problem for report in verify(again)} == {None}
     assert len(list((vacuum(again).path / "deleted").iterdir())) == 0
 
@@ -162,7 +162,7 @@ def contains(folder: Path, content: bytes) -> list[str]:
 
 
 def test_vacuum_leaves_nothing_of_what_was_deleted(store: Store) -> None:
-    person = "person-3141592653589793"  # long enough to stand in a file as it is
+    person = "person-3141592653589793"  # long enough to appear verbatim in a file
     store = grown(store, [person, "b", "c"])
     secret = store.rows(0, 4, 5).direction.tobytes()
     assert contains(store.path, secret)
@@ -175,7 +175,7 @@ def test_vacuum_leaves_nothing_of_what_was_deleted(store: Store) -> None:
     assert clean.manifest == names
     assert not contains(store.path, secret)
     assert not contains(store.path, person.encode())
-    assert len(clean.parts) == 1  # nothing is left of the other
+    assert len(clean.parts) == 1  # nothing of the other remains
     assert len(clean.deletions) == 0
     assert clean.spec.retired == []
     assert {report.problem for report in verify(clean)} == {None}
@@ -195,7 +195,7 @@ class KilledError(BaseException):
 
 
 class Dying(LocalObjects):
-    """Objects of a process that dies at its n-th change of the disk."""
+    """Objects of a process that dies at its n-th disk change."""
 
     left = 0
 
@@ -222,7 +222,7 @@ class Dying(LocalObjects):
 
 
 def merged(store: Store) -> Store:
-    """With a store of two parts, which come together or not at all."""
+    """Merge a store of two parts: both are added or none."""
     path = store.path.with_name("other.gradstore")
     if not path.exists():
         grown(other_store(path, ["p", "q", "r"]), ["u", "v"])
@@ -262,7 +262,7 @@ def test_killed_anywhere_a_change_has_happened_or_has_not(name: str, tmp_path: P
             )
             require_equal(found, before if as_before else after)
             if not as_before and name in {"delete", "drop", "merge"}:
-                continue  # it has happened, and what is left over waits for vacuum
+                continue  # complete; vacuum removes the rest
             require_equal(everything(change(open_store(path))), after)
             continue
         require_equal(everything(open_store(path)), after)
@@ -278,7 +278,7 @@ def test_two_who_change_at_once_both_succeed(store: Store, monkeypatch: Any) -> 
 
     def replace(self: LocalObjects, key: str, content: bytes, *, seen: bytes) -> None:
         if next(first, False):
-            delete(open_store(store.path), ["s1"])  # somebody else, just before
+            delete(open_store(store.path), ["s1"])  # another process, just before
         real(self, key, content, seen=seen)
 
     monkeypatch.setattr(LocalObjects, "replace", replace)
@@ -292,7 +292,7 @@ def test_a_store_that_changes_all_the_time_is_given_up(store: Store, monkeypatch
         raise ChangedError
 
     monkeypatch.setattr(LocalObjects, "replace", replace)
-    with pytest.raises(StoreError, match="changed by others 5 times"):
+    with pytest.raises(StoreError, match="changed by other processes 5 times"):
         delete(store, ["s2"])
 
 
@@ -355,14 +355,14 @@ def test_a_dropped_checkpoint(store: Store) -> None:
     require_equal(
         everything(open_store(store.path)), {f"0/{name}": before[f"1/{name}"] for name in ARRAYS}
     )
-    with pytest.raises(StoreError, match="this checkpoint only"):
+    with pytest.raises(StoreError, match="only this checkpoint"):
         drop_checkpoint(after, 0)
     with pytest.raises(StoreError, match="no 7"):
         drop_checkpoint(after, 7)
 
 
 def test_the_weights_of_those_that_stay(tmp_path: Path) -> None:
-    """As if the dropped one had never been used: η is the difference of learning rate sums."""
+    """As without the dropped one: η is the difference of learning rate sums."""
     checkpoints = [
         CheckpointSpec(path=str(k), eta=eta, learning_rate_sum=total, number=k)
         for k, (eta, total) in enumerate([(0.5, 0.5), (0.25, 0.75)])
@@ -376,7 +376,7 @@ def test_a_damaged_table_of_deletions(store: Store) -> None:
     file = store.path / str(after.spec.deleted)
     for content in (b"nonsense", Deletions({"": np.array([10])}).content(0)):
         file.write_bytes(content)
-        with pytest.raises(StoreError, match="which tells what was deleted, is not what was writ"):
+        with pytest.raises(StoreError, match="the table of deleted rows, has changed"):
             _ = open_store(store.path).samples
         named = file.with_name(f"{digest(content)}.parquet")
         named.write_bytes(content)
@@ -384,7 +384,7 @@ def test_a_damaged_table_of_deletions(store: Store) -> None:
         with pytest.raises(StoreError, match="cannot be read as a table of deleted rows"):
             _ = Store(after.objects, spec, after.root).samples
     file.unlink()
-    with pytest.raises(StoreError, match="which tells what was deleted, cannot be read"):
+    with pytest.raises(StoreError, match="the table of deleted rows, cannot be read"):
         open_store(store.path).rows(0)
 
 
@@ -403,7 +403,7 @@ def test_the_same_samples_come_back_after_they_were_deleted(tmp_path: Path) -> N
 def test_a_part_is_not_put_where_one_is_to_be_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A vacuum that was cut off after it replaced the root; then the same samples are appended."""
+    """A vacuum is killed after it replaced the root; then the same samples are appended."""
     store = delete(grown(filled(tmp_path / "s.gradstore"), ["a", "b"]), ["a", "b"])
     with monkeypatch.context() as patch:
 
@@ -426,10 +426,10 @@ def test_a_dropped_checkpoint_s_number_is_not_given_again_before_vacuum(tmp_path
 
 
 def test_a_checkpoint_s_number_is_of_its_weights(store: Store) -> None:
-    """Two processes add different checkpoints at once, or one was cut off."""
+    """Two processes add different checkpoints at once, or one was killed."""
     store = grown(store, ["a", "b"])
     begin_checkpoint(store, next_number(store, "w"), "w")
-    assert next_number(store, "w") == 2  # goes on
+    assert next_number(store, "w") == 2  # resumes
     assert next_number(store, "v") == 3
     with pytest.raises(StoreError, match="another process has begun another checkpoint"):
         begin_checkpoint(store, 2, "v")
@@ -463,7 +463,7 @@ def test_a_part_is_not_added_when_the_checkpoints_changed_meanwhile(tmp_path: Pa
     for number in store.numbers:
         write_shard(part, number, 0, some_rows(1, number))
     drop_checkpoint(store, 0)
-    with pytest.raises(StoreError, match="checkpoints of .* were changed meanwhile"):
+    with pytest.raises(StoreError, match="checkpoints of .* were changed by another process"):
         add_parts(store, [part])
 
 
@@ -503,7 +503,7 @@ def test_a_removal_that_is_cut_off_leaves_no_seal_to_be_believed(
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, name: str, first: Any) -> None:
-    """Have `first` done before the next call of a method of `LocalObjects`."""
+    """Run `first` before the next call of a method of `LocalObjects`."""
     real, once = getattr(LocalObjects, name), iter([True])
 
     def method(*args: Any, **named: Any) -> Any:
@@ -521,7 +521,7 @@ def test_deleting_while_vacuum_runs(store: Store, at: str, monkeypatch: pytest.M
     try:
         vacuum(store)
     except StoreError as error:
-        assert "changed meanwhile" in str(error)  # noqa: PT017, it may be so or not
+        assert "changed by another process" in str(error)  # noqa: PT017, an error is optional
     now = open_store(store.path)
     assert {"s1", "s2"}.isdisjoint(now.manifest.ids)
     assert now.samples == 8
@@ -548,7 +548,7 @@ def test_two_vacuums_at_once(store: Store, at: str, monkeypatch: pytest.MonkeyPa
     try:
         vacuum(store)
     except StoreError as error:
-        assert "meanwhile" in str(error) or "lacks" in str(error)  # noqa: PT017
+        assert "another process" in str(error) or "lacks" in str(error)  # noqa: PT017
     now = vacuum(open_store(store.path))
     require_equal(everything(now), expected)
     assert {report.problem for report in verify(now)} == {None}
@@ -570,7 +570,7 @@ def test_vacuum_leaves_what_is_not_its_own_and_takes_what_writers_left(store: St
         file.write_text("x")
     vacuum(delete(store, ["s1"]))
     assert not any(file.exists() for file in left)
-    assert [file.exists() for file in mine] == [True, False, False]  # the rest went with its part
+    assert [file.exists() for file in mine] == [True, False, False]  # removed with their part
     vacuum(open_store(store.path))
 
 
@@ -579,10 +579,10 @@ def test_vacuum_seals_nothing_anew_that_verify_would_find(store: Store) -> None:
     arrays = part.read(0, 0, 4)
     other = {**arrays, "norm": arrays["norm"] + 1}
     seal = (store.path / part.seal_key(0, 0)).read_bytes()
-    write_arrays(part, 0, 0, other)  # well-formed, but not what was sealed
+    write_arrays(part, 0, 0, other)  # well-formed, but different from the sealed data
     (store.path / part.seal_key(0, 0)).write_bytes(seal)
     before = delete(store, ["s9"])
-    with pytest.raises(StoreError, match="norm is not what was sealed"):
+    with pytest.raises(StoreError, match="norm differs from its seal"):
         vacuum(before)
     assert open_store(store.path).samples == 9
 
@@ -607,13 +607,13 @@ def test_manifest_and_deletions_are_what_was_written(store: Store) -> None:
     other = Manifest([f"t{n}" for n in range(10)], list(manifest().digests))
     kept = (store.path / "samples/manifest.parquet").read_bytes()
     (store.path / "samples/manifest.parquet").write_bytes(other.content())
-    with pytest.raises(StoreError, match="manifest.parquet is not what was written"):
+    with pytest.raises(StoreError, match="manifest.parquet has changed since"):
         list(verify(open_store(store.path)))
     (store.path / "samples/manifest.parquet").write_bytes(kept)
     after = delete(store, ["s1"])
     table = after.path / str(after.spec.deleted)
     table.write_bytes(Deletions({"": np.array([2])}).content(0))
-    with pytest.raises(StoreError, match="what was deleted, is not what was written"):
+    with pytest.raises(StoreError, match="the table of deleted rows, has changed"):
         list(verify(open_store(store.path)))
 
 

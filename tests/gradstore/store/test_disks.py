@@ -1,4 +1,4 @@
-"""A full disk, a read-only one, and a mount that is lost, under a real collect."""
+"""A full disk, a read-only disk and a lost mount, during a real collect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ISOLATED = ["unshare", "--map-root-user", "--mount"]
 
 
 def test_disks_that_fail(tmp_path: Path) -> None:
-    """In a mount namespace of its own, where anyone may mount and nobody else sees it."""
+    """In its own mount namespace, where any user may mount and no other process sees it."""
     try:
         subprocess.run([*ISOLATED, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:

@@ -1,4 +1,4 @@
-"""Whatever a store's files hold: it is read, or refused by name, in bounded memory and time."""
+"""Any content of a store's files is read, or refused by name, in bounded memory and time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def template() -> Path:
 
     def older(root: Any) -> None:
         for part in root["parts"]:
-            part["manifest_sha256"] = None  # else a manifest that was changed is not even parsed
+            part["manifest_sha256"] = None  # otherwise a changed manifest is not parsed
 
     change_root(folder, older)
     build_index(open_store(folder / "s.gradstore"), "retrac")
@@ -50,7 +50,7 @@ def template() -> Path:
 
 
 def use(folder: Path) -> int:
-    """Do everything that reads; how many of these raised, all of them as they should."""
+    """Run all reads; return how many raised, and require the right errors."""
     refused = 0
     try:
         store = open_store(folder / "s.gradstore")
@@ -59,7 +59,7 @@ def use(folder: Path) -> int:
 
     def changes(change: Any) -> None:
         if any(file.is_fifo() for file in folder.rglob("*")):
-            return  # which cannot be copied
+            return  # not copyable
         scratch = Path(shutil.copytree(folder, folder.parent / "copy", symlinks=True))
         try:
             change(open_store(scratch / "s.gradstore"))
@@ -88,13 +88,13 @@ def use(folder: Path) -> int:
 
 
 def resident(field: str) -> int:
-    """Bytes of memory of this process: now (VmRSS) or at most (VmHWM)."""
+    """Memory of this process in bytes: present (VmRSS) or peak (VmHWM)."""
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
 def require_bounded(folder: Path) -> int:
-    # The whole process's, so that what pyarrow, NumPy and FAISS take counts.
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
+    # The whole process, to include pyarrow, NumPy and FAISS.
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the present value
     before, start = resident("VmRSS"), monotonic()
     refused = use(folder)
     assert resident("VmHWM") - before < MOST_BYTES
@@ -103,7 +103,7 @@ def require_bounded(folder: Path) -> int:
 
 
 def paths(value: Any, here: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where every value of a JSON document stands."""
+    """The paths of all values of a JSON document."""
     found = [here]
     items: Any = ()
     if isinstance(value, dict):

@@ -47,7 +47,7 @@ def test_a_lock_is_no_part_of_a_store(tmp_path: Path) -> None:
     assert is_lock(lock.name)
     with pytest.raises(ChangedError):
         objects.replace("zarr.json", b"mine", seen=b"another")
-    lock.touch()  # as a process leaves it that is killed
+    lock.touch()  # like a killed process
     assert dict(objects.sizes()) == before
     assert objects.names("") == {"zarr.json"}
     delete(store, ["s1"])
@@ -63,6 +63,6 @@ def test_no_folder_is_made_where_a_store_is_gone(tmp_path: Path) -> None:
 def test_what_cannot_be_locked_is_told(tmp_path: Path) -> None:
     store = filled(tmp_path / "s.gradstore")
     (store.path / name_of("zarr.json")).mkdir()
-    with pytest.raises(StoreError, match="cannot be changed: .*get the right to write"):
+    with pytest.raises(StoreError, match="cannot be changed: .*get write permission"):
         delete(store, ["s1"])
     assert store.is_current()

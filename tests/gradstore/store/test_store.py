@@ -172,7 +172,7 @@ def test_verify_names_damage(store: Store) -> None:
     _flip(arrays / "0/direction/c.0.0.0", 5)
     _flip(arrays / "0/norm/c.1.0", 3)
     (arrays / "0/loss/c.2.0").unlink()
-    # A whole chunk of another shard passes every checksum inside Zarr, not the seal's.
+    # A chunk of another shard passes all of Zarr's checksums, but not the seal's.
     shutil.copy(arrays / "1/direction/c.0.0.0", arrays / "1/direction/c.1.0.0")
     seal = store.path / "seals/1/2.json"
     written = json.loads(seal.read_text())
@@ -180,11 +180,11 @@ def test_verify_names_damage(store: Store) -> None:
     seal.write_text(json.dumps(written))
     (store.path / "seals/1/0.json").unlink()
     found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
-    assert found[0, 0] == "direction is not what was sealed"
-    assert found[0, 1] == "norm is not what was sealed"
+    assert found[0, 0] == "direction differs from its seal"
+    assert found[0, 1] == "norm differs from its seal"
     assert found[0, 2] == "loss cannot be read (No such file or directory)"
     assert found[1, 0] == "not sealed"
-    assert found[1, 1] == "direction is not what was sealed"
+    assert found[1, 1] == "direction differs from its seal"
     assert "another run" in str(found[1, 2])
 
 
@@ -201,16 +201,16 @@ def test_verify_names_what_was_cut_short_or_miscounted(store: Store) -> None:
 
 
 def _objects(root: Path, checkpoint: int, shard: int) -> list[Path]:
-    """The files of a shard, its seal among them."""
+    """The files of a shard, including its seal."""
     arrays = sorted((root / "checkpoints" / str(checkpoint)).glob(f"*/c.{shard}.*"))
     assert len(arrays) == len(ARRAYS)
     return [*arrays, root / "seals" / str(checkpoint) / f"{shard}.json"]
 
 
 def test_verify_names_whole_shards_that_stand_in_a_wrong_place(store: Store) -> None:
-    """With their seals, which vouch for their bytes: another shard's, another store's."""
+    """With valid seals for their bytes: of another shard and of another store."""
     others = Manifest([f"t{n}" for n in range(10)], ["0"] * 10)
-    alike = filled(store.path.with_name("alike.gradstore"), others)  # of the same fingerprint
+    alike = filled(store.path.with_name("alike.gradstore"), others)  # same fingerprint
     places = (_objects(store.path, 0, 0), _objects(store.path, 0, 1))
     for one, other in zip(*places, strict=True):
         kept = one.read_bytes()
@@ -226,7 +226,7 @@ def test_verify_names_whole_shards_that_stand_in_a_wrong_place(store: Store) -> 
 
 
 def test_a_seal_that_does_not_name_its_samples_is_believed(store: Store) -> None:
-    """As of stores that were made before it was kept."""
+    """As in older stores, which did not record it."""
     for seal in (store.path / "seals").glob("*/*.json"):
         written = json.loads(seal.read_text())
         del written["samples_sha256"]
@@ -258,11 +258,11 @@ def test_a_damaged_chunk_raises_when_read(store: Store) -> None:
 
 
 def test_what_is_damaged_after_it_was_read_raises_as_well(store: Store) -> None:
-    """Checksums of neighbours are checked once, and again when their file has changed."""
+    """Checksums of neighbours are checked once, and again after their file changes."""
     expected = store.rows(0, 0, 3).direction
     for _ in range(2):
         np.testing.assert_array_equal(store.rows(0, 0, 3).direction, expected)
-    sleep(0.02)  # as coarse as a system's clock for files may be
+    sleep(0.02)  # as coarse as a file clock may be
     _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
     for _ in range(2):
         with pytest.raises(StoreError, match="a checksum differs"):
@@ -284,7 +284,7 @@ def test_tiles_of_a_file_that_changes_while_it_is_read_raise(store: Store) -> No
     assert len(list(store.tiles(0, samples, scratch))) > 1
     tiles = store.tiles(0, samples, scratch)
     next(tiles)
-    sleep(0.02)  # as coarse as a system's clock for files may be
+    sleep(0.02)  # as coarse as a file clock may be
     _flip(store.path / "checkpoints/0/direction/c.0.0.0", 5)
     with pytest.raises(StoreError, match="changed while it was read"):
         list(tiles)
@@ -391,7 +391,7 @@ def test_not_a_store(tmp_path: Path, content: str | None) -> None:
 
 def test_the_manifest_must_fit_the_layout(store: Store) -> None:
     (store.path / "samples/manifest.parquet").write_bytes(manifest(9).content())
-    with pytest.raises(StoreError, match="is not what was written when the part was made"):
+    with pytest.raises(StoreError, match="has changed since the part was created"):
         _ = open_store(store.path).manifest
     part = store.spec.parts[0].model_copy(update={"manifest_sha256": None})  # an older store
     with pytest.raises(StoreError, match="lists 9 samples, the layout says 10"):
@@ -399,7 +399,7 @@ def test_the_manifest_must_fit_the_layout(store: Store) -> None:
 
 
 def test_int8_of_very_small_directions() -> None:
-    """Where the scale is no normal number, its multiples are not exact: 166 of them would wrap."""
+    """A subnormal scale has inexact multiples: 166 of them would wrap."""
     tiny = np.float32(1.4e-45)
     given = np.array([[[166 * tiny, -166 * tiny]], [[1.0, -1.0]], [[0.0, 0.0]]], np.float32)
     one = np.ones((3, 1), np.float32)

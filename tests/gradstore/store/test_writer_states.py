@@ -1,4 +1,4 @@
-"""A store against a model of itself: written, killed at any step, damaged, opened again."""
+"""A store against a model of it: written, killed at any step, damaged, reopened."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class KilledError(BaseException):
 
 
 class StoreStates(RuleBasedStateMachine):
-    """The model: which version of each shard is sealed, and which shards are damaged."""
+    """The model: the sealed version of each shard, and the damaged shards."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class StoreStates(RuleBasedStateMachine):
             return
         for shard in shards:
             if (checkpoint, shard) in self.damaged:
-                continue  # what is damaged where this read did not look
+                continue  # damage outside this read
             low, high = LAYOUT.span(shard)
             first, last = max(low, start), min(high, stop)
             for name in ARRAYS:
@@ -146,7 +146,7 @@ class StoreStates(RuleBasedStateMachine):
         assert self.damaged - whole <= wrong
 
     def _is_whole(self, task: tuple[int, int]) -> bool:
-        """Whether damage undid itself: the same bit flipped twice."""
+        """Whether the damage cancelled out: the same bit flipped twice."""
         encoded = rows(task[1], self.sealed[task]).stored(LAYOUT.dtype)
         part = self.store.parts[0]
         contents = {"direction": bytes(part.codec.encode(encoded["direction"]))}

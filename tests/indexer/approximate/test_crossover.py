@@ -1,4 +1,4 @@
-"""Where two engines meet, by what was measured of each."""
+"""The crossover of two engines, from measurements of each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TIMES = st.lists(_SECONDS, min_size=2, max_size=5).map(
 
 
 def seconds(times: Times, queries: int) -> float:
-    """What `queries` at once take, by their definition."""
+    """Seconds of `queries` at once, by definition."""
     pairs = list(pairwise(times))
     (low, before), (high, after) = next(
         (pair for pair in pairs if queries <= pair[1][0]), pairs[-1]
@@ -39,7 +39,7 @@ def test_from_where_they_meet_on_the_exact_engine_is_no_slower(
     found = meeting(index, exact)
 
     def lost(queries: int) -> float:
-        """By the exact engine, of what the index takes."""
+        """The exact engine's time lost, relative to the index's time."""
         return seconds(exact, queries) / seconds(index, queries) - 1
 
     if found is None:
@@ -55,7 +55,7 @@ def test_where_they_meet() -> None:
     assert meeting(index, [(1, 10.5), (256, 10.5)]) == 11
     assert meeting(index, [(1, 0.5), (256, 0.5)]) == 1
     assert meeting(index, [(1, 10.0), (256, 10.0 + 255)]) is None
-    # Many queries share what they read: what one takes does not tell what many do.
+    # Many queries share their reads: the time of one does not predict the time of many.
     assert meeting([*index, (256, 20.0)], [(1, 16.0), (256, 16.0)]) == 193
 
 

@@ -1,4 +1,4 @@
-"""Candidates: the codes are FAISS's own, and what is found is measured."""
+"""Candidates: the codes equal FAISS's, and the recall is measured."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_codes_are_those_of_faiss(dim: int) -> None:
 
 
 def test_what_is_found_is_exact_and_its_recall_is_true(tmp_path: Path) -> None:
-    """On enough samples that candidates are a small share of them."""
+    """With enough samples that candidates are a small share."""
     train = random_store(tmp_path / "t.gradstore", 4000, dim=256)
     queries = random_store(tmp_path / "q.gradstore", 20, slots=4, dim=256, seed=1)
     index = build_index(train, "tracin", queries=queries)
@@ -71,7 +71,7 @@ def test_what_is_found_is_exact_and_its_recall_is_true(tmp_path: Path) -> None:
 
 def test_an_index_that_finds_little_says_so(tmp_path: Path) -> None:
     train = random_store(tmp_path / "t.gradstore", 4000, dim=256)
-    index = build_index(train, "retrac", factory="IVF64,Flat")  # which looks into one list of 64
+    index = build_index(train, "retrac", factory="IVF64,Flat")  # searches one list of 64
     assert index.spec.measured.recall_at_10 < 0.6
     assert index.spec.measured.origin == "samples"
     with pytest.raises(SearchIndexError, match="found fewer than 1000 samples"):
@@ -146,7 +146,7 @@ def test_bytes_are_told_before_they_are_taken(tmp_path: Path, factory: str) -> N
     assert not index_path(train, "retrac").exists()
     index = build_index(train, "retrac", factory=factory)
     assert told == pytest.approx(index.nbytes, rel=0.03)
-    # Later it is what stands there that is told, brought up to date and opened.
+    # Afterwards the existing index is reported, updated and opened.
     assert estimated_nbytes(train, "retrac") == told
     assert build_index(train, "retrac").spec == index.spec
     found, _ = index.approximate(index.features.range(train, 0, 9), 1)

@@ -13,9 +13,10 @@ from gradstore.store.format.manifest import Manifest
 from gradstore.store.opening import open_store
 from gradstore.store.reader import Store
 from gradstore.store.writer import create, unseal, write_shard
-from indexer import ReTrac, TracIn, build_index, features, index_path, open_index
+from indexer import ReTrac, TracIn, build_index, index_path, open_index
 from tests.gradstore.store.test_changes import grown
 from tests.gradstore.store.test_store import filled, manifest, rows, spec
+from tests.indexer.stores import features
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_an_index_notices_and_is_brought_up_to_date(store: Store, tmp_path: Path
         index.search(queries, 10)
     with pytest.raises(SearchIndexError, match=r"built from 10 samples; .* has 8 now"):
         open_index(index.path, less, "tracin")
-    now = grown(less, ["a", "s0"])  # an id that comes back is another sample
+    now = grown(less, ["a", "s0"])  # a returning id is a new sample
     updated = build_index(now, "tracin")
     assert updated.path == index.path
     scratch = build_index(now, "tracin", tmp_path / "scratch.index")
@@ -141,7 +142,7 @@ def test_an_index_notices_and_is_brought_up_to_date(store: Store, tmp_path: Path
     same = scratch.spec.sha256
     assert open_index(index.path, now, "tracin").spec.sha256 == same
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    clean = vacuum(now)  # other parts, the same samples
+    clean = vacuum(now)  # different parts, same samples
     assert build_index(clean, "tracin").spec.sha256 == same
 
 
@@ -152,7 +153,7 @@ def test_only_what_is_new_is_read(store: Store) -> None:
     hidden = chunk.rename(store.path / "hidden")
     updated = build_index(now, "retrac")
     assert updated.spec.count == 12
-    assert updated.spec.measured.samples == 10  # as it was measured when it was as good as this
+    assert updated.spec.measured.samples == 10  # keeps the measurement of an equally good index
     hidden.rename(chunk)
     assert build_index(grown(now, ["c"]), "retrac").spec.measured.samples == 13
     now = open_store(store.path)
@@ -185,7 +186,7 @@ def test_samples_that_were_skipped_are_added_when_they_are_sealed(tmp_path: Path
 
 
 def test_an_index_is_searched_as_it_was_measured(tmp_path: Path) -> None:
-    """One that was made before it was kept in how many bits: in four."""
+    """An older index, which does not record the number of bits, uses four."""
     store = filled(tmp_path / "s.gradstore")
     made = build_index(store, "retrac")
     file = made.path / "index.json"

@@ -74,7 +74,7 @@ def test_both_ends_are_exact(tmp_path: Path, name: str, slots: int, dtype: str) 
     require_ranking(opponents, expected, -1)
 
 
-@pytest.mark.parametrize("count", [2, 5])  # up to two are multiplied with float16
+@pytest.mark.parametrize("count", [2, 5])  # up to two use float16 products
 def test_all_scores(tmp_path: Path, count: int) -> None:
     train = random_store(tmp_path / "t.gradstore")
     queries = random_store(tmp_path / "q.gradstore", count, slots=4, seed=1)
@@ -87,7 +87,7 @@ def test_all_scores(tmp_path: Path, count: int) -> None:
         np.linalg.norm(features.range(store).astype(np.float64), axis=1)
         for store in (queries, train)
     ]
-    scale = np.outer(*lengths) / 8  # what unrelated gradients score at dim 64
+    scale = np.outer(*lengths) / 8  # the scores of unrelated gradients at dim 64
     error = np.abs(np.concatenate([scores for _, scores in blocks], axis=1) - expected) / scale
     assert np.sqrt(np.mean(error**2)) < 1e-6
 
@@ -98,7 +98,7 @@ def test_all_scores(tmp_path: Path, count: int) -> None:
 def test_every_way_to_multiply_is_near_the_product_in_float64(
     way: Way, stored: str, queries: int
 ) -> None:
-    """Whichever way this machine takes: the others are another machine's."""
+    """All ways, not only this machine's: other machines use the others."""
     draws = np.random.default_rng(queries)
     asked = 100 * draws.standard_normal((queries, 48), np.float32)
     rows = draws.standard_normal((70, 48)).astype(stored)
@@ -267,7 +267,7 @@ def test_candidates_are_scored_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 40])
 @pytest.mark.parametrize("slots", [1, 3])
 def test_several_threads_find_what_one_finds(tmp_path: Path, count: int, slots: int) -> None:
-    """Blocks come in any order, and their memory is used again; equal samples stay in theirs."""
+    """Blocks arrive in any order and reuse memory; ties keep their order."""
     train = random_store(tmp_path / "t.gradstore", 2000, slots=slots)
     features = Features.of(train, measure_of("tracin"))
     asked = np.resize(features.range(train, 0, 40), (count, features.dim(train)))
@@ -295,7 +295,7 @@ def test_several_threads_find_what_one_finds(tmp_path: Path, count: int, slots: 
 
 
 def test_the_highest_of_a_stream_are_those_of_all() -> None:
-    """Of many equal scores, and whatever block they stand in."""
+    """With many equal scores, in any block."""
     draws = np.random.default_rng(0)
     for blocks, count in ((1, 5), (7, 5), (7, 40)):
         scores = draws.integers(-3, 4, (6, 7 * 30)).astype(np.float32)

@@ -18,12 +18,12 @@ from indexer import (
     ReTrac,
     TracIn,
     build_index,
-    features,
     index_path,
     measure_of,
 )
 from tests.gradstore.store.test_changes import grown
 from tests.gradstore.store.test_store import filled
+from tests.indexer.stores import features
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_clip_normalises_what_is_dominant(store: Store) -> None:
 
 
 def test_calibrated_takes_out_the_timesteps_share(store: Store) -> None:
-    """By definition where timesteps are few: norm over the mean norm of the same timestep."""
+    """By definition for few timesteps: norm over the mean norm at the same timestep."""
     measure = Calibrated().fitted(store)
     for checkpoint in range(2):
         rows = store.rows(checkpoint)
@@ -93,7 +93,7 @@ def test_calibrated_takes_out_the_timesteps_share(store: Store) -> None:
             here = few == timestep
             np.testing.assert_allclose(found[here], made.norm[here] / made.norm[here].mean(), 1e-5)
             assert found[here].mean() == pytest.approx(1)
-    # Timesteps that no training row had weigh as their neighbours before, or as the first.
+    # A timestep without training rows has the weight of the one before it, or of the first.
     first, last = measure.edges[0][0], measure.edges[0][-1]  # type: ignore[index]
     rows = store.rows(0, 0, 1)
     asked = Rows(

@@ -1,4 +1,4 @@
-"""Scores taken apart: parts sum to the score, and its error is what projections really do."""
+"""Explained scores: parts sum to the score, and its error matches real projections."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ DIM = 128
 
 
 def dense(seed: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
-    """A projection by signs, made here, of `[checkpoints, rows, parameters]`."""
+    """A dense sign projection of `[checkpoints, rows, parameters]`, made here."""
 
     def project(rows: NDArray[np.float64]) -> NDArray[np.float64]:
         generator = np.random.default_rng(seed + 1)
@@ -70,7 +70,7 @@ def dense(seed: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
 
 
 def collected(name: str) -> Callable[[int], Callable[..., NDArray[np.float64]]]:
-    """The projection that collecting uses."""
+    """The projection of `collect`."""
 
     def of(seed: int) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
         projector = from_spec(
@@ -96,12 +96,12 @@ def collected(name: str) -> Callable[[int], Callable[..., NDArray[np.float64]]]:
 def test_the_error_is_that_of_many_projections(
     tmp_path: Path, projected: Callable[[int], Any], *, matched: bool
 ) -> None:
-    """The same gradients, projected a hundred times: scores spread as the error says."""
+    """Over a hundred projections of the same gradients, scores spread as the error predicts."""
     generator = np.random.default_rng(0)
     full, slots, seeds = 3000, 3, 100
     train = generator.standard_normal((2, 4, slots, full))
     queries = generator.standard_normal((2, 1, slots, full))
-    # Slots of a sample have much in common, and some samples have all or much to do with the query.
+    # Slots of a sample are similar, and some samples equal or resemble the query.
     train += generator.standard_normal((2, 4, 1, full))
     queries += generator.standard_normal((2, 1, 1, full))
     train[:, 0] = queries[:, 0]
@@ -112,14 +112,14 @@ def test_the_error_is_that_of_many_projections(
         projected(seed)(both.reshape(2, 5 * slots, full)).reshape(2, 5, slots, DIM)
         for seed in range(seeds)
     ]
-    # The samples of every projection stand in one store, each asked about by its own query.
+    # One store holds the samples of all projections, each with its own query.
     store = stored(tmp_path / "t.gradstore", np.concatenate([one[:, :4] for one in rows], 1), **IDS)
     asked = stored(tmp_path / "q.gradstore", np.concatenate([one[:, 4:] for one in rows], 1), **IDS)
     features = Features.of(store, measure_of("retrac"), matched=matched)
     found = explain(store, features, features.range(asked), np.arange(4 * seeds).reshape(seeds, 4))
     scores, errors, zs = found.parts.sum(axis=2), found.standard_error, found.z
     spread, told = np.std(scores, axis=0), np.mean(errors, axis=0)
-    np.testing.assert_allclose(told, spread, rtol=0.25)  # of a hundred: ± 7% each
+    np.testing.assert_allclose(told, spread, rtol=0.25)  # from a hundred: ± 7% each
     assert np.std(zs[:, 2:]) == pytest.approx(1, abs=0.2)
     assert np.mean(zs[:, :2], axis=0).min() > 4
 

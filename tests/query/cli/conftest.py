@@ -10,7 +10,7 @@ from query import cli
 
 
 class Run:
-    """Runs `gradstore ARGUMENTS` in this process and keeps what it printed."""
+    """Runs `gradstore ARGUMENTS` in this process and keeps its output."""
 
     def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._capsys = capsys

@@ -1,4 +1,4 @@
-"""Changing a store by commands, and asking again."""
+"""Changing a store by commands, and querying it again."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def test_a_sample_that_must_go_is_gone(run: Run, store: Path, tmp_path: Path) ->
     told = run("delete", store, "--ids", "cat/1.png")
     assert "1 deleted, 5 samples left" in told
     assert "deleted      1, hidden from every reader" in run("info", store)
-    assert "Bring it up to date" in ask(run, store, tmp_path / "early", status=1)
+    assert "Update the index: gradstore index" in ask(run, store, tmp_path / "early", status=1)
     run("index", "--store", store)
     ask(run, store, tmp_path / "late")
     found = pd.read_parquet(tmp_path / "late" / "results.parquet")
     assert "cat/1.png" not in set(found["sample_id"])
     assert "MB freed" in run("vacuum", store)
-    ask(run, store, tmp_path / "later")  # the same samples: the index still serves
+    ask(run, store, tmp_path / "later")  # same samples: the index stays valid
     assert "deleted      0" in run("info", store)
     assert "every shard is as it was sealed" in run("verify", store)
 
@@ -65,7 +65,7 @@ def test_growing(run: Run, store: Path, tmp_path: Path, world: World) -> None:
     assert "3 checkpoints, weights 0.1, 0.3, 0.5" in run("add-checkpoint", store, third)
     assert "2 checkpoints, weights 0.1, 0.8" in run("drop-checkpoint", store, 1)
     assert "no 1" in run("drop-checkpoint", store, 1, status=1)
-    run("index", "--store", store, "--measures", "tracin", status=1)  # of other checkpoints
+    run("index", "--store", store, "--measures", "tracin", status=1)  # other checkpoints
     for old in tmp_path.glob("*.index"):
         old.rename(old.with_suffix(".old"))
     run("index", "--store", store)

@@ -1,4 +1,4 @@
-"""The road by hand: every command, as a user types it."""
+"""The whole pipeline by hand: every command, as a user types it."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_each_step_says_what_comes_next(road: Path, run: Run, tmp_path: Path) ->
     assert "train.gradstore: 80 rows" in told
     assert f"Next: gradstore index --store {out}/train.gradstore" in told
     told = run("index", "--store", out / "train.gradstore", "--measures", "retrac")
-    assert told.startswith("retrac: an index of about 0.0 MB is built\n")
+    assert told.startswith("retrac: building an index of about 0.0 MB\n")
     assert "train.retrac.index: 40 vectors of 16, " in told
     assert "Next: gradstore query" in told
 
@@ -78,7 +78,7 @@ def test_query_a_dataset(road: Path, run: Run, tmp_path: Path) -> None:
     page = (out / "report.html").read_text()
     assert page.count('<section class="query"') == 3
     assert "http" not in page.replace("http-equiv", "")
-    # The very same command goes on, another one does not touch the folder.
+    # The same command resumes; a different one does not touch the folder.
     run(*command)
     told = run(*command, "--event-seed", 1, status=1)
     assert "was made with other settings; nothing was changed" in told
@@ -135,14 +135,14 @@ def test_sums_of_queries_weights_of_checkpoints_and_all_scores(
 def test_fast_computes_no_gradient_that_does_not_count(
     road: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query.ask.FAST", Setting(FAST.timesteps, FAST.draws, checkpoints=1))
+    monkeypatch.setattr("query.question.FAST", Setting(FAST.timesteps, FAST.draws, checkpoints=1))
     store = road / "run" / "train.gradstore"
     few = ("query", "--store", store, "--dataset", "digits", "--limit", 2, "--k", 40)
     run(*few, "--fast", "--out", tmp_path / "fast")
     queries = open_store(tmp_path / "fast" / "queries.gradstore")
     assert (queries.slots, queries.numbers) == (FAST.timesteps, [0, 1])
     assert [place for place, _, _ in queries.missing()] == [0]
-    # It is what the same setting gives when it is spelled out, with every gradient computed.
+    # It equals the same setting given explicitly, with every gradient computed.
     run(*few, "--timesteps", FAST.timesteps, "--draws", FAST.draws, "--out", tmp_path / "whole")
     both = sum(open_store(store).etas)
     again = ("query", "--store", store, "--k", 40, "--etas", f"0,{both}")
@@ -150,10 +150,10 @@ def test_fast_computes_no_gradient_that_does_not_count(
     pd.testing.assert_frame_equal(
         *(pd.read_parquet(tmp_path / name / "results.parquet") for name in ("fast", "e"))
     )
-    # What was left out is asked for, not taken for zero, until it is collected.
+    # Missing gradients are requested and not taken as zero, until they are collected.
     asked = ("--store", store, "--queries", queries.path)
     told = run("query", *asked, "--out", tmp_path / "q", status=1)
-    assert "lacks rows of checkpoint 0. Leave it out with --etas 0," in told
+    assert "lacks rows of checkpoint 0. Omit it with --etas 0," in told
     assert not (tmp_path / "q").exists()
     told = run("scores", *asked, "--out", tmp_path / "s.parquet", status=1)
     assert "lacks rows of checkpoint 0" in told
@@ -223,7 +223,7 @@ def test_slots_are_matched_and_another_index_built_by_flag(
     told = run(
         *asked[:-2], "trak", "--matched", "--timesteps", 3, "--out", tmp_path / "c", status=1
     )
-    assert "trak preconditions the average of a query's slots" in told
+    assert "trak preconditions the mean of a query's slots" in told
 
 
 def test_candidates_are_ranked_again_by_true_influence(
@@ -246,7 +246,7 @@ def test_candidates_are_ranked_again_by_true_influence(
     assert off.max() > 0
     assert (off < 6 * near["standard_error"].to_numpy()).all()
     told = run(*few[:-1], "trak", "--rerank", 9, "--out", tmp_path / "t", status=1)
-    assert "trak changes queries" in told
+    assert "trak transforms queries" in told
 
 
 def test_info_and_verify(road: Path, run: Run) -> None:
@@ -457,7 +457,7 @@ def test_a_dataset_that_changed_is_not_shown(run: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     images(1, seed=5)[0].save(folder / "3.png")
     told = run(*query, tmp_path / "a", status=1)
-    assert "sample '3.png' is not what it was" in told
+    assert "sample '3.png' has changed since" in told
     (folder / "3.png").unlink()
     assert "the dataset has no sample '3.png'" in run(*query, tmp_path / "b", status=1)
 

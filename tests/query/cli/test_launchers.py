@@ -20,7 +20,7 @@ from gradstore.store.verify import verify
 from tests.conftest import NAMES, World, images
 from tests.gradstore.collect.pipeline.test_claims import wait_for
 
-# As long as a rank waits in vain; and what the one that hangs does when its first shard is written.
+# The time a rank waits in vain, and the code that hangs after the first shard is written.
 PATIENT = "from gradstore.collect.pipeline import claims; claims._PATIENCE_SECONDS = 1\n"
 HANGS = """
 import pathlib, sys, time
@@ -36,7 +36,7 @@ MAIN = "\nimport torch; torch.set_num_threads(1)\nfrom query.cli import main; ma
 
 
 class Rank:
-    """A rank of three, as srun starts it."""
+    """One of three ranks, started like srun."""
 
     def __init__(self, rank: int, before: str, *arguments: str) -> None:
         others = {name: os.environ[name] for name in os.environ if "RANK" not in name}
@@ -96,7 +96,7 @@ def test_a_dead_rank_s_share_is_finished_by_others(config: CollectConfig, tmp_pa
         assert "run the same command again" in warned
         assert "Next:" not in told
         (missing,) = open_store(config.store).missing()
-        assert missing == (0, 0, 4)  # the first of the second rank's
+        assert missing == (0, 0, 4)  # the second rank's first
     finally:
         victim.kill()
     alive = [Rank(rank, "", str(file)) for rank in (0, 2)]

@@ -1,4 +1,4 @@
-"""Cheap mistakes are told before anything heavy is imported, which takes seconds."""
+"""Simple mistakes are reported before heavy imports, which take seconds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradstore.store.format.fingerprint import fingerprint
 from tests.indexer.stores import random_store
 
 HEAVY = ("torch", "diffusers", "datasets", "trak", "faiss", "sklearn", "matplotlib")
-# Each command in a process of its own, forked before anything was imported but the command line.
+# Each command has its own process, forked with only the command line imported.
 _RUN = f"""
 import contextlib, io, json, os, sys
 from query.cli import main
@@ -147,7 +147,7 @@ def test_a_cheap_mistake_is_told_before_heavy_imports(
 ) -> None:
     run = subprocess.run(
         [sys.executable, "-c", _RUN],
-        # Of a flag given twice, the last counts.
+        # The last of repeated flags counts.
         input=json.dumps([command.split() for command in MISTAKES]),
         cwd=place,
         capture_output=True,

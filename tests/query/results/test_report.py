@@ -69,7 +69,7 @@ def test_the_page_shows_every_answer(world: World, answers: list[Answer], tmp_pa
         for k in range(2)
     )
     assert f"t {steps}" in page.text
-    # One self-contained file: nothing is loaded from elsewhere, each image stands once.
+    # One self-contained file: no external resources, and each image appears once.
     assert not [a for tag, a in page.tags if tag in {"link", "script", "img"}]
     assert path.read_text().count("data:image/png") == len(set(expected)) + 3
 
@@ -111,7 +111,7 @@ def test_other_samples_than_the_stores_are_refused(
     world: World, answers: list[Answer], tmp_path: Path
 ) -> None:
     others = Samples([(world.train.image(0), 9)] * 7)
-    with pytest.raises(Exception, match="is not what it was when .* was made"):
+    with pytest.raises(Exception, match="has changed since .* was made"):
         write_report(
             tmp_path / "r.html", "Title", [Section("Asked", answers, world.queries)], others
         )

@@ -49,7 +49,7 @@ def test_tracin_has_hubs_and_they_are_long(tmp_path: Path) -> None:
     tracin, retrac = found["tracin"], found["retrac"]
     assert tracin.distinctness < retrac.distinctness
     assert tracin.with_norm > 0.4 > abs(retrac.with_norm)
-    assert abs(tracin.with_timestep) < 0.2  # in this store timestep and norm have nothing in common
+    assert abs(tracin.with_timestep) < 0.2  # timestep and norm are independent here
     table = tracin.to_table()
     assert table["queries"].to_pylist() == sorted(tracin.counts[tracin.counts > 0])[::-1]
     first = int(np.argmax(tracin.counts))

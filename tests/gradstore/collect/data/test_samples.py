@@ -140,7 +140,7 @@ def test_parquet_as_datasets_and_as_others_write_it(tmp_path: Path) -> None:
 
 
 def test_a_dataset_by_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real loading code; a folder of the hub's layout stands for the hub."""
+    """Uses the real loading code; a folder with the hub's layout replaces the hub."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub = tmp_path / "hub"
@@ -171,7 +171,7 @@ def test_digits() -> None:
         (lambda: Samples(hub_like(), label_column="kind"), r"no column 'kind'.*--label-column"),
         (lambda: Samples(hub_like(), id_column="uid"), "no column 'uid'"),
         (lambda: Samples(hub_like(), metadata_columns=["x"]), "no column 'x'"),
-        (lambda: Samples(hub_like(), id_column="artist"), "id 'A' stands 2 times"),
+        (lambda: Samples(hub_like(), id_column="artist"), "id 'A' occurs 2 times"),
         (lambda: Samples(GREY, ids=["a", "b"]), "2 ids were given for 3 samples"),
         (lambda: Samples(GREY, ids=list("abcd"), limit=2), "4 ids were given for 3 samples"),
         (lambda: Samples(iter(GREY)), "has no length: give a map-style dataset"),

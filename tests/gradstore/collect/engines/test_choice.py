@@ -27,9 +27,9 @@ def chosen(model: nn.Module, given: Any = None, wanted: Any = "auto", **options:
 def test_peak_bytes_are_what_is_held_together() -> None:
     def run() -> Tensor:
         one = torch.ones(1000)  # 4,000 bytes
-        two = one.view(10, 100) + 1  # and 4,000
+        two = one.view(10, 100) + 1  # another 4,000
         del one
-        three = two[:5] * 2  # and 2,000 while the first are freed
+        three = two[:5] * 2  # another 2,000; the first are freed
         two += 1
         return three
 
@@ -45,7 +45,7 @@ def test_what_an_engine_holds_grows_by_the_row() -> None:
     ]
     assert choice.nbytes(1) == measured[0]
     assert choice.nbytes(8) == pytest.approx(measured[1], rel=0.1)
-    # Gradients of a row alone are that large.
+    # The gradients of a single row are that large.
     assert choice.per_event > 4 * sum(p.numel() for p in unet(0).parameters())
     assert chosen(unet(0), batch(8, 1), "streaming").per_event < choice.per_event
 
@@ -53,7 +53,7 @@ def test_what_an_engine_holds_grows_by_the_row() -> None:
 @pytest.mark.parametrize(("power", "events"), [(0, 32), (2, 8)])
 def test_as_many_events_at_once_as_are_fast(power: int, events: int) -> None:
     class Slow(StreamingEngine):
-        """What a pass takes is the same for any number of events, or grows with its square."""
+        """The time of a pass is constant, or grows with the square of the number of events."""
 
         def __call__(self, given: Any, sink: Any) -> Tensor:
             sleep(0.02 * (len(given) / 8) ** power)
@@ -85,7 +85,7 @@ def test_where_neither_works_one_row_at_a_time_is_taken() -> None:
     own = nn.Linear(6, 6)
 
     def body(x: Tensor) -> Tensor:
-        # A value that steers Python: vmap cannot, and the weight is used behind the layer's back.
+        # A value controls Python: vmap fails, and the weight is used without the layer's forward.
         out: Tensor = own(x) @ own.weight * (2 if float(x.detach()[0, 0]) > 1e9 else 1)
         return out
 
@@ -111,6 +111,6 @@ def test_the_faster_engine_is_taken_and_the_reason_told(caplog: pytest.LogCaptur
     assert "streaming" in caplog.text
     assert "vmap" in caplog.text
     assert "ms an event" in caplog.text
-    # An engine of which not one event fits is not even timed.
+    # If not one event fits, the engine is not timed.
     tight = chosen(unet(0), batch(4, 1), "streaming").nbytes(1)
     assert chosen(unet(0), batch(4, 1), timed=True, memory=tight).name == "streaming"

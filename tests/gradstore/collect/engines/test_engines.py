@@ -1,4 +1,4 @@
-"""Every engine against one backward pass per row, on the models that trip engines up."""
+"""Every engine against one backward pass per row, on models that are hard for engines."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_pattern_that_finds_nothing_is_refused() -> None:
 
 
 class Denoiser(nn.Module):
-    """A net of one's own: `body` on `[events, width]`."""
+    """A user-defined network: `body` on `[events, width]`."""
 
     def __init__(self, body: Callable[[Tensor], Tensor], *layers: nn.Module) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ def test_gradient_checkpointing_of_diffusers() -> None:
     ids=lambda layer: str(layer)[:40],
 )
 def test_each_kernel(engine: Any, layer: nn.Module) -> None:
-    """The layer amid others, on inputs that are not centred, as far as rows are concerned."""
+    """The rows of a layer between others, on inputs that are not centred."""
     torch.manual_seed(0)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
@@ -259,18 +259,18 @@ def test_what_streaming_does_not_know_is_refused_by_name() -> None:
     hooked = nn.Linear(6, 6)
     hooked.register_forward_hook(lambda module, args, output: output * 2)
     assert "it has hooks" in refused(hooked)
-    # Frozen, they are no concern of the engine's.
+    # The engine ignores frozen layers.
     frozen = nn.BatchNorm1d(6).requires_grad_(False)
     StreamingEngine(Denoiser(lambda x: x, frozen, nn.Linear(6, 6)), OBJECTIVE)
 
 
 def test_a_layer_whose_weight_is_used_behind_its_back_is_found_out() -> None:
-    """Attention of torch's own uses `out_proj`'s weight and never calls it: no hook tells."""
+    """torch's attention uses `out_proj`'s weight without calling it, so no hook fires."""
     torch.manual_seed(0)
     layer = nn.Linear(6, 6)
     model = Denoiser(lambda x: torch.tanh(layer(x)) @ layer.weight, layer)
     engines = StreamingEngine(model, OBJECTIVE), LoopEngine(model, OBJECTIVE)
-    with pytest.raises(EngineError, match="gives another gradient than one backward pass per row"):
+    with pytest.raises(EngineError, match="does not match one backward pass per row"):
         require_agreement("streaming", *engines, vectors(3, 1), 1e-3)
 
 
@@ -279,7 +279,7 @@ def test_rows_that_change_places_are_found_out() -> None:
     one, two = nn.Linear(6, 6), nn.Linear(6, 6)
     model = Denoiser(lambda x: two(one(x).flip(0)).flip(0), one, two)
     engines = StreamingEngine(model, OBJECTIVE), LoopEngine(model, OBJECTIVE)
-    with pytest.raises(EngineError, match="mixes rows or moves them"):
+    with pytest.raises(EngineError, match="mixes or reorders rows"):
         require_agreement("streaming", *engines, vectors(2, 1), 1e-3)
 
 
@@ -298,7 +298,7 @@ def test_the_check_can_fail(engine: Any) -> None:
             batch, lambda start, piece: receive(start, piece * (1.01 if start else 1))
         )
 
-    with pytest.raises(AssertionError, match="gradients are the loop's"):
+    with pytest.raises(AssertionError, match="gradients equal the loop engine's"):
         check_engine(wrong, unet(0), OBJECTIVE, batch(2, 1))
 
 
@@ -324,7 +324,7 @@ def test_the_model_is_left_as_it_was(engine: Any) -> None:
     assert not any(layer._forward_hooks for layer in model.modules())
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own, within
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # raised inside torch
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
 def test_a_compiled_model() -> None:
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from tests.conftest import World, save_checkpoint, unet
 
 @pytest.fixture
 def checkpoint(world: World, tmp_path: Path) -> Path:
-    """A copy to break."""
+    """A copy that the test may change."""
     return Path(shutil.copytree(world.checkpoints[0], tmp_path / "epoch-01"))
 
 
@@ -153,7 +153,7 @@ def test_folders_are_found_in_training_order(tmp_path: Path) -> None:
 def test_an_unclear_order_is_refused(tmp_path: Path) -> None:
     for name in ("epoch-1", "final"):
         save_checkpoint(tmp_path / name)
-    with pytest.raises(CheckpointError, match=r"final does not say where it stands"):
+    with pytest.raises(CheckpointError, match=r"final does not give its place in training order"):
         find_checkpoints(tmp_path)
 
 

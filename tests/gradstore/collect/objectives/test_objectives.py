@@ -72,7 +72,7 @@ def test_identity_tells_schedules_apart() -> None:
 
 
 def test_a_scheduler_without_noise_levels_is_refused_by_name() -> None:
-    with pytest.raises(CheckpointError, match=r"FlowMatchEulerDiscreteScheduler.*of your own"):
+    with pytest.raises(CheckpointError, match=r"FlowMatchEulerDiscreteScheduler.*custom objective"):
         DiffusionLoss(FlowMatchEulerDiscreteScheduler())
 
 

@@ -1,4 +1,4 @@
-"""Several processes that collect one store: real ones, one of them killed."""
+"""Several real processes collect one store; one is killed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _collect(checkpoints: list[Path], store: Path | str) -> None:
 def _stop_amid(
     checkpoints: list[Path], store: Path | str, mark: Path, environment: dict[str, str]
 ) -> None:
-    """Collects until a shard's data is written, and then holds its claim for ever."""
+    """Collects until a shard's data is written, then holds its claim for ever."""
     os.environ.update(environment)
 
     def reached(step: str) -> None:
@@ -96,7 +96,7 @@ def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:
     others = [context.Process(target=_collect, args=(world.checkpoints, path)) for _ in range(3)]
     for process in others:
         process.start()
-    # The others do all but the shard that is claimed, and wait for it.
+    # The others do all but the claimed shard, and wait for it.
     while not looks_like_store(path) or len(open_store(path).missing()) > 1:
         assert monotonic() < until
         sleep(0.05)
@@ -116,11 +116,11 @@ def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:
             np.testing.assert_array_equal(
                 getattr(store.rows(k), name), getattr(reference.rows(k), name)
             )
-    assert not list(tmp_path.glob(".*"))  # neither claims nor half-built stores are left
+    assert not list(tmp_path.glob(".*"))  # no claims or partial stores remain
 
 
 def test_what_another_process_sealed_meanwhile_is_left_alone(world: World, tmp_path: Path) -> None:
-    """Also without claims, as under a URL: written again, it would not be sealed for a while."""
+    """Also without claims, as under a URL: rewriting would unseal the shard for a while."""
     path = tmp_path / "a.gradstore"
     sealed: dict[Path, int] = {}
 
@@ -150,7 +150,7 @@ def test_processes_that_start_together_make_one_store(world: World, tmp_path: Pa
 def test_under_a_url_a_dead_one_s_work_is_taken_over(
     world: World, tmp_path: Path, bucket: str
 ) -> None:
-    """There nothing is locked: nobody waits for it, either."""
+    """Without locks, no process waits for it."""
     reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
     context = forked.context()
     url, mark = f"{bucket}/a.gradstore", tmp_path / "mark"

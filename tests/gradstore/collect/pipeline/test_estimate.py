@@ -76,7 +76,7 @@ def test_collecting_tells_the_bill_first(
     assert "engine streaming" in caplog.text
     caplog.clear()
     collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **options)
-    assert not caplog.text  # there was nothing to do
+    assert not caplog.text  # nothing to do
     many = EventSpec(events="planned", timesteps=200)
     few = Samples([world.train.image(0), world.train.image(1), world.train.image(2)], ids=NAMES[:3])
     collect(few, world.checkpoints, tmp_path / "b.gradstore", events=many, **options)

@@ -24,7 +24,7 @@ def test_the_check_can_fail() -> None:
 
 
 def test_shuffled_tasks_stay_together_by_checkpoint() -> None:
-    """To load a checkpoint takes long; and processes that all do the same would share nothing."""
+    """Loading a checkpoint takes long, and processes must do different tasks."""
     tasks = [Task(checkpoint, shard) for checkpoint in range(3) for shard in range(20)]
     orders = set()
     for _ in range(10):
@@ -42,7 +42,7 @@ def test_a_rank_begins_with_its_own_share() -> None:
     orders = {tuple(Shuffled(ranks).share(tasks)) for _ in range(5)}
     assert {order[:4] for order in orders} == {tuple(ranks.share(tasks))}
     assert {tuple(sorted(order)) for order in orders} == {tuple(tasks)}
-    assert len(orders) > 1  # those who help do not all go to the same
+    assert len(orders) > 1  # helpers start at different tasks
 
 
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")

@@ -43,7 +43,7 @@ from gradstore.store.reader import Store
 from gradstore.store.verify import verify
 from tests.conftest import NAMES, World, images, save_checkpoint, unet
 
-# Not `auto`: bfloat16 rounds each entry of a gradient, and two runs may round one either way.
+# Not `auto`: bfloat16 rounds each entry of a gradient, and two runs may round differently.
 SMALL: dict[str, Any] = {
     "projector": ProjectorSpec(proj_dim=64, precision="float32"),
     "shard_samples": 2,
@@ -96,7 +96,7 @@ def test_some_checkpoints_now_and_the_others_later(
     for name, expected in contents(reference).items():
         np.testing.assert_array_equal(contents(whole)[name], expected)
     for wrong in ([], [2], [-1]):
-        with pytest.raises(ConfigError, match=r"name one or more by their places, 0 … 1"):
+        with pytest.raises(ConfigError, match=r"name one or more by index, 0 … 1"):
             collect(world.train, world.checkpoints, tmp_path / "no", only=wrong, **SMALL)
     assert not (tmp_path / "no").exists()
 
@@ -163,7 +163,7 @@ def test_memory_does_not_change_rows(
     ample = run("ample", 1)
     assert not caplog.text
     tight = run("tight", 2.3e-4)
-    assert "drawn anew for every buffer" in caplog.text
+    assert "redrawn for every buffer" in caplog.text
     for name, expected in contents(ample).items():
         scale = np.abs(expected).max()
         np.testing.assert_allclose(contents(tight)[name], expected, atol=2e-3 * scale)
@@ -195,7 +195,7 @@ def test_several_stores_from_one_pass(world: World, tmp_path: Path, reference: S
     paths = {tmp_path / "a.gradstore": SMALL["projector"], tmp_path / "b.gradstore": sparse}
     with pytest.raises(_Killed):
         collect_each(world.train, world.checkpoints, paths, shard_samples=2, executor=_Dies(3))
-    # One of the two goes on by itself; then both, and only what is missing is written.
+    # First one of the two resumes alone, then both; only missing shards are written.
     collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
     before = files(tmp_path / "a.gradstore")
     dense, found = collect_each(world.train, world.checkpoints, paths, shard_samples=2)
@@ -235,7 +235,7 @@ def test_only_chosen_parameters(world: World, tmp_path: Path, reference: Store) 
 
 
 def test_a_store_is_finished_as_it_was_begun(world: World, tmp_path: Path) -> None:
-    """Engine and events at once are kept, so that rows do not depend on when it was cut off."""
+    """Engine and batch size are kept, so that rows do not depend on the interruption."""
     options: dict[str, Any] = {**SMALL, "dtype": "float32"}
     whole = collect(
         world.train,
@@ -279,7 +279,7 @@ class _Killed(BaseException):
 
 
 class _Dies(InProcess):
-    """Does some tasks, then dies amid the next one's."""
+    """Does some tasks, then dies during the next one."""
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -330,7 +330,7 @@ def test_a_class_conditional_model(world: World, tmp_path: Path) -> None:
 
 
 def test_samples_of_any_shape(tmp_path: Path) -> None:
-    """A model of one's own, on vectors, through an objective of one's own."""
+    """A user-defined model on vectors, with a user-defined objective."""
 
     class Shrink(DiffusionLoss):
         def losses(self, model: Any, inputs: Tensor, timesteps: Tensor, *rest: Any) -> Tensor:
@@ -487,7 +487,7 @@ def test_etas(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert "every checkpoint weighs 1" in caplog.text
     given = collect(world.train, [folder], tmp_path / "b.gradstore", etas=[3], **SMALL)
     assert given.etas == [3]
-    # Without a record the loss is diffusers' own habit.
+    # Without a record, the loss is diffusers' default.
     assert given.spec.identity["objective"]["loss"] == "l2"  # type: ignore[index,call-overload]
 
 
@@ -546,14 +546,14 @@ def test_a_dataset_with_randomness_is_refused(world: World, tmp_path: Path) -> N
         def __getitem__(self, row: int) -> Tensor:
             return world.train[row].tensor + 0.1 * torch.rand(1, generator=generator)
 
-    with pytest.raises(DatasetError, match=r"something else each time .*'image-0'"):
+    with pytest.raises(DatasetError, match=r"different data at each read .*'image-0'"):
         collect(
             Samples(Augmented(), ids=NAMES), world.checkpoints, tmp_path / "a.gradstore", **SMALL
         )
 
 
 def test_a_model_that_does_not_take_the_samples(world: World, tmp_path: Path) -> None:
-    """What a foreign model raises is told before a store is made."""
+    """Errors of a foreign model are reported before a store is made."""
     items = [{"image": world.train.image(n), "conditions": {"text": 1.0}} for n in range(7)]
     with pytest.raises(EngineError, match=r"epoch-01, sample 'image-0' .* cannot .* TypeError"):
         collect(Samples(items, ids=NAMES), world.checkpoints, tmp_path / "a.gradstore", **SMALL)
@@ -568,7 +568,7 @@ def test_a_model_with_a_learned_variance(world: World, tmp_path: Path) -> None:
         layers_per_block=1,
     )  # fmt: skip
     folder = save_checkpoint(tmp_path / "c", model=model)
-    with pytest.raises(CheckpointError, match=r"predicts \(2, 8, 8\) for samples of \(1, 8, 8\)"):
+    with pytest.raises(CheckpointError, match=r"\(2, 8, 8\) for samples of shape \(1, 8, 8\)"):
         collect(world.train, [folder], tmp_path / "a.gradstore", **SMALL)
 
 
@@ -600,7 +600,7 @@ def test_gradients_do_not_depend_on_the_callers_mode(
 
 
 def test_norms_of_long_gradients_are_exact() -> None:
-    """A float32 sum over as many squares is short by 2e-4."""
+    """A float32 sum over this many squares is too small by 2e-4."""
     piece = torch.randn(2, 1 << 23, generator=torch.Generator().manual_seed(0))
     exact = torch.linalg.vector_norm(piece.double(), dim=1)
     torch.testing.assert_close(differentiating._norms(piece), exact, rtol=1e-6, atol=0)
@@ -630,7 +630,7 @@ class _WrongLater:
 
 def test_every_checkpoint_is_held_to_one_backward_pass(world: World, tmp_path: Path) -> None:
     path = tmp_path / "a.gradstore"
-    with pytest.raises(EngineError, match=r"epoch-02: engine _WrongLater gives another gradient"):
+    with pytest.raises(EngineError, match=r"epoch-02: engine _WrongLater does not match"):
         collect(world.train, world.checkpoints, path, **{**SMALL, "engine": _WrongLater})
     assert {k for k, *_ in open_store(path).missing()} == {1}
 

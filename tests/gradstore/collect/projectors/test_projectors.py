@@ -54,7 +54,7 @@ def test_projectors_keep_their_promises(kind: str) -> None:
     check_projector(IdentityProjector())
     check_projector(sjlt())
     check_projector(trak(proj_type=kind))
-    # Pieces that end amid a cut of the bfloat16 product.
+    # Pieces that end inside a block of the bfloat16 product.
     check_projector(
         trak(proj_type=kind, precision="bfloat16"), num_parameters=40_001, tolerance=0.03
     )
@@ -109,7 +109,7 @@ def test_fast_coins_are_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
         coins.bernoulli_(p=0.5, generator=torch.Generator().manual_seed(seed))
         bits = np.unpackbits(signs.draw(seed, count), count=count, bitorder="little")
         np.testing.assert_array_equal(bits, coins.numpy() == 0)
-    # Where torch has another generator the fast way is not taken, and its own is always right.
+    # With another generator in torch, the fast path is not used; torch's own is always correct.
     assert len(continued) == (3 if signs._taps() is not None else 0)
 
 
@@ -155,7 +155,7 @@ def test_columns_of_a_larger_dimension_are_the_smaller_projection() -> None:
 
 
 def test_buckets_are_their_definition() -> None:
-    """Spelled out for a few parameters; and the golden value that old stores rest on."""
+    """By definition for a few parameters, and the golden value that old stores depend on."""
     gradients = torch.randn(3, 200, generator=torch.Generator().manual_seed(0))
     expected = torch.zeros(3, 96)
     for parameter, bucket in enumerate(signed_buckets(7, 2, 200, 96).tolist()):
@@ -211,7 +211,7 @@ def test_matrices_are_kept_within_memory() -> None:
     assert projector.at(0, 10_000, CPU, 1 << 28) is one
     assert projector.at(1, 10_000, CPU, 1 << 28).nbytes == enough + one.matrix_nbytes
     # Another checkpoint's matrix makes room.
-    little = one.matrix_nbytes * 3 // 2 + 200_000  # the least that a product takes
+    little = one.matrix_nbytes * 3 // 2 + 200_000  # the minimum for a product
     assert projector.at(2, 10_000, CPU, little).nbytes <= little
     assert projector.at(0, 10_000, CPU, little) is not one
     tight = projector.at(5, 10_000, CPU, little - one.matrix_nbytes)
@@ -237,7 +237,7 @@ def test_blocks_that_checkpoints_would_share_are_refused() -> None:
 
 
 def test_buckets_stay_with_the_models(world: World) -> None:
-    """They are made once for all questions, whatever memory these may take."""
+    """They are made once for all questions, at any memory budget."""
     kept = Checkpoints(world.checkpoints)
     gradient = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1000))).float()
 

@@ -119,7 +119,7 @@ def test_images_of_several_sizes(image_folder: Path, tmp_path: Path) -> None:
     for file in image_folder.rglob("*.png"):
         file.unlink()
     (tmp_path / "wide.png").rename(image_folder / "wide.png")
-    with pytest.raises(DatasetError, match=r"8×4 pixels: the trainer wants squares"):
+    with pytest.raises(DatasetError, match=r"8×4 pixels: the trainer needs square images"):
         train(config(tmp_path / "run", dataset=str(image_folder)))
 
 

@@ -24,7 +24,7 @@ def test_round_trip_and_pandas(tmp_path: Path) -> None:
     ("ids", "message"),
     [
         ([], "the dataset is empty"),
-        (["a", "b", "a"], r"id 'a' stands 2 times \(rows 0, 2"),
+        (["a", "b", "a"], r"id 'a' occurs 2 times \(rows 0, 2"),
         (["a", ""], "row 1 has id ''"),
         (["a", "x" * 513], "1 to 512 characters"),
         (["ä", "b\udce4.png"], r"row 1 has id 'b\\udce4.png', which is no Unicode text"),

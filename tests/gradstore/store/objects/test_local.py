@@ -1,4 +1,4 @@
-"""What every place of a store must do, be it a folder or a real S3 server."""
+"""Requirements for every location of a store: a folder or a real S3 server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gradstore.store.objects.remote import RemoteObjects
 
 @pytest.fixture
 def objects(place: Objects) -> Objects:
-    """A place where a store begins."""
+    """The location of a new store."""
     place.create("", {"zarr.json": b"root"})
     return place
 
@@ -86,10 +86,10 @@ def test_several_are_created_once(place: Objects) -> None:
 
 
 def test_two_who_create_do_not_mix(bucket: str) -> None:
-    """One has written all but the last object when the other comes."""
+    """One has written all but the last object when the other starts."""
     first, second = objects_at(bucket), objects_at(bucket)
     first.write("samples/manifest.parquet", b"first")
-    with pytest.raises(OSError, match="is there already and says something else"):
+    with pytest.raises(OSError, match="already exists with other content"):
         second.create("", {"samples/manifest.parquet": b"second", "zarr.json": b"2"})
     assert first.read("samples/manifest.parquet") == b"first"
     first.create("", {"samples/manifest.parquet": b"first", "zarr.json": b"1"})
@@ -97,14 +97,14 @@ def test_two_who_create_do_not_mix(bucket: str) -> None:
 
 
 def test_a_lost_reply_is_no_failure(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server wrote it, the client did not hear of it and tried again."""
+    """The server wrote the object; the client got no reply and retried."""
     mine = objects_at(bucket)
     assert isinstance(mine, RemoteObjects)
     mine.write("zarr.json", b"1")
     real = mine._obstore
 
     class Twice:
-        """obstore, as it sees a server whose first reply is lost."""
+        """obstore with a server whose first reply is lost."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
@@ -141,14 +141,14 @@ def test_only_what_was_seen_is_replaced(objects: Objects) -> None:
 
 
 def test_a_race_to_replace_has_one_winner(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between reading and writing, somebody else writes: the server itself refuses."""
+    """Another client writes between reading and writing, and the server refuses."""
     mine, other = objects_at(bucket), objects_at(bucket)
     assert isinstance(mine, RemoteObjects)
     mine.write("zarr.json", b"1")
     real = mine._obstore
 
     class Slow:
-        """obstore, but the other is quicker."""
+        """obstore, slower than another client."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)

@@ -1,4 +1,4 @@
-"""Stores on a real S3 server: all that a folder can do, in a bounded number of requests."""
+"""Stores on a real S3 server: all operations of a folder, in a bounded number of requests."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from gradstore.store.format.rows import ARRAYS
 from gradstore.store.objects.location import objects_at
 from gradstore.store.verify import verify
 from gradstore.store.writer import create, unseal, write_shard
-from indexer import ReTrac, build_index, features, open_index
+from indexer import ReTrac, build_index, open_index
 from query import collect_queries, search
 from tests.conftest import NAMES, World
 from tests.gradstore.store.test_changes import everything, grown, other_store, require_equal
 from tests.gradstore.store.test_store import filled, manifest, rows, spec
+from tests.indexer.stores import features
 
 SMALL: dict[str, Any] = {"projector": ProjectorSpec(proj_dim=64), "shard_samples": 2}
 
@@ -49,7 +50,7 @@ def test_the_whole_road(
     monkeypatch.chdir(tmp_path)
     url = f"{bucket}/train.gradstore"
     plan(world.train, world.checkpoints, url, **SMALL)
-    assert list(objects_at(bucket).sizes()) == []  # it leaves nothing behind
+    assert list(objects_at(bucket).sizes()) == []  # no objects remain
     four = world.train.only(NAMES[:4])
     store = collect(four, world.checkpoints, url, **SMALL)
     store = append(world.train.only(NAMES[4:]), store)
@@ -107,17 +108,17 @@ def test_a_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
-    with pytest.raises(StoreError, match="Check that the disk or the network is there"):
+    with pytest.raises(StoreError, match="Check that the disk or network is available"):
         open_store("s3://bucket/s.gradstore")
 
 
 def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> None:
     url = f"{bucket}/s.gradstore"
     made = create(url, spec(), manifest())
-    for manifests in (1, 0):  # of a part read once, for seals say which samples they are of
+    for manifests in (1, 0):  # read once per part, because seals record their samples
         with s3_server.counted() as counts:
             write_shard(made.parts[0], 0, 0, rows(0))
-        # Arrays and seal; the old seal goes.
+        # Arrays and seal; the old seal is deleted.
         assert counts == Counter(PUT=len(ARRAYS) + 1, POST=1, GET=manifests)
     for checkpoint in range(2):
         for shard in range(3):
@@ -131,22 +132,22 @@ def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> Non
     assert counts == Counter(HEAD=1, GET=len(ARRAYS))
     with s3_server.counted() as counts:
         store.take(0, [9, 1, 3, 5, 5])
-    assert counts == Counter(LIST=1, GET=3 * len(ARRAYS))  # of each shard, however many rows
+    assert counts == Counter(LIST=1, GET=3 * len(ARRAYS))  # per shard, for any number of rows
     with s3_server.counted() as counts:
         store.column("norm", 1)
     assert counts == Counter(LIST=1, GET=3)
     with s3_server.counted() as counts:
         store.column("norm", 1, np.array([5, 6]))
-    assert counts == Counter(HEAD=1, GET=1)  # of one shard, the seal itself is looked for
+    assert counts == Counter(HEAD=1, GET=1)  # for one shard, requests the seal itself
     index = build_index(store, "retrac", tmp_path / "index")
     asked = features(store, ReTrac(), 0, 1)
     opened = open_index(tmp_path / "index", store, "retrac")
     for one, weighed in ((index, 0), (opened, 2), (opened, 0)):
         with s3_server.counted() as counts:
             one.search(asked, 3)
-        # It asks whether it is up to date, and reads the directions of its candidates, which here
-        # are the whole store, from each shard at once; if they were not read to build it, at first
-        # also the weights of all rows.
+        # Checks that the index is current, and reads the directions of its candidates, here the
+        # whole store, from all shards at once; the first query also reads the weights of all rows,
+        # unless the build has read them.
         directions, columns = Counter(LIST=2, GET=2 * 3), Counter(LIST=weighed, GET=weighed * 3 * 3)
         assert counts == Counter(GET=1) + directions + columns
     with s3_server.counted() as counts:
