@@ -64,7 +64,7 @@ class Features:
     """Computes features from rows, for all stores that share one fingerprint.
 
     A feature is `√η_k · mean over slots of weight · direction`, concatenated over checkpoints. The
-    inner product of two is `Σ_k η_k ⟨mean_t row, mean_e row⟩` (DESIGN, "The mathematics").
+    inner product of two is `Σ_k η_k ⟨mean_t row, mean_e row⟩`.
 
     If slots are matched by timestep, they are concatenated instead of averaged, each scaled by
     `1/√slots`. The inner product is then `Σ_k η_k · mean_t ⟨row_t, row_t⟩`: it omits products of

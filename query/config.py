@@ -125,7 +125,7 @@ class QueryConfig(DatasetSpec):
     checkpoints: list[str] | None = Field(
         None, description="the store's checkpoints, if they moved [default: recorded paths]"
     )
-    out: str = Field(description="folder of the results; it must not exist")
+    out: str = Field(description="folder of the results: a new one, or one to resume")
     format: Literal["parquet", "jsonl"] = Field("parquet", description="format of the results")
     batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB of memory in addition to the model")
@@ -164,7 +164,9 @@ class QueryConfig(DatasetSpec):
 class DemoConfig(Spec):
     """Options of `gradstore demo`."""
 
-    out: str = Field("demo", description="folder of all files of the demo; it must not exist")
+    out: str = Field(
+        "demo", description="folder of all files of the demo: a new one, or one to resume"
+    )
     epochs: int = Field(24, ge=4, description="epochs of training; four checkpoints are kept")
     proj_dim: int = Field(512, ge=1, le=1 << 20, description="projection dimension")
     digits: int = Field(1700, ge=1, le=1700, description="number of training digits")

@@ -134,3 +134,10 @@ def test_a_store_says_how_large_it_is_and_changes(stores: tuple[gs.Store, gs.Sto
     assert train.info()["samples"] == 40
     assert len(train.delete(["s3"])) == 39
     assert len(gs.delete(train.path, ["s4"])) == 38
+
+
+def test_samples_of_a_folder_are_named_by_their_files(image_folder: Path) -> None:
+    for given in (image_folder, str(image_folder)):
+        found = gs.Samples(given)
+        assert found.ids == gs.Samples.of(given).ids
+        assert set(found.ids) == {f"{'cat' if n % 2 else 'dog'}/{n}.png" for n in range(6)}

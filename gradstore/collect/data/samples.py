@@ -83,7 +83,8 @@ class Sample:
 class Samples:
     """A dataset as an ordered sequence of samples with stable ids.
 
-    Takes a `datasets.Dataset`, any map-style `torch.utils.data.Dataset`, or a sequence. An item is
+    Takes a `datasets.Dataset`, any map-style `torch.utils.data.Dataset`, a sequence, or text as of
+    `--dataset`: a folder of images, a `.parquet` file, `digits` or `hf://NAME`. An item is
     an image (PIL, or a float tensor in the model's range, `[channels, height, width]` for images),
     a tuple `(image, label)`, or a mapping with named columns. PIL images become float32 tensors in
     −1 … 1.
@@ -116,6 +117,9 @@ class Samples:
         mode: str | None = None,
         limit: int | None = None,
     ) -> None:
+        if isinstance(dataset, str | Path):
+            dataset, found = sources.load(DatasetSpec(dataset=str(dataset)))
+            ids = found if ids is None else ids
         self._dataset = dataset
         self._size = size
         self._mode = mode
@@ -157,8 +161,6 @@ class Samples:
             dataset: what `Samples` accepts; or text, as for `--dataset`: a folder of images, a
                 `.parquet` file, `digits` or `hf://NAME`.
         """
-        if isinstance(dataset, str | Path):
-            return cls.from_spec(DatasetSpec(dataset=str(dataset)))
         return dataset if isinstance(dataset, cls) else cls(dataset)
 
     @classmethod
