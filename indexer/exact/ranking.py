@@ -29,7 +29,12 @@ class Ranking:
 
 
 def best(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranking:
-    """The `k` highest of `[queries, candidates]`; ties rank in store order."""
+    """The `k` highest of `[queries, candidates]`; ties rank in store order.
+
+    Example:
+        >>> best(np.array([[1.0, 3.0, 3.0]], np.float32), np.array([[0, 5, 2]]), 2).rows
+        array([[2, 5]])
+    """
     order = np.lexsort((rows, -scores), axis=-1)[:, :k]
     return Ranking(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
 

@@ -39,6 +39,10 @@ def measure_of(measure: Measure | str) -> Measure:
 
     Raises:
         ConfigError: if there is no such measure.
+
+    Example:
+        >>> measure_of("power:0.5").name, measure_of("retrac@0-499").name
+        ('power:0.5', 'retrac@0-499')
     """
     if not isinstance(measure, str):
         return measure
