@@ -18,7 +18,7 @@ test: .venv/test.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 	$(BIN)/pytest -n 2
 
 # Not torch.compile: told to imitate a smaller processor, torch 2.13 compiles kernels that compute
@@ -31,7 +31,7 @@ test-avx2: .venv/test.stamp
 	  --deselect tests/gradstore/collect/engines/test_engines.py::test_a_compiled_model
 
 docs: .venv/test.stamp
-	$(BIN)/mkdocs build
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: .venv/test.stamp
 	for file in $$(grep -l '^PRESETS' benchmarks/*.py); do \

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
 _SHOWN: Final = 20
 
 
-class Tabular:
+class Tabular(ABC):
     """A result with a table: subclasses define `to_table`, and other methods use it."""
 
+    @abstractmethod
     def to_table(self) -> pa.Table:
         """The result as a table."""
-        raise NotImplementedError
 
     def to_pandas(self) -> pd.DataFrame:
         """The result as a pandas data frame, with the rows of `to_table`.

@@ -10,6 +10,7 @@ from indexer import ExactEngine, Features, index_path, measure_of, open_index
 from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
 from indexer.measure import QuerySide
 from indexer.measures.kernel import Trak
+from indexer.measures.registry import indexed
 from query.checks import require_averaged
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ def exact_engine(
     served = measure_of(measure)
     if isinstance(served, QuerySide):
         require_averaged(served, matched=matched)
-        served = served.indexed
-    return ExactEngine(store, Features.of(store, served, etas=etas, matched=matched))
+    features = Features.of(store, indexed(served), etas=etas, matched=matched)
+    return ExactEngine(store, features)
 
 
 def fitted(measure: Measure, store: Store) -> Measure:

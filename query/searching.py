@@ -11,6 +11,7 @@ from gradstore.errors import QueryError
 from gradstore.store.opening import as_store
 from indexer import ExactEngine, SearchIndex, measure_of
 from indexer.measure import QuerySide
+from indexer.measures.registry import indexed
 from indexer.studies.explanation import explain
 from query.checks import require_averaged, require_collected, require_comparable
 from query.engines import engine_of
@@ -93,7 +94,7 @@ def prepared(
     store, features = engine.store, engine.features
     require_comparable(store, queries.store)
     chosen = features.measure if measure is None else measure_of(measure)
-    served = chosen.indexed if isinstance(chosen, QuerySide) else chosen
+    served = indexed(chosen)
     if served.name != features.measure.name:
         raise QueryError(
             f"{engine!r} is of {features.measure.name} and does not serve {chosen.name}. Build "

@@ -47,7 +47,16 @@ def test_a_path_is_as_good_as_a_store(stores: tuple[gs.Store, gs.Store]) -> None
         found = gs.search(place, asked.location, 5, measure="tracin")
         np.testing.assert_array_equal(found.proponents.rows, expected.proponents.rows)
     gs.build_index(train.location, "tracin")
-    assert isinstance(gs.open_index(gs.index_path(train, "tracin"), train.path, "tracin"), object)
+    index = gs.open_index(gs.index_path(train.path, "tracin"), train.path, "tracin")
+    assert index.spec.count == 40
+    found = gs.search(train.path, asked, 5, measure="tracin")  # by the index that stands now
+    np.testing.assert_array_equal(found.proponents.rows, expected.proponents.rows)
+
+
+def test_a_query_side_measure_is_not_broken_down(stores: tuple[gs.Store, gs.Store]) -> None:
+    train, asked = stores
+    with pytest.raises(QueryError, match="trak"):
+        gs.breakdown(train, asked, gs.Features.of(train, "trak"), 0, 0)
 
 
 def test_a_store_needs_a_measure(stores: tuple[gs.Store, gs.Store]) -> None:

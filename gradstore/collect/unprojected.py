@@ -25,7 +25,7 @@ from gradstore.collect.pipeline.batches import EventRows, read
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.collect.recorded import Provenance, Recorded, recorded_dataset, recorded_gradients
 from gradstore.errors import ConfigError, FingerprintError
-from gradstore.progress import progress
+from gradstore.progress import progress, quietly
 from gradstore.store.format.fingerprint import require_same
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.spec import ProjectorSpec
@@ -164,7 +164,9 @@ class Unprojected:
 
     def _pieces(self, checkpoint: int) -> Iterator[_Piece]:
         slots, number = self._store.slots, self._store.numbers[checkpoint]
-        with progress(len(self._numbers) * slots, "true gradients", "rows") as bar:
+        with quietly(self._jobs[0][1].quiet):
+            shown = progress(len(self._numbers) * slots, "true gradients", "rows")
+        with shown as bar:
             for own, job in self._jobs:
                 loaded, events = job.load(checkpoint), job.budget.events
                 ids = job.samples.ids

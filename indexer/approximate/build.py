@@ -35,11 +35,11 @@ from indexer.approximate.spec import (
     IndexSpec,
     built_from,
     index_path,
-    indexed,
 )
 from indexer.artifact import differing, exchanged, file_hash
 from indexer.exact.engine import ExactEngine
 from indexer.feature import Features, RowWeights
+from indexer.measures.registry import indexed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,11 +17,11 @@ from indexer.approximate.spec import (
     VECTORS_NAME,
     IndexSpec,
     built_from,
-    indexed,
     update,
 )
 from indexer.artifact import differing, read_spec, require_file
 from indexer.feature import Features
+from indexer.measures.registry import indexed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

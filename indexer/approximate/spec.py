@@ -12,8 +12,7 @@ from gradstore.store.format.spec import Identity, Spec
 from gradstore.store.opening import as_store
 from indexer.approximate.recall import Measured
 from indexer.artifact import samples_hash
-from indexer.measure import QuerySide
-from indexer.measures.registry import measure_of
+from indexer.measures.registry import indexed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -96,12 +95,6 @@ def index_path(
     name += ".index"
     # FAISS reads local files, so the index of a store under a URL is in the current folder.
     return Path(name) if store.objects.remote else store.path.with_name(name)
-
-
-def indexed(measure: Measure | str) -> Measure:
-    """Measure of the indexed vectors; a preconditioned measure changes only the queries."""
-    given = measure_of(measure)
-    return given.indexed if isinstance(given, QuerySide) else given
 
 
 def update(store: Store, features: Features) -> str:

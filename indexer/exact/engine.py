@@ -14,8 +14,7 @@ from indexer.exact.products import Products
 from indexer.exact.ranking import Ranking, best, require_k
 from indexer.exact.rescoring import rescored
 from indexer.feature import Features, RowWeights
-from indexer.measure import QuerySide
-from indexer.measures.registry import measure_of
+from indexer.measures.registry import indexed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -64,9 +63,7 @@ class ExactEngine:
         store = as_store(store)
         self.store = store
         if not isinstance(features, Features):
-            measure = measure_of(features)
-            served = measure.indexed if isinstance(measure, QuerySide) else measure
-            features = Features.of(store, served)
+            features = Features.of(store, indexed(features))
         self.features = features
         self.weights = RowWeights(store, features) if weights is None else weights
 

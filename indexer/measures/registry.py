@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, cast
 
 from gradstore.errors import ConfigError
+from indexer.measure import QuerySide
 from indexer.measures.simple import Clip, Power, ReTrac, TracIn
 from indexer.measures.within import Calibrated, Within
 
@@ -65,6 +66,17 @@ def measure_of(measure: Measure | str) -> Measure:
             f"there is no measure {measure!r}; use {', '.join(known)}, or your own as "
             "package.module.NAME: an object with `name`, `identity`, `fitted` and `weights`."
         ) from None
+
+
+def indexed(measure: Measure | str) -> Measure:
+    """The measure of the training features; a preconditioned measure changes only the queries.
+
+    Example:
+        >>> indexed("trak").name, indexed("retrac").name
+        ('tracin', 'retrac')
+    """
+    given = measure_of(measure)
+    return given.indexed if isinstance(given, QuerySide) else given
 
 
 def _imported(name: str) -> Measure:

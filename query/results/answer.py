@@ -51,18 +51,7 @@ class Answer(Tabular):
     def __iter__(self) -> Iterator[Answer]:
         """Yield the answer to each query."""
         for number in range(len(self)):
-            here = slice(number, number + 1)
-            yield replace(
-                self,
-                queries=self.queries.part(number, number + 1),
-                proponents=Ranking(self.proponents.rows[here], self.proponents.scores[here]),
-                opponents=Ranking(self.opponents.rows[here], self.opponents.scores[here]),
-                explained=Explanation(
-                    self.explained.parts[here],
-                    self.explained.standard_error[here],
-                    self.explained.z[here],
-                ),
-            )
+            yield self._part(number, number + 1, self.proponents.rows.shape[1])
 
     def __repr__(self) -> str:
         return (
@@ -100,18 +89,26 @@ class Answer(Tabular):
 
     def first(self, queries: int, k: int) -> Answer:
         """Answer to the first queries, with at most `k` samples on each side."""
+        return self._part(0, queries, k)
+
+    def _part(self, start: int, stop: int, k: int) -> Answer:
+        """Answer to queries `start` to `stop`, with at most `k` samples on each side."""
         count = self.proponents.rows.shape[1]
         ranks = np.arange(min(k, count))
         both = np.concatenate([ranks, count + ranks])
+        here = slice(start, stop)
+        proponents, opponents = (
+            Ranking(side.rows[here, :k], side.scores[here, :k]) for side in self.sides.values()
+        )
         return replace(
             self,
-            queries=self.queries.part(0, queries),
-            proponents=_cut(self.proponents, queries, k),
-            opponents=_cut(self.opponents, queries, k),
+            queries=self.queries.part(start, stop),
+            proponents=proponents,
+            opponents=opponents,
             explained=Explanation(
-                self.explained.parts[:queries, both],
-                self.explained.standard_error[:queries, both],
-                self.explained.z[:queries, both],
+                self.explained.parts[here, both],
+                self.explained.standard_error[here, both],
+                self.explained.z[here, both],
             ),
         )
 
@@ -138,10 +135,6 @@ class Answer(Tabular):
         same = found[self.proponents.rows] == asked[:, None]
         chance = float(np.mean([np.mean(found == label) for label in asked]))
         return float(same.mean()), chance
-
-
-def _cut(ranking: Ranking, queries: int, k: int) -> Ranking:
-    return Ranking(ranking.rows[:queries, :k], ranking.scores[:queries, :k])
 
 
 def labels(store: Store) -> Sequence[Any] | None:

@@ -53,6 +53,7 @@ class Job:
         read_seconds: seconds to read the dataset.
         load_seconds: seconds to load a checkpoint.
         choice_seconds: seconds to choose the engine.
+        quiet: whether to hide progress bars.
         timed: whether the work is large enough to time engines.
         kept: the checkpoints, if they stay in memory.
         kept_as: cache key of loaded checkpoints.
@@ -73,6 +74,7 @@ class Job:
     load_seconds: float
     choice_seconds: float
     timed: bool
+    quiet: bool
     kept: Checkpoints | None = None
     kept_as: Hashable = None
 

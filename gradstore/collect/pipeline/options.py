@@ -134,7 +134,7 @@ class Into:
 
 def require_known(given: Mapping[str, Any]) -> None:
     """Raise `ConfigError` for an unknown option, and name the right one."""
-    for name in given.keys() - CollectOptions.__annotations__.keys():
+    for name in sorted(given.keys() - CollectOptions.__annotations__.keys()):
         for option, spec in _SPECS.items():
             if name in spec.model_fields:
                 mend = f"Give it as {option}={spec.__name__}({name}=…)."

@@ -32,6 +32,7 @@ from gradstore.collect.pipeline.survey import Survey, survey
 from gradstore.collect.pipeline.targets import Target, noting, targets_of
 from gradstore.collect.recorded import Provenance, Recorded
 from gradstore.errors import ConfigError, EngineError
+from gradstore.progress import quietly
 from gradstore.store.format.spec import (
     EventSpec,
     GradientSpec,
@@ -106,7 +107,7 @@ def prepare(
     role: Literal["train", "query"] = "train" if given["like"] is None else "query"
     plan = _event_plan(given["events"], folders, numbers, found.objective, role)
     plan.require(samples.ids)
-    read_seconds = _scanned(samples, found.model)
+    read_seconds = _scanned(samples, found.model, quiet=given["quiet"])
     projected = [
         projectors.from_spec(_as_begun(one, there, device))
         if isinstance(one, ProjectorSpec)
@@ -185,15 +186,17 @@ def prepare(
         load_seconds=load_seconds,
         choice_seconds=choice_seconds,
         timed=timed,
+        quiet=given["quiet"],
         kept=kept,
         kept_as=(key, precision(objective)),
     )
 
 
-def _scanned(samples: Samples, model: Any) -> float:
+def _scanned(samples: Samples, model: Any, *, quiet: bool) -> float:
     """Read and check all samples; return the seconds it took."""
     start, first = perf_counter(), samples[0]
-    samples.scan(lambda sample: check_sample(sample, model, first))
+    with quietly(quiet):
+        samples.scan(lambda sample: check_sample(sample, model, first))
     samples.manifest.content()  # rejects what cannot be stored before the first batch
     return perf_counter() - start
 

@@ -95,9 +95,8 @@ def collect_each(
     Returns:
         The stores, in the order given.
     """
-    with quietly(options.get("quiet", False)):
-        job = prepare(dataset, checkpoints, stores, **options)
-        return [open_store(part.objects) for part in run(job, executor)]
+    job = prepare(dataset, checkpoints, stores, **options)
+    return [open_store(part.objects) for part in run(job, executor)]
 
 
 def plan(
@@ -113,9 +112,8 @@ def plan(
     Raises:
         GradstoreError: as raised by `collect` before it writes anything.
     """
-    with quietly(options.get("quiet", False)):
-        job = prepare(dataset, checkpoints, {str(store): projector}, **options)
-        return estimate(job, alternatives=True)
+    job = prepare(dataset, checkpoints, {str(store): projector}, **options)
+    return estimate(job, alternatives=True)
 
 
 def collect_config(config: CollectConfig, *, executor: Executor | None = None) -> Store:
@@ -197,7 +195,10 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
     total = sum(stop - start for start, stop in spans) * job.plan.slots
     own = local()  # one worker per thread: each holds one checkpoint
 
-    with progress(total, f"collecting {job.targets[0].location}", "rows") as bar:
+    with (
+        quietly(job.quiet),
+        progress(total, f"collecting {job.targets[0].location}", "rows") as bar,
+    ):
 
         def work(task: Task) -> None:
             # Another process may have sealed it since; writing it again would briefly unseal it.

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 import gradstore as gs
+from gradstore.collect import Samples
 from gradstore.progress import Bar, quietly, track
-from tests.conftest import World
+from tests.conftest import World, images
 from tests.query.cli.conftest import Run
 
 
@@ -59,6 +60,13 @@ def test_collecting_can_be_quiet(
             projector="sjlt", quiet=quiet,
         )  # fmt: skip
         assert ("collecting" in capsys.readouterr().err) is not quiet
+    more = Samples(images(2, seed=9), ids=["more-1", "more-2"])
+    store = gs.collect(
+        world.train, world.checkpoints, tmp_path / "planned.gradstore",
+        projector="sjlt", events="planned", quiet=True,
+    )  # fmt: skip
+    store.append(more, quiet=True)
+    assert "collecting" not in capsys.readouterr().err
 
 
 def test_a_quiet_command_prints_its_result_alone(

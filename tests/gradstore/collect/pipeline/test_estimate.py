@@ -82,3 +82,14 @@ def test_collecting_tells_the_bill_first(
     collect(few, world.checkpoints, tmp_path / "b.gradstore", events=many, **options)
     assert "ms an event" in caplog.text  # engines were timed
     assert ", about " in caplog.text
+
+
+def test_a_plan_counts_the_trials_that_collect_repeats(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "choosing an engine, and this estimate"
+    for least, counted in ((1, True), (1 << 30, False)):  # events from which collect times anything
+        monkeypatch.setattr("gradstore.collect.pipeline.prepare._TIMED_EVENTS", least)
+        found = plan(world.train, world.checkpoints, tmp_path / "s.gradstore", projector="sjlt")
+        assert found.stages is not None
+        assert (name in found.stages) is counted
