@@ -11,8 +11,8 @@ import pytest
 import gradstore as gs
 from gradstore.collect import collect_config
 from gradstore.errors import ConfigError, QueryError
-from tests.conftest import World
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
+from tests.support.worlds import World
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import pytest
 from gradstore import open_store
 from query import cli
 from query.cli import group
-from tests.conftest import images, save_checkpoint, unet
-from tests.gradstore.store.test_store import filled
+from tests.support.worlds import images, save_checkpoint, unet
+from tests.support.written_stores import filled
 
 if TYPE_CHECKING:
-    from tests.conftest import World
+    from tests.support.worlds import World
 
 HERE = Path(__file__).parent.parent
 README = (HERE / "README.md").read_text()

@@ -21,8 +21,7 @@ def bare(folder: Path) -> None:
     from gradstore.collect.pipeline.claims import Claims
     from gradstore.collect.pipeline.executors import Task
     from gradstore.store.verify import verify
-    from tests.gradstore.store.test_changes import everything, grown, require_equal
-    from tests.gradstore.store.test_store import filled
+    from tests.support.written_stores import everything, filled, grown, require_equal
 
     store = grown(filled(folder / "s.gradstore"), ["a", "b"])
     before = everything(store)

@@ -8,7 +8,7 @@ import pytest
 from gradstore.errors import ConfigError, UnsealedError
 from gradstore.store.writer import create
 from indexer import Features, ReTrac, TracIn, measure_of
-from tests.gradstore.store.test_store import filled, manifest, spec
+from tests.support.written_stores import filled, manifest, spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from gradstore.store.reader import Store
     from indexer.feature import Tile
-from tests.indexer.stores import features
+from tests.support.drawn_stores import features
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from indexer import Features, Trak
 from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
 from indexer.measures import kernel as precondition
 from query import engines
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,7 +13,7 @@ from indexer import ExactEngine, Features, build_index, measure_of
 from indexer.studies import explanation as explanation_module
 from query import Queries, ask, batches, blocks, search, to_table
 from query.config import QueryConfig
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,8 +10,7 @@ from gradstore.store.format.root import root_object
 from gradstore.store.writer import unseal
 from query import examine
 from query.info import describe
-from tests.gradstore.store.test_changes import grown
-from tests.gradstore.store.test_store import filled
+from tests.support.written_stores import filled, grown
 
 MADE_BY = {
     "versions": {"gradstore": "0.1.0", "torch": "2.13.0"},

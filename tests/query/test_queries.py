@@ -9,7 +9,7 @@ from gradstore.errors import QueryError
 from indexer import ExactEngine, Features, measure_of
 from query import Queries, search
 from query import queries as queries_module
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path

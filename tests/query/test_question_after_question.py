@@ -14,7 +14,7 @@ from gradstore.collect.pipeline import differentiating
 from gradstore.errors import CheckpointError, GradientError
 from gradstore.store.reader import Store
 from query import collect_queries
-from tests.conftest import World, images
+from tests.support.worlds import World, images
 
 PLAN = EventSpec(events="planned", timesteps=3, draws=2)
 

@@ -19,8 +19,8 @@ from gradstore.errors import FingerprintError, QueryError
 from gradstore.store.reader import Store
 from indexer import build_index
 from query import Answer, collect_queries, search, to_table
-from tests import naive
-from tests.conftest import World
+from tests.support import naive
+from tests.support.worlds import World
 
 PLAN = EventSpec(events="planned", timesteps=3, draws=2)
 EXACT: dict[str, Any] = {"projector": ProjectorSpec(projector="identity"), "dtype": "float32"}

@@ -23,8 +23,8 @@ from gradstore.store.reader import Store
 from indexer import ExactEngine, Features, measure_of
 from query import Queries, collect_queries, rerank, search
 from query.true_influence import Sources
-from tests import naive
-from tests.conftest import World, images, save_checkpoint
+from tests.support import naive
+from tests.support.worlds import World, images, save_checkpoint
 
 PLAN = EventSpec(events="planned", timesteps=3, draws=2)
 Stores = tuple[Store, Store]

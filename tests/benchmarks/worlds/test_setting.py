@@ -14,7 +14,7 @@ from benchmarks.worlds.setting import SETTINGS, Folders, prepare
 from benchmarks.worlds.training import fit
 from gradstore.collect import Samples, load
 from gradstore.errors import DatasetError
-from tests.conftest import images
+from tests.support.worlds import images
 
 
 def test_it_is_made_once(folders: Folders) -> None:

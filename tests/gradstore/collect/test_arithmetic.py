@@ -36,7 +36,7 @@ from indexer import ExactEngine, Features, ReTrac
 from query import collect_queries, rerank, search
 from query.info import describe
 from query.true_influence import Sources
-from tests.conftest import NAMES, World, save_checkpoint
+from tests.support.worlds import NAMES, World, save_checkpoint
 
 OTHER = {"float32": "bfloat16", "bfloat16": "float32"}
 PLAN = EventSpec(events="planned", timesteps=2)

@@ -18,7 +18,7 @@ from gradstore.collect.projectors import IdentityProjector
 from gradstore.collect.unprojected import Unprojected
 from gradstore.store.format.rows import ARRAYS
 from gradstore.store.reader import Store
-from tests.conftest import NAMES, World
+from tests.support.worlds import NAMES, World
 
 PROJECTORS: dict[str, Any] = {
     "trak": ProjectorSpec(proj_dim=64, precision="float32"),

@@ -28,7 +28,7 @@ from gradstore.store.format.rows import ARRAYS
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
 from query import collect_queries
-from tests.conftest import NAMES, World, images, save_checkpoint
+from tests.support.worlds import NAMES, World, images, save_checkpoint
 
 SMALL: dict[str, Any] = {
     "projector": ProjectorSpec(proj_dim=64, proj_seed=3),

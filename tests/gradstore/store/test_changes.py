@@ -17,55 +17,25 @@ from gradstore.store.format.deletions import Deletions
 from gradstore.store.format.fingerprint import fingerprint
 from gradstore.store.format.layout import Layout
 from gradstore.store.format.manifest import Manifest
-from gradstore.store.format.rows import ARRAYS, Rows
+from gradstore.store.format.rows import ARRAYS
 from gradstore.store.format.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.objects.protocol import ChangedError, digest
 from gradstore.store.part import Part
 from gradstore.store.reader import Store
 from gradstore.store.verify import unseal_unfit, verify
-from gradstore.store.writer import create, unseal, write_arrays, write_shard
-from tests.gradstore.store.test_store import IDENTITY, filled, manifest, rows, spec
-
-
-def some_rows(count: int, seed: int) -> Rows:
-    generator = np.random.default_rng(seed)
-    return Rows(
-        direction=generator.standard_normal((count, 2, 6)).astype(np.float16),
-        norm=generator.random((count, 2), dtype=np.float32),
-        loss=generator.random((count, 2), dtype=np.float32),
-        timestep=generator.integers(0, 1000, (count, 2), dtype=np.int32),
-    )
-
-
-def grown(store: Store, ids: list[str], seed: int = 7) -> Store:
-    """The store with another part, like one by append."""
-    names = Manifest(ids, ["1"] * len(ids), {"label": ["new"] * len(ids)})
-    layout = Layout(len(ids), 2, 6, "float16", 1, 2)
-    part = open_part(
-        store, PartSpec(path=part_path(store, names), layout=LayoutSpec.of(layout)), names
-    )
-    for number in store.numbers:
-        whole = some_rows(len(ids), seed + number)
-        for shard in range(layout.shards):
-            low, high = layout.span(shard)
-            rows = Rows(**{name: getattr(whole, name)[low:high] for name in ARRAYS})
-            write_shard(part, number, shard, rows)
-    return add_parts(store, [part])
-
-
-def everything(store: Store, rows: Any = slice(None)) -> dict[str, Any]:
-    return {
-        f"{checkpoint}/{name}": getattr(store.rows(checkpoint), name)[rows]
-        for checkpoint in range(store.checkpoints)
-        for name in ARRAYS
-    }
-
-
-def require_equal(found: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert found.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(found[name], array, err_msg=name)
+from gradstore.store.writer import unseal, write_arrays, write_shard
+from tests.support.written_stores import (
+    IDENTITY,
+    everything,
+    filled,
+    grown,
+    manifest,
+    other_store,
+    require_equal,
+    rows,
+    some_rows,
+)
 
 
 @pytest.fixture
@@ -294,22 +264,6 @@ def test_a_store_that_changes_all_the_time_is_given_up(store: Store, monkeypatch
     monkeypatch.setattr(LocalObjects, "replace", replace)
     with pytest.raises(StoreError, match="changed by other processes 5 times"):
         delete(store, ["s2"])
-
-
-def other_store(path: Path | str, ids: list[str], **changes: Any) -> Store:
-    layout = Layout(len(ids), 2, 6, "float16", 1, 3)
-    made = create(
-        path,
-        spec(parts=[PartSpec(layout=LayoutSpec.of(layout))], **changes),
-        Manifest(ids, ["2"] * len(ids)),
-    )
-    for number in made.numbers:
-        whole = some_rows(len(ids), 50 + number)
-        for shard in range(layout.shards):
-            low, high = layout.span(shard)
-            rows = Rows(**{name: getattr(whole, name)[low:high] for name in ARRAYS})
-            write_shard(made.parts[0], number, shard, rows)
-    return made
 
 
 def test_stores_of_one_fingerprint_merge(store: Store, tmp_path: Path) -> None:

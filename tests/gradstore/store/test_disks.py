@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.gradstore.store.disk_faults import MEND
+from tests.support.disk_faults import MEND
 
 ISOLATED = ["unshare", "--map-root-user", "--mount"]
 
@@ -21,7 +21,7 @@ def test_disks_that_fail(tmp_path: Path) -> None:
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"this system lets nobody make a mount namespace: {error}")
     done = subprocess.run(
-        [*ISOLATED, sys.executable, "-m", "tests.gradstore.store.disk_faults", str(tmp_path)],
+        [*ISOLATED, sys.executable, "-m", "tests.support.disk_faults", str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[3],

@@ -27,8 +27,7 @@ from gradstore.store.reader import Store
 from gradstore.store.verify import verify
 from indexer import build_index, open_index
 from query.info import examine
-from tests.gradstore.store.test_changes import grown
-from tests.gradstore.store.test_store import filled
+from tests.support.written_stores import filled, grown
 
 MOST_BYTES = 300 * 2**20
 MOST_SECONDS = 20.0

@@ -11,7 +11,7 @@ from gradstore.errors import StoreError
 from gradstore.store.locks import discard, is_lock, locked, name_of
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.objects.protocol import ChangedError
-from tests.gradstore.store.test_store import filled
+from tests.support.written_stores import filled
 
 
 def _hold(file: Path, mark: Path) -> None:

@@ -14,62 +14,13 @@ import zarr
 
 import gradstore
 from gradstore.errors import StoreError, UnsealedError
-from gradstore.store.format.fingerprint import fingerprint
-from gradstore.store.format.layout import Layout
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.rows import ARRAYS, Rows
-from gradstore.store.format.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
 from gradstore.store.opening import open_store
 from gradstore.store.reader import Store
 from gradstore.store.verify import describe_anew, verify
 from gradstore.store.writer import create, unseal, write_shard
-
-LAYOUT = Layout(samples=10, slots=2, dim=6, dtype="float16", chunk_samples=2, shard_samples=4)
-IDENTITY: Identity = {
-    "model": {"class": "M"},
-    "projector": {"name": "identity"},
-    "checkpoints": [{"weights": "a", "number": 0}, {"weights": "b", "number": 1}],
-}
-
-
-def spec(**changes: Any) -> StoreSpec:
-    return StoreSpec(
-        **(
-            {
-                "fingerprint": fingerprint(IDENTITY),
-                "identity": IDENTITY,
-                "parts": [PartSpec(layout=LayoutSpec.of(LAYOUT))],
-                "checkpoints": [
-                    CheckpointSpec(path="a", eta=0.5, number=0),
-                    CheckpointSpec(path="b", eta=1, number=1),
-                ],
-            }
-            | changes
-        )
-    )
-
-
-def manifest(count: int = 10) -> Manifest:
-    return Manifest([f"s{n}" for n in range(count)], ["0"] * count)
-
-
-def rows(shard: int, seed: int = 0) -> Rows:
-    start, stop = LAYOUT.span(shard)
-    generator = np.random.default_rng(100 * seed + shard)
-    return Rows(
-        direction=generator.standard_normal((stop - start, 2, 6)).astype(np.float16),
-        norm=generator.random((stop - start, 2), dtype=np.float32),
-        loss=generator.random((stop - start, 2), dtype=np.float32),
-        timestep=generator.integers(0, 1000, (stop - start, 2), dtype=np.int32),
-    )
-
-
-def filled(path: Path | str, samples: Manifest | None = None) -> Store:
-    made = create(path, spec(), samples or manifest())
-    for checkpoint in range(2):
-        for shard in range(3):
-            write_shard(made.parts[0], checkpoint, shard, rows(shard, checkpoint))
-    return made
+from tests.support.written_stores import filled, manifest, rows, spec
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from gradstore.store.format.rows import ARRAYS
 from gradstore.store.opening import open_store
 from gradstore.store.verify import verify
 from gradstore.store.writer import create, unseal, write_shard
-from tests.gradstore.store.test_store import LAYOUT, manifest, rows, spec
+from tests.support.written_stores import LAYOUT, manifest, rows, spec
 
 HARMS = st.sampled_from(["flip", "cut", "gone"])
 CHECKPOINTS, SHARDS = st.integers(0, 1), st.integers(0, LAYOUT.shards - 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from indexer import ExactEngine, Features, TracIn, build_index
 from indexer.approximate.crossover import Times, exact_from, grown, meeting
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -24,7 +24,7 @@ from indexer.approximate.codes import encode
 from indexer.approximate.factory import factory_string
 from indexer.approximate.first_stage import FirstStage
 from query.engines import engine_of
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path

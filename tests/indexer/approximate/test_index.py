@@ -14,9 +14,8 @@ from gradstore.store.opening import open_store
 from gradstore.store.reader import Store
 from gradstore.store.writer import create, unseal, write_shard
 from indexer import ReTrac, TracIn, build_index, index_path, open_index
-from tests.gradstore.store.test_changes import grown
-from tests.gradstore.store.test_store import filled, manifest, rows, spec
-from tests.indexer.stores import features
+from tests.support.drawn_stores import features
+from tests.support.written_stores import filled, grown, manifest, rows, spec
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from indexer import ExactEngine, Features, measure_of, product
 from indexer.exact.ends import Ends
 from indexer.exact.rescoring import rescored
 from indexer.product import Multiplier, Way
-from tests.gradstore.store.test_store import spec
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
+from tests.support.written_stores import spec
 
 if TYPE_CHECKING:
     from pathlib import Path

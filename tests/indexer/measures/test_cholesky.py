@@ -11,7 +11,7 @@ from indexer.measures import cholesky
 from indexer.measures import kernel as precondition
 from indexer.measures.cholesky import Cholesky
 from indexer.measures.kernel import grams
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path

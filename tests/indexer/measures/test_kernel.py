@@ -10,7 +10,7 @@ import pytest
 from gradstore.errors import ConfigError, QueryError
 from indexer import ExactEngine, Features, Trak, build_index, index_path, measure_of
 from query import search
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path

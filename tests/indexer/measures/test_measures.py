@@ -21,9 +21,8 @@ from indexer import (
     index_path,
     measure_of,
 )
-from tests.gradstore.store.test_changes import grown
-from tests.gradstore.store.test_store import filled
-from tests.indexer.stores import features
+from tests.support.drawn_stores import features
+from tests.support.written_stores import filled, grown
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from indexer.studies.breakdown import breakdown
 from indexer.studies.explanation import explain
 from indexer.studies.rollup import rollup
 from indexer.studies.self_influence import self_influence
-from tests.gradstore.store.test_store import IDENTITY, spec
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
+from tests.support.written_stores import IDENTITY, spec
 
 if TYPE_CHECKING:
     from collections.abc import Callable

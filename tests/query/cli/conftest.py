@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 
-from query import cli
-
-
-class Run:
-    """Runs `gradstore ARGUMENTS` in this process and keeps its output."""
-
-    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-        self._capsys = capsys
-        self._monkeypatch = monkeypatch
-
-    def __call__(self, *arguments: object, status: int = 0) -> str:
-        self._monkeypatch.setattr(sys, "argv", ["gradstore", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = self._capsys.readouterr()
-        assert (stopped.value.code or 0) == status, err
-        assert "Traceback" not in err
-        return out if status == 0 else err
+from tests.support.commands import Run
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import pytest
 
 from gradstore.store.opening import open_store
 from gradstore.store.writer import unseal
-from tests.conftest import World, images, save_checkpoint
-from tests.query.cli.conftest import Run
+from tests.support.commands import Run
+from tests.support.worlds import World, images, save_checkpoint
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from gradstore.collect import ProjectorSpec, collect
 from gradstore.store.opening import open_store
 from query import cli
 from query.setting import FAST, Setting
-from tests.conftest import World, images
-from tests.query.cli.conftest import Run
+from tests.support.commands import Run
+from tests.support.worlds import World, images
 
 TRAIN = [
     "train", "--dataset", "digits", "--limit", "40", "--epochs", "2", "--checkpoint-every", "1",

@@ -10,8 +10,8 @@ import pytest
 import gradstore as gs
 from gradstore.collect import Samples
 from gradstore.progress import Bar, quietly, track
-from tests.conftest import World, images
-from tests.query.cli.conftest import Run
+from tests.support.commands import Run
+from tests.support.worlds import World, images
 
 
 def test_flags_are_grouped_and_required_ones_marked(run: Run) -> None:

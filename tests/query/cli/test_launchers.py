@@ -17,8 +17,8 @@ from gradstore.collect.pipeline.run import collect_config
 from gradstore.config import CollectConfig
 from gradstore.store.format.rows import ARRAYS
 from gradstore.store.verify import verify
-from tests.conftest import NAMES, World, images
-from tests.gradstore.collect.pipeline.test_claims import wait_for
+from tests.support.waiting import wait_for
+from tests.support.worlds import NAMES, World, images
 
 # The time a rank waits in vain, and the code that hangs after the first shard is written.
 PATIENT = "from gradstore.collect.pipeline import claims; claims._PATIENCE_SECONDS = 1\n"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gradstore.store.format.fingerprint import fingerprint
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 HEAVY = ("torch", "diffusers", "datasets", "trak", "faiss", "sklearn", "matplotlib")
 # Each command has its own process, forked with only the command line imported.

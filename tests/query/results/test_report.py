@@ -13,7 +13,7 @@ from query import Answer, Section, collect_queries, search, write_report
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.conftest import World
+    from tests.support.worlds import World
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from indexer import ExactEngine, Features, measure_of
 from query import search
 from query.studies.hubness import hubness, spearman
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path

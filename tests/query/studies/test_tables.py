@@ -14,7 +14,7 @@ from gradstore.store.reader import Store
 from indexer import ExactEngine, Features, measure_of
 from query import cli, hubness, search, to_table
 from query.results.table import shown, write_table
-from tests.indexer.stores import random_store
+from tests.support.drawn_stores import random_store
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from gradstore.collect import Samples
 from gradstore.config import DatasetSpec
 from gradstore.errors import DatasetError
-from tests.conftest import images
+from tests.support.worlds import images
 
 GREY = images(3)
 

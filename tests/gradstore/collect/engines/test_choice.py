@@ -13,8 +13,8 @@ from gradstore.collect import LoopEngine, StreamingEngine, VmapEngine
 from gradstore.collect.engines.allocated import peak_bytes
 from gradstore.collect.engines.choice import choose
 from gradstore.errors import ConfigError, EngineError
-from tests.conftest import unet
-from tests.gradstore.collect.engines.test_engines import OBJECTIVE, Denoiser, batch, vectors
+from tests.support.gradients import OBJECTIVE, Denoiser, batch, vectors
+from tests.support.worlds import unet
 
 CPU = torch.device("cpu")
 

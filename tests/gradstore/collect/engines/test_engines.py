@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,7 +14,6 @@ from gradstore.collect import (
     Autocast,
     Batch,
     Compiled,
-    DiffusionLoss,
     LoopEngine,
     StreamingEngine,
     VmapEngine,
@@ -24,20 +22,10 @@ from gradstore.collect.conformance import check_engine
 from gradstore.collect.engines.choice import require_agreement
 from gradstore.collect.models.parameters import num_parameters, select, trainable
 from gradstore.errors import ConfigError, EngineError
-from tests.conftest import unet
+from tests.support.gradients import OBJECTIVE, Denoiser, batch, vectors
+from tests.support.worlds import unet
 
-OBJECTIVE = DiffusionLoss(DDIMScheduler(beta_schedule="squaredcos_cap_v2"), "l1")
 BOTH = pytest.mark.parametrize("engine", [StreamingEngine, VmapEngine])
-
-
-def batch(rows: int, draws: int, shape: tuple[int, ...] = (1, 8, 8), **conditions: Tensor) -> Batch:
-    generator = torch.Generator().manual_seed(0)
-    return Batch(
-        inputs=torch.rand(rows, *shape, generator=generator) * 2 - 1,
-        timesteps=torch.randint(0, 1000, (rows,), generator=generator),
-        noise=torch.randn(rows, draws, *shape, generator=generator),
-        conditions=conditions,
-    )
 
 
 def gradients(engine: Any, given: Batch, length: int) -> Tensor:
@@ -123,22 +111,6 @@ def test_a_pattern_that_finds_nothing_is_refused() -> None:
         select(unet(0), "lora")
     with pytest.raises(ConfigError, match="is not a regular expression"):
         select(unet(0), "(")
-
-
-class Denoiser(nn.Module):
-    """A user-defined network: `body` on `[events, width]`."""
-
-    def __init__(self, body: Callable[[Tensor], Tensor], *layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self._body = body
-
-    def forward(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        return self._body(noisy + timesteps[:, None] / 1000)
-
-
-def vectors(rows: int, draws: int) -> Batch:
-    return batch(rows, draws, (6,))
 
 
 @BOTH

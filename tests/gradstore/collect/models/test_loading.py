@@ -14,7 +14,7 @@ from gradstore.collect import find_checkpoints, load
 from gradstore.collect.models.parameters import num_parameters
 from gradstore.collect.pipeline.survey import survey
 from gradstore.errors import CheckpointError
-from tests.conftest import World, save_checkpoint, unet
+from tests.support.worlds import World, save_checkpoint, unet
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from gradstore.collect import DiffusionLoss
 from gradstore.collect.conformance import check_objective
 from gradstore.collect.objectives.diffusion import check_fits
 from gradstore.errors import CheckpointError, DatasetError
-from tests.conftest import unet
+from tests.support.worlds import unet
 
 KINDS = ["epsilon", "sample", "v_prediction"]
 

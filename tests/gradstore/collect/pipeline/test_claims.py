@@ -19,7 +19,8 @@ from gradstore.store import writer
 from gradstore.store.format.rows import ARRAYS
 from gradstore.store.opening import looks_like_store, open_store
 from gradstore.store.verify import verify
-from tests.conftest import NAMES, World, images
+from tests.support.waiting import wait_for
+from tests.support.worlds import NAMES, World, images
 
 OPTIONS: dict[str, Any] = {"projector": ProjectorSpec(proj_dim=64), "shard_samples": 1}
 
@@ -75,14 +76,6 @@ def test_ranks_of_which_some_are_dead_do_it_all_with_claims(
     assert done[:8] == [*ByRank(3, 4).share(tasks), *ByRank(1, 4).share(tasks)]
     assert sorted(done) == tasks
     assert list(tmp_path.iterdir()) == []
-
-
-def wait_for(mark: Path, victim: Any) -> None:
-    until = monotonic() + 120
-    while not mark.exists():
-        assert victim.is_alive()
-        assert monotonic() < until
-        sleep(0.05)
 
 
 def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect, plan
-from tests.conftest import NAMES, World
+from tests.support.worlds import NAMES, World
 
 
 def test_a_plan_makes_nothing_and_says_what_collecting_would_take(

@@ -41,7 +41,7 @@ from gradstore.store.format.rows import ARRAYS
 from gradstore.store.opening import open_store
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
-from tests.conftest import NAMES, World, images, save_checkpoint, unet
+from tests.support.worlds import NAMES, World, images, save_checkpoint, unet
 
 # Not `auto`: bfloat16 rounds each entry of a gradient, and two runs may round differently.
 SMALL: dict[str, Any] = {

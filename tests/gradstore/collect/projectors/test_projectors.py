@@ -22,7 +22,7 @@ from gradstore.collect.projectors.held import HeldProjector
 from gradstore.collect.projectors.identity import IdentityProjection
 from gradstore.collect.projectors.sjlt import signed_buckets
 from gradstore.errors import ConfigError
-from tests.conftest import World
+from tests.support.worlds import World
 
 CPU = torch.device("cpu")
 KINDS = ["rademacher", "normal"]

@@ -20,8 +20,8 @@ from gradstore.collect import (
 )
 from gradstore.collect.events.noise import noise
 from gradstore.errors import CheckpointError, ConfigError, DatasetError
-from tests import naive
-from tests.conftest import save_checkpoint, unet
+from tests.support import naive
+from tests.support.worlds import save_checkpoint, unet
 
 
 def config(out: Path, **changes: object) -> TrainConfig:

@@ -22,10 +22,18 @@ from gradstore.store.verify import verify
 from gradstore.store.writer import create, unseal, write_shard
 from indexer import ReTrac, build_index, open_index
 from query import collect_queries, search
-from tests.conftest import NAMES, World
-from tests.gradstore.store.test_changes import everything, grown, other_store, require_equal
-from tests.gradstore.store.test_store import filled, manifest, rows, spec
-from tests.indexer.stores import features
+from tests.support.drawn_stores import features
+from tests.support.worlds import NAMES, World
+from tests.support.written_stores import (
+    everything,
+    filled,
+    grown,
+    manifest,
+    other_store,
+    require_equal,
+    rows,
+    spec,
+)
 
 SMALL: dict[str, Any] = {"projector": ProjectorSpec(proj_dim=64), "shard_samples": 2}
 

@@ -21,7 +21,7 @@ from gradstore.store.format.rows import ARRAYS
 from gradstore.store.opening import open_store
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
-from tests.conftest import save_checkpoint
+from tests.support.worlds import save_checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,7 +13,7 @@ from gradstore.store.format.rows import Rows
 from gradstore.store.format.spec import Identity, LayoutSpec, PartSpec
 from gradstore.store.writer import create, write_shard
 from indexer import Features
-from tests.gradstore.store.test_store import IDENTITY, spec
+from tests.support.written_stores import IDENTITY, spec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
