@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from gradstore.collect.pipeline.run import collect, collect_each, plan
     from gradstore.collect.toy.sampling import generate
     from gradstore.collect.toy.training import train
-    from gradstore.config import CollectConfig, TrainConfig
     from gradstore.errors import (
         CheckpointError,
         ConfigError,
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
         StoreError,
         UnsealedError,
     )
+    from gradstore.flags import CollectConfig, TrainConfig
     from gradstore.store.changes.checkpoints import drop_checkpoint
     from gradstore.store.changes.delete import delete
     from gradstore.store.changes.merge import merge
@@ -171,7 +171,7 @@ _HOMES = {
     "CheckpointError": "gradstore.errors",
     "Checkpoints": "gradstore.collect.models.cache",
     "Clip": "indexer.measures.simple",
-    "CollectConfig": "gradstore.config",
+    "CollectConfig": "gradstore.flags",
     "ConfigError": "gradstore.errors",
     "DatasetError": "gradstore.errors",
     "DependencyError": "gradstore.errors",
@@ -207,7 +207,7 @@ _HOMES = {
     "Store": "gradstore.store.reader",
     "StoreError": "gradstore.errors",
     "TracIn": "indexer.measures.simple",
-    "TrainConfig": "gradstore.config",
+    "TrainConfig": "gradstore.flags",
     "Trak": "indexer.measures.kernel",
     "UnsealedError": "gradstore.errors",
     "Within": "indexer.measures.within",

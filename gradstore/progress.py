@@ -1,10 +1,12 @@
 """Progress bars for long work: task, position, speed and remaining time.
 
-Bars are off with `GRADSTORE_PROGRESS=0`, with `gradstore --quiet`, and inside `quietly`.
+Bars are off with `GRADSTORE_PROGRESS=0`, with `gradstore --quiet`, and inside `quietly`, which also
+hides the steps that are logged on `logging.getLogger("gradstore")` at level INFO.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -29,7 +31,7 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 @contextmanager
 def quietly(quiet: bool = True) -> Iterator[None]:
-    """Hide progress bars in this context, if `quiet`.
+    """Hide progress bars and logged steps in this context, if `quiet`. Warnings are still logged.
 
     Example:
         >>> with quietly():
@@ -41,6 +43,13 @@ def quietly(quiet: bool = True) -> Iterator[None]:
         yield
     finally:
         _quiet.reset(before)
+
+
+def _heard(record: logging.LogRecord) -> bool:
+    return record.levelno > logging.INFO or not _quiet.get()
+
+
+logging.getLogger("gradstore").addFilter(_heard)
 
 
 def _off() -> bool:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
-    from query.config import QueryConfig
+    from query.flags import QueryConfig
 
 
 @dataclass(frozen=True)

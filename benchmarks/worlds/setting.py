@@ -22,8 +22,8 @@ from benchmarks.worlds.models import build
 from benchmarks.worlds.training import fit
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect, generate
 from gradstore.collect.data import sources
-from gradstore.config import DatasetSpec
 from gradstore.errors import DatasetError
+from gradstore.flags import DatasetSpec
 from query import collect_queries
 
 if TYPE_CHECKING:

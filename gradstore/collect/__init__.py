@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from gradstore.collect.projectors.trak import TrakProjector
     from gradstore.collect.toy.sampling import generate
     from gradstore.collect.toy.training import train
-    from gradstore.config import CollectConfig, TrainConfig
+    from gradstore.flags import CollectConfig, TrainConfig
     from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
 
 __all__ = [
@@ -121,7 +121,7 @@ _HOMES = {
     "Checkpoint": "gradstore.collect.models.loading",
     "Checkpoints": "gradstore.collect.models.cache",
     "Claims": "gradstore.collect.pipeline.claims",
-    "CollectConfig": "gradstore.config",
+    "CollectConfig": "gradstore.flags",
     "CollectOptions": "gradstore.collect.pipeline.options",
     "Compiled": "gradstore.collect.objectives.wrappers",
     "DiffusionLoss": "gradstore.collect.objectives.diffusion",
@@ -148,7 +148,7 @@ _HOMES = {
     "SjltProjector": "gradstore.collect.projectors.sjlt",
     "StreamingEngine": "gradstore.collect.engines.streaming",
     "Task": "gradstore.collect.pipeline.executors",
-    "TrainConfig": "gradstore.config",
+    "TrainConfig": "gradstore.flags",
     "TrainingRecord": "gradstore.collect.models.record",
     "TrakProjector": "gradstore.collect.projectors.trak",
     "VmapEngine": "gradstore.collect.engines.vmap",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from gradstore.config import CollectConfig, DatasetSpec
 from gradstore.errors import ConfigError, StoreError
+from gradstore.flags import CollectConfig, DatasetSpec
 from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
 
 if TYPE_CHECKING:

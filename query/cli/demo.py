@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradstore.config import CollectConfig, DatasetSpec, TrainConfig
 from gradstore.errors import ConfigError
+from gradstore.flags import CollectConfig, DatasetSpec, TrainConfig
 from gradstore.store.format.spec import EventSpec, ProjectorSpec
 from indexer import build_index
 from query.collection import collect_queries
@@ -17,7 +17,7 @@ from query.searching import search
 
 if TYPE_CHECKING:
     from gradstore.store.reader import Store
-    from query.config import DemoConfig
+    from query.flags import DemoConfig
 
 CHECKPOINTS = 4
 MEASURES = ("tracin", "retrac")

@@ -10,7 +10,7 @@ import click
 
 from gradstore import __version__
 from gradstore.progress import VARIABLE
-from query.cli.flags import Command
+from query.cli.parsing import Command
 
 if TYPE_CHECKING:
     from query.results.files import Result

@@ -12,7 +12,7 @@ import pytest
 from indexer import ExactEngine, Features, build_index, measure_of
 from indexer.studies import explanation as explanation_module
 from query import Queries, ask, batches, blocks, search, to_table
-from query.config import QueryConfig
+from query.flags import QueryConfig
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:

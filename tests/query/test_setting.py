@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from gradstore.errors import ConfigError
-from query.config import QueryConfig
+from query.flags import QueryConfig
 from query.setting import FAST, Setting
 
 

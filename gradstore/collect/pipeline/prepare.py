@@ -88,7 +88,17 @@ def prepare(
     """
     require_known(options)
     given: CollectOptions = {**DEFAULTS, **options}
-    into = into or Into.new_store()
+    with quietly(given["quiet"]):
+        return _prepared(dataset, checkpoints, stores, into or Into.new_store(), given)
+
+
+def _prepared(
+    dataset: Any,
+    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    stores: Mapping[str, Projected] | Mapping[Path, Projected],
+    into: Into,
+    given: CollectOptions,
+) -> Job:
     places = [objects_at(location) for location in stores]
     standing = [open_store(place) if looks_like_store(place) else None for place in places]
     for place, there in zip(places, standing, strict=True):
@@ -107,7 +117,7 @@ def prepare(
     role: Literal["train", "query"] = "train" if given["like"] is None else "query"
     plan = _event_plan(given["events"], folders, numbers, found.objective, role)
     plan.require(samples.ids)
-    read_seconds = _scanned(samples, found.model, quiet=given["quiet"])
+    read_seconds = _scanned(samples, found.model)
     projected = [
         projectors.from_spec(_as_begun(one, there, device))
         if isinstance(one, ProjectorSpec)
@@ -192,11 +202,10 @@ def prepare(
     )
 
 
-def _scanned(samples: Samples, model: Any, *, quiet: bool) -> float:
+def _scanned(samples: Samples, model: Any) -> float:
     """Read and check all samples; return the seconds it took."""
     start, first = perf_counter(), samples[0]
-    with quietly(quiet):
-        samples.scan(lambda sample: check_sample(sample, model, first))
+    samples.scan(lambda sample: check_sample(sample, model, first))
     samples.manifest.content()  # rejects what cannot be stored before the first batch
     return perf_counter() - start
 

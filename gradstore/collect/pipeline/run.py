@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gradstore.collect.pipeline.job import Job
     from gradstore.collect.pipeline.options import CollectOptions, Into, Projected
     from gradstore.collect.projectors import Projector
-    from gradstore.config import CollectConfig
+    from gradstore.flags import CollectConfig
     from gradstore.store.part import Part
     from gradstore.store.reader import Store
 
@@ -113,7 +113,8 @@ def plan(
         GradstoreError: as raised by `collect` before it writes anything.
     """
     job = prepare(dataset, checkpoints, {str(store): projector}, **options)
-    return estimate(job, alternatives=True)
+    with quietly(job.quiet):
+        return estimate(job, alternatives=True)
 
 
 def collect_config(config: CollectConfig, *, executor: Executor | None = None) -> Store:
@@ -169,6 +170,11 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
 
     All their shards are sealed, except those that other ranks hold; a warning then says so.
     """
+    with quietly(job.quiet):
+        return _run(job, executor)
+
+
+def _run(job: Job, executor: Executor | None) -> list[Part]:
     parts = job.open()
     numbers = job.numbers
 
@@ -195,10 +201,7 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
     total = sum(stop - start for start, stop in spans) * job.plan.slots
     own = local()  # one worker per thread: each holds one checkpoint
 
-    with (
-        quietly(job.quiet),
-        progress(total, f"collecting {job.targets[0].location}", "rows") as bar,
-    ):
+    with progress(total, f"collecting {job.targets[0].location}", "rows") as bar:
 
         def work(task: Task) -> None:
             # Another process may have sealed it since; writing it again would briefly unseal it.

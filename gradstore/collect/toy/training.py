@@ -19,14 +19,14 @@ from gradstore.collect import devices
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.events.recorder import Recorder
 from gradstore.collect.objectives.diffusion import DiffusionLoss
-from gradstore.config import DatasetSpec
 from gradstore.errors import DatasetError
+from gradstore.flags import DatasetSpec
 from gradstore.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradstore.config import TrainConfig
+    from gradstore.flags import TrainConfig
 
 CONFIG_NAME = "train.yaml"
 LOG_NAME = "losses.jsonl"

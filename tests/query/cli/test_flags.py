@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 
@@ -51,15 +52,19 @@ def test_collecting_can_be_quiet(
     world: World,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("gradstore.progress._DELAY", 0.0)
+    caplog.set_level(logging.INFO, "gradstore")
     for name, quiet in (("loud", False), ("quiet", True)):
         gs.collect(
             world.train, world.checkpoints, tmp_path / f"{name}.gradstore",
             projector="sjlt", quiet=quiet,
         )  # fmt: skip
         assert ("collecting" in capsys.readouterr().err) is not quiet
+        assert bool(caplog.records) is not quiet
+        caplog.clear()
     more = Samples(images(2, seed=9), ids=["more-1", "more-2"])
     store = gs.collect(
         world.train, world.checkpoints, tmp_path / "planned.gradstore",

@@ -14,8 +14,8 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from gradstore.collect import Samples
-from gradstore.config import DatasetSpec
 from gradstore.errors import DatasetError
+from gradstore.flags import DatasetSpec
 from tests.support.worlds import images
 
 GREY = images(3)

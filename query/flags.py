@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from gradstore.config import DatasetSpec, Device
 from gradstore.errors import ConfigError
+from gradstore.flags import DatasetSpec, Device
 from gradstore.store.format.spec import Spec
 from query.setting import FAST
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gradstore.config import CollectConfig, TrainConfig
-from indexer.config import IndexConfig
-from query.cli.flags import flags, parse
+from gradstore.flags import CollectConfig, TrainConfig
+from indexer.flags import IndexConfig
 from query.cli.group import cli, next_step
+from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
     from pathlib import Path

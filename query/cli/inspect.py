@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradstore.errors import StoreError
-from query.cli.flags import flags, parse
 from query.cli.group import cli, tell
-from query.config import (
+from query.cli.parsing import flags, parse
+from query.flags import (
     DemoConfig,
 )
 

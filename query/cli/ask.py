@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradstore.errors import ConfigError
-from query.cli.flags import flags, parse
 from query.cli.group import cli, tell
-from query.config import (
+from query.cli.parsing import flags, parse
+from query.flags import (
     BreakdownConfig,
     HubnessConfig,
     QueryConfig,

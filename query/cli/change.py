@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from gradstore.config import AppendConfig, known_device
 from gradstore.errors import ConfigError, StoreError
-from query.cli.building import _UNDONE
-from query.cli.flags import flags, parse
+from gradstore.flags import AppendConfig, known_device
+from query.cli.build import _UNDONE
 from query.cli.group import cli, next_step
+from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
