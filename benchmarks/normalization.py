@@ -20,7 +20,7 @@ from benchmarks.outliers import average_precision
 from benchmarks.scoring import distinctness, own_influence, scores, top
 from benchmarks.worlds.setting import SETTINGS, Folders, Setting, command, prepare
 from gradstore.collect import Samples
-from gradstore.flags import DatasetSpec
+from gradstore.flags.dataset import DatasetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

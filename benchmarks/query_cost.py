@@ -24,9 +24,9 @@ from benchmarks.sparse_timesteps import Preset as Sparse
 from benchmarks.sparse_timesteps import even, grid, slot_scores
 from benchmarks.worlds.setting import Folders, command, prepare
 from gradstore.collect import Checkpoints, EventSpec, load
+from gradstore.flags.fast import Setting
 from indexer import Features, build_index, index_path, measure_of
 from query import collect_queries, search
-from query.setting import Setting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

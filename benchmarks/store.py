@@ -282,7 +282,7 @@ def _scores(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
     """Agreement of the scores of real gradients with those of float32 rows."""
     from gradstore.collect import EventSpec, ProjectorSpec, TrainConfig, collect, train
     from gradstore.collect.data.samples import Samples
-    from gradstore.flags import DatasetSpec
+    from gradstore.flags.dataset import DatasetSpec
     from query import collect_queries
 
     config = TrainConfig(

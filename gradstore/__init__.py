@@ -42,7 +42,8 @@ if TYPE_CHECKING:
         StoreError,
         UnsealedError,
     )
-    from gradstore.flags import CollectConfig, TrainConfig
+    from gradstore.flags.collect import CollectConfig
+    from gradstore.flags.train import TrainConfig
     from gradstore.store.changes.checkpoints import drop_checkpoint
     from gradstore.store.changes.delete import delete
     from gradstore.store.changes.merge import merge
@@ -61,10 +62,10 @@ if TYPE_CHECKING:
     from indexer.exact.ranking import Ranking
     from indexer.feature import Features
     from indexer.measure import Measure
-    from indexer.measures.kernel import Trak
     from indexer.measures.registry import MEASURES, measure_of
     from indexer.measures.simple import Clip, Power, ReTrac, TracIn
-    from indexer.measures.within import Calibrated, Within
+    from indexer.measures.timesteps import Calibrated, Within
+    from indexer.measures.trak import Trak
     from indexer.studies.breakdown import breakdown
     from indexer.studies.explanation import Explanation, explain
     from indexer.studies.rollup import Rollup, rollup
@@ -167,11 +168,11 @@ __all__ = [
 
 _HOMES = {
     "Answer": "query.results.answer",
-    "Calibrated": "indexer.measures.within",
+    "Calibrated": "indexer.measures.timesteps",
     "CheckpointError": "gradstore.errors",
     "Checkpoints": "gradstore.collect.models.cache",
     "Clip": "indexer.measures.simple",
-    "CollectConfig": "gradstore.flags",
+    "CollectConfig": "gradstore.flags.collect",
     "ConfigError": "gradstore.errors",
     "DatasetError": "gradstore.errors",
     "DependencyError": "gradstore.errors",
@@ -207,10 +208,10 @@ _HOMES = {
     "Store": "gradstore.store.reader",
     "StoreError": "gradstore.errors",
     "TracIn": "indexer.measures.simple",
-    "TrainConfig": "gradstore.flags",
-    "Trak": "indexer.measures.kernel",
+    "TrainConfig": "gradstore.flags.train",
+    "Trak": "indexer.measures.trak",
     "UnsealedError": "gradstore.errors",
-    "Within": "indexer.measures.within",
+    "Within": "indexer.measures.timesteps",
     "add_checkpoint": "gradstore.collect.grow",
     "append": "gradstore.collect.grow",
     "batches": "query.blocks",

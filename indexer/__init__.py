@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from indexer.exact.ranking import Ranking
     from indexer.feature import Features
     from indexer.measure import Measure
-    from indexer.measures.kernel import Trak
     from indexer.measures.registry import MEASURES, measure_of
     from indexer.measures.simple import Clip, Power, ReTrac, TracIn
-    from indexer.measures.within import Calibrated, Within
+    from indexer.measures.timesteps import Calibrated, Within
+    from indexer.measures.trak import Trak
     from indexer.studies.breakdown import breakdown
     from indexer.studies.explanation import Explanation, explain
     from indexer.studies.rollup import Rollup, rollup
@@ -52,7 +52,7 @@ __all__ = [
 
 _HOMES = {
     "MEASURES": "indexer.measures.registry",
-    "Calibrated": "indexer.measures.within",
+    "Calibrated": "indexer.measures.timesteps",
     "Clip": "indexer.measures.simple",
     "ExactEngine": "indexer.exact.engine",
     "Explanation": "indexer.studies.explanation",
@@ -64,8 +64,8 @@ _HOMES = {
     "Rollup": "indexer.studies.rollup",
     "SearchIndex": "indexer.approximate.index",
     "TracIn": "indexer.measures.simple",
-    "Trak": "indexer.measures.kernel",
-    "Within": "indexer.measures.within",
+    "Trak": "indexer.measures.trak",
+    "Within": "indexer.measures.timesteps",
     "breakdown": "indexer.studies.breakdown",
     "build_index": "indexer.approximate.build",
     "explain": "indexer.studies.explanation",

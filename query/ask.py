@@ -19,7 +19,7 @@ from query.results.table import write_table
 from query.results.tally import Tally
 
 if TYPE_CHECKING:
-    from query.flags import QueryConfig
+    from gradstore.flags.query import QueryConfig
 
 # The report is for viewing, so it is limited to this many pictures and ranks per side of a query.
 _SHOWN_PICTURES: Final = 2000

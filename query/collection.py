@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradstore.collect.recorded import Recorded, recorded_gradients
-from gradstore.flags import DatasetSpec
+from gradstore.flags.dataset import DatasetSpec
 from gradstore.store.format.spec import EventSpec
 from gradstore.store.opening import as_store
 from indexer.feature import checked_etas
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradstore.collect import Checkpoints, Objective, Projector
+    from gradstore.flags.query import QueryConfig
     from gradstore.store.format.spec import ProjectorSpec
     from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
-    from query.flags import QueryConfig
     from query.question import Question
     from query.results.pictures import Pictures
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from gradstore.errors import SearchIndexError
 from indexer import ExactEngine, Features, index_path, measure_of, open_index
-from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
 from indexer.measure import QuerySide
-from indexer.measures.kernel import Trak
 from indexer.measures.registry import indexed
+from indexer.measures.trak import Trak
+from indexer.trak_kernel import build_kernel, fitted_by_kernel, kernel_path
 from query.checks import require_averaged
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradstore.collect.models.folders import checkpoint_folders
 from gradstore.errors import QueryError
+from gradstore.flags.fast import FAST
 from gradstore.store.opening import open_store
 from indexer import measure_of
 from indexer.exact.ranking import require_k
@@ -17,7 +18,6 @@ from query.checks import require_averaged, require_comparable
 from query.filters import chosen
 from query.queries import Queries
 from query.results.folder import require_free
-from query.setting import FAST
 from query.true_influence import require_rankable
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from gradstore.flags.query import QueryConfig
     from gradstore.store.reader import Store
-    from query.flags import QueryConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from gradstore.collect import EventSpec, ProjectorSpec, SjltProjector, TrakProje
 from gradstore.collect import collect as collect_rows
 from gradstore.collect.devices import choose
 from indexer import ExactEngine, Features, TracIn, Trak
-from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
+from indexer.trak_kernel import build_kernel, fitted_by_kernel, kernel_path
 from query import collect_queries
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from benchmarks.worlds.training import fit
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect, generate
 from gradstore.collect.data import sources
 from gradstore.errors import DatasetError
-from gradstore.flags import DatasetSpec
+from gradstore.flags.dataset import DatasetSpec
 from query import collect_queries
 
 if TYPE_CHECKING:

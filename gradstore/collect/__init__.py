@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from gradstore.collect.engines.protocol import GradientEngine
     from gradstore.collect.engines.streaming import StreamingEngine
     from gradstore.collect.engines.vmap import VmapEngine
-    from gradstore.collect.events.plan import EventPlan, Events
     from gradstore.collect.events.planned import PlannedEvents
+    from gradstore.collect.events.protocol import EventPlan, Events
     from gradstore.collect.events.recorder import Recorder
     from gradstore.collect.events.replayed import ReplayedEvents
     from gradstore.collect.grow import add_checkpoint, append, repair
@@ -59,7 +59,8 @@ if TYPE_CHECKING:
     from gradstore.collect.projectors.trak import TrakProjector
     from gradstore.collect.toy.sampling import generate
     from gradstore.collect.toy.training import train
-    from gradstore.flags import CollectConfig, TrainConfig
+    from gradstore.flags.collect import CollectConfig
+    from gradstore.flags.train import TrainConfig
     from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
 
 __all__ = [
@@ -121,14 +122,14 @@ _HOMES = {
     "Checkpoint": "gradstore.collect.models.loading",
     "Checkpoints": "gradstore.collect.models.cache",
     "Claims": "gradstore.collect.pipeline.claims",
-    "CollectConfig": "gradstore.flags",
+    "CollectConfig": "gradstore.flags.collect",
     "CollectOptions": "gradstore.collect.pipeline.options",
     "Compiled": "gradstore.collect.objectives.wrappers",
     "DiffusionLoss": "gradstore.collect.objectives.diffusion",
     "Estimate": "gradstore.collect.pipeline.estimate",
-    "EventPlan": "gradstore.collect.events.plan",
+    "EventPlan": "gradstore.collect.events.protocol",
     "EventSpec": "gradstore.store.format.spec",
-    "Events": "gradstore.collect.events.plan",
+    "Events": "gradstore.collect.events.protocol",
     "Executor": "gradstore.collect.pipeline.executors",
     "GradientEngine": "gradstore.collect.engines.protocol",
     "GradientSpec": "gradstore.store.format.spec",
@@ -148,7 +149,7 @@ _HOMES = {
     "SjltProjector": "gradstore.collect.projectors.sjlt",
     "StreamingEngine": "gradstore.collect.engines.streaming",
     "Task": "gradstore.collect.pipeline.executors",
-    "TrainConfig": "gradstore.flags",
+    "TrainConfig": "gradstore.flags.train",
     "TrainingRecord": "gradstore.collect.models.record",
     "TrakProjector": "gradstore.collect.projectors.trak",
     "VmapEngine": "gradstore.collect.engines.vmap",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from gradstore.collect.pipeline.executors import Executor
     from gradstore.collect.pipeline.job import Job
     from gradstore.collect.projectors import Projector
-    from gradstore.flags import DatasetSpec
+    from gradstore.flags.dataset import DatasetSpec
     from gradstore.store.format.spec import PartSpec, ProjectorSpec
     from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from gradstore.errors import ConfigError, StoreError
-from gradstore.flags import CollectConfig, DatasetSpec
+from gradstore.flags.collect import CollectConfig
+from gradstore.flags.dataset import DatasetSpec
 from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
 
 if TYPE_CHECKING:

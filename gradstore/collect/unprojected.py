@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradstore.collect.engines import Receive
-    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.objectives.protocol import Batch
     from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
     from gradstore.collect.pipeline.job import Job

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 from gradstore.errors import ConfigError
 from indexer.measure import QuerySide
 from indexer.measures.simple import Clip, Power, ReTrac, TracIn
-from indexer.measures.within import Calibrated, Within
+from indexer.measures.timesteps import Calibrated, Within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _trak(share: float = 1.0) -> Measure:
-    from indexer.measures.kernel import Trak
+    from indexer.measures.trak import Trak
 
     return Trak(share)
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradstore.errors import ConfigError, StoreError
-from gradstore.flags import AppendConfig, known_device
-from query.cli.build import _UNDONE
+from gradstore.flags.append import AppendConfig
+from gradstore.flags.dataset import known_device
+from query.cli.collect import UNDONE
 from query.cli.group import cli, next_step
 from query.cli.parsing import flags, parse
 
@@ -46,7 +47,7 @@ def append(config: Path | None, **given: Any) -> None:
         checkpoints=settings.checkpoints,
     )
     if not whole:  # already logged as a warning
-        sys.exit(_UNDONE)
+        sys.exit(UNDONE)
     click.echo(f"{after.location}: {before.samples:,} samples, now {after.samples:,}")
     next_step(f"gradstore index --store {after.location}")
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradstore.errors import ConfigError
-from gradstore.flags import CollectConfig, DatasetSpec, TrainConfig
+from gradstore.flags.collect import CollectConfig
+from gradstore.flags.dataset import DatasetSpec
+from gradstore.flags.train import TrainConfig
 from gradstore.store.format.spec import EventSpec, ProjectorSpec
 from indexer import build_index
 from query.collection import collect_queries
@@ -16,8 +18,8 @@ from query.results.report import Section
 from query.searching import search
 
 if TYPE_CHECKING:
+    from gradstore.flags.demo import DemoConfig
     from gradstore.store.reader import Store
-    from query.flags import DemoConfig
 
 CHECKPOINTS = 4
 MEASURES = ("tracin", "retrac")

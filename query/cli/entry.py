@@ -10,7 +10,7 @@ import click
 from gradstore.errors import GradstoreError
 
 try:
-    import indexer.flags  # noqa: F401
+    import indexer.measure  # noqa: F401
 except ImportError as error:
     sys.exit(
         f"Error: {error}. Another package or folder called 'indexer' comes before gradstore's on "
@@ -18,7 +18,7 @@ except ImportError as error:
     )
 
 # Each module adds its commands to the group; `gradstore --help` lists them in this order.
-from query.cli import build, ask, change, inspect  # noqa: F401, I001
+from query.cli import collect, index, query, studies, change, inspect  # noqa: F401, I001
 from query.cli.group import cli
 
 

@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradstore.errors import StoreError
+from gradstore.flags.demo import DemoConfig
 from query.cli.group import cli, tell
 from query.cli.parsing import flags, parse
-from query.flags import (
-    DemoConfig,
-)
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -68,7 +68,9 @@ def write_report(
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined)
-    template = environment.from_string(files("query").joinpath("report.html.j2").read_text("utf-8"))
+    template = environment.from_string(
+        files("query.results").joinpath("report.html.j2").read_text("utf-8")
+    )
     store = sections[0].answers[0].store
     images: dict[str, str] = {}
     page = template.render(

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from gradstore.flags.query import QueryConfig
 from indexer import ExactEngine, Features, build_index, measure_of
 from indexer.studies import explanation as explanation_module
 from query import Queries, ask, batches, blocks, search, to_table
-from query.flags import QueryConfig
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from gradstore.collect.data import sources
 from gradstore.collect.data.pictures import image_tensor, to_image, to_tensor
 from gradstore.collect.data.sources import IMAGE_COLUMNS
 from gradstore.errors import DatasetError
-from gradstore.flags import DatasetSpec
+from gradstore.flags.dataset import DatasetSpec
 from gradstore.progress import track
 from gradstore.store.format.manifest import Manifest, check_ids
 

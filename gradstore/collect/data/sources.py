@@ -11,7 +11,7 @@ from PIL import Image
 from gradstore.errors import DatasetError, DependencyError
 
 if TYPE_CHECKING:
-    from gradstore.flags import DatasetSpec
+    from gradstore.flags.dataset import DatasetSpec
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "input")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

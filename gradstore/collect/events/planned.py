@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from gradstore.collect.events.noise import noise_key
-from gradstore.collect.events.plan import Events
+from gradstore.collect.events.protocol import Events
 from gradstore.errors import DatasetError
 
 if TYPE_CHECKING:

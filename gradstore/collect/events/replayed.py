@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from gradstore.collect.events.noise import _PROBE, noise_identity
-from gradstore.collect.events.plan import Events
+from gradstore.collect.events.protocol import Events
 from gradstore.collect.models.folders import EVENTS_NAME, PLANNED, require_events
 from gradstore.errors import CheckpointError, DatasetError
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gradstore.collect.data.samples import Sample, Samples
-    from gradstore.collect.events.plan import EventPlan, Events
+    from gradstore.collect.events.protocol import EventPlan, Events
 
 
 def read(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect.data.samples import Samples
     from gradstore.collect.engines.choice import Choice
-    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.models.cache import Checkpoints
     from gradstore.collect.pipeline.budget import Budget
     from gradstore.collect.pipeline.survey import Survey

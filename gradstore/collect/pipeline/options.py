@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from gradstore.collect.engines import EngineMaker
-    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.objectives.protocol import Objective
     from gradstore.collect.projectors import Projector
     from gradstore.store.format.spec import (

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
     from pathlib import Path
 
-    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.objectives.protocol import Batch, Objective
     from gradstore.collect.pipeline.options import Projected
     from gradstore.collect.projectors import Projector

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gradstore.collect.pipeline.job import Job
     from gradstore.collect.pipeline.options import CollectOptions, Into, Projected
     from gradstore.collect.projectors import Projector
-    from gradstore.flags import CollectConfig
+    from gradstore.flags.collect import CollectConfig
     from gradstore.store.part import Part
     from gradstore.store.reader import Store
 

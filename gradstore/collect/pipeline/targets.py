@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gradstore.collect.data.samples import Samples
-    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.pipeline.options import CollectOptions, Into
     from gradstore.collect.pipeline.survey import Survey
     from gradstore.collect.projectors import Projector

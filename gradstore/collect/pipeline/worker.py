@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gradstore.collect.data.samples import Samples
-    from gradstore.collect.events.plan import EventPlan
+    from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.pipeline.budget import Budget
     from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
     from gradstore.collect.pipeline.executors import Task

@@ -20,13 +20,13 @@ from gradstore.collect.data.samples import Samples
 from gradstore.collect.events.recorder import Recorder
 from gradstore.collect.objectives.diffusion import DiffusionLoss
 from gradstore.errors import DatasetError
-from gradstore.flags import DatasetSpec
+from gradstore.flags.dataset import DatasetSpec
 from gradstore.progress import progress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gradstore.flags import TrainConfig
+    from gradstore.flags.train import TrainConfig
 
 CONFIG_NAME = "train.yaml"
 LOG_NAME = "losses.jsonl"

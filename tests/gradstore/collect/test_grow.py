@@ -22,7 +22,8 @@ from gradstore.collect import (
 from gradstore.collect.grow import append_config
 from gradstore.collect.pipeline.run import collect_config, run
 from gradstore.errors import ConfigError, DatasetError, StoreError
-from gradstore.flags import CollectConfig, DatasetSpec
+from gradstore.flags.collect import CollectConfig
+from gradstore.flags.dataset import DatasetSpec
 from gradstore.store.changes.checkpoints import begin_checkpoint
 from gradstore.store.format.rows import ARRAYS
 from gradstore.store.reader import Store

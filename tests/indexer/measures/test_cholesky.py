@@ -10,7 +10,7 @@ from indexer import Trak
 from indexer.measures import cholesky
 from indexer.measures import kernel as precondition
 from indexer.measures.cholesky import Cholesky
-from indexer.measures.kernel import grams
+from indexer.measures.trak import grams
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:

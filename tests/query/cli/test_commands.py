@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from gradstore.collect import ProjectorSpec, collect
+from gradstore.flags.fast import FAST, Setting
 from gradstore.store.opening import open_store
 from query import cli
-from query.setting import FAST, Setting
 from tests.support.commands import Run
 from tests.support.worlds import World, images
 

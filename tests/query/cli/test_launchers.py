@@ -14,7 +14,7 @@ import yaml
 from gradstore import open_store
 from gradstore.collect import InProcess
 from gradstore.collect.pipeline.run import collect_config
-from gradstore.flags import CollectConfig
+from gradstore.flags.collect import CollectConfig
 from gradstore.store.format.rows import ARRAYS
 from gradstore.store.verify import verify
 from tests.support.waiting import wait_for

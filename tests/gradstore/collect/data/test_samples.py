@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from gradstore.collect import Samples
 from gradstore.errors import DatasetError
-from gradstore.flags import DatasetSpec
+from gradstore.flags.dataset import DatasetSpec
 from tests.support.worlds import images
 
 GREY = images(3)

@@ -9,8 +9,8 @@ import pytest
 from gradstore import delete, open_store
 from gradstore.errors import SearchIndexError
 from indexer import Features, Trak
-from indexer.kernel import build_kernel, fitted_by_kernel, kernel_path
 from indexer.measures import kernel as precondition
+from indexer.trak_kernel import build_kernel, fitted_by_kernel, kernel_path
 from query import engines
 from tests.support.drawn_stores import random_store
 
@@ -42,7 +42,7 @@ def test_the_second_question_reads_no_store(store: Store, monkeypatch: pytest.Mo
         raise AssertionError("the store is read again")
 
     monkeypatch.setattr(precondition, "grams", never)
-    monkeypatch.setattr("indexer.kernel.grams", never)
+    monkeypatch.setattr("indexer.trak_kernel.grams", never)
     assert engines.fitted(Trak(), store) == first
     assert engines.fitted(Trak(0.1), store) != first
     build_kernel(store)

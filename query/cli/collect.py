@@ -1,4 +1,4 @@
-"""Commands that build: train, collect, plan, index."""
+"""Commands that make a store: train, collect, plan."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from gradstore.flags import CollectConfig, TrainConfig
-from indexer.flags import IndexConfig
+from gradstore.flags.collect import CollectConfig
+from gradstore.flags.train import TrainConfig
 from query.cli.group import cli, next_step
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from indexer.approximate.spec import IndexSpec
-
 
 # Exit status of a rank that leaves shards unfinished. 1 is any error, 2 is click's.
-_UNDONE: Final = 3
+UNDONE: Final = 3
 
 
 @cli.command()
@@ -52,7 +50,7 @@ def collect(config: Path | None, **given: Any) -> None:
         click.echo("\nSealed shards are kept; the same command resumes.", err=True)
         raise
     if store.missing():  # already logged as a warning
-        sys.exit(_UNDONE)
+        sys.exit(UNDONE)
     rows = store.samples * store.slots * store.checkpoints
     click.echo(f"{store.location}: {rows:,} rows, {store.nbytes / 1e6:,.1f} MB")
     next_step(f"gradstore index --store {store.location}")
@@ -89,48 +87,3 @@ def _require_collectable(settings: CollectConfig) -> None:
         refuse_existing(place)
     if settings.events == "replayed":
         require_events(folders)
-
-
-@cli.command()
-@flags(IndexConfig)
-def index(config: Path | None, **given: Any) -> None:
-    """Build a FAISS index per measure."""
-    settings = parse(IndexConfig, config, given)
-    from gradstore import open_store
-    from indexer import Trak, build_index, measure_of
-    from indexer.approximate.build import estimated_nbytes
-    from indexer.kernel import build_kernel
-    from query.checks import require_comparable
-
-    store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
-    for name in settings.measures:  # report misspelt names before slow work
-        measure_of(name)
-    queries = None
-    if settings.queries is not None:
-        queries = open_store(settings.queries)
-        require_comparable(store, queries)
-        queries.require_complete()
-    etas, matched, factory = settings.etas, settings.matched, settings.factory
-    for measure in settings.measures:
-        expected = estimated_nbytes(store, measure, etas=etas, matched=matched, factory=factory)
-        click.echo(f"{measure}: building an index of about {expected / 1e6:,.1f} MB")
-        if isinstance(measure_of(measure), Trak):
-            click.echo(f"{build_kernel(store)}: serves trak with every λ")
-        built = build_index(
-            store, measure, etas=etas, matched=matched, factory=factory, queries=queries
-        )
-        click.echo(
-            f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, "
-            f"{built.nbytes / 1e6:,.1f} MB, {_recall(built.spec)}"
-        )
-    next_step(f"gradstore query --store {store.location} --dataset FOLDER_OF_IMAGES --out answers")
-
-
-def _recall(spec: IndexSpec) -> str:
-    found = spec.measured
-    return (
-        f"recall {found.recall_at_10:.3f} of the first 10 and {found.recall_at_100:.3f} of the "
-        f"first 100 of {found.queries} "
-        + ("training samples" if found.origin == "samples" else f"queries of {found.origin}")
-        + f", {found.candidates} candidates rescored"
-    )

@@ -1,4 +1,4 @@
-"""Options of `gradstore index`."""
+"""Flags of `gradstore index`."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 
 from gradstore.errors import ConfigError
-from query.flags import QueryConfig
-from query.setting import FAST, Setting
+from gradstore.flags.fast import FAST, Setting
+from gradstore.flags.query import QueryConfig
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from pydantic import Field
 from gradstore.errors import SearchIndexError
 from gradstore.store.format.spec import Spec
 from indexer.artifact import differing, exchanged, file_hash, read_spec, require_file, samples_hash
-from indexer.measures.kernel import Trak, grams
+from indexer.measures.trak import Trak, grams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,0 +1,1 @@
+"""Flags of the commands, as configurations: each field is a flag and a YAML setting."""
