@@ -74,6 +74,14 @@ class Features:
         measure: weights the rows; fitted to the training store.
         etas: checkpoint weights η_k. A checkpoint of weight 0 is not read.
         slots: rows per sample and checkpoint if slots are matched; None if they are averaged.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store, asked = gs.open_store("train.gradstore"), gs.open_store("asked.gradstore")
+        >>> features = gs.Features.of(store, "retrac")
+        >>> influence = features.range(asked) @ features.range(store).T
+        >>> influence.shape
+        (3, 7)
     """
 
     measure: Measure

@@ -65,6 +65,14 @@ def batches(
 
     Raises:
         GradstoreError: as raised by `search`.
+
+    Example:
+        >>> import gradstore as gs
+        >>> engine = gs.ExactEngine("train.gradstore", "retrac")
+        >>> for answer in gs.batches(engine, gs.open_store("asked.gradstore"), 3, size=2):
+        ...     print(answer.queries.ids)
+        ['cat/0.png', 'cat/2.png']
+        ['dog/1.png']
     """
     queries = queries if isinstance(queries, Queries) else Queries.of(queries)
     size = size or block_size(engine, k)

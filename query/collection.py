@@ -55,6 +55,11 @@ def collect_queries(
 
     Raises:
         GradstoreError: if the inputs do not match. A different fingerprint raises before any work.
+
+    Example:
+        >>> import gradstore as gs
+        >>> gs.collect_queries("train.gradstore", "asked_images", "queries.gradstore")
+        Store('queries.gradstore', checkpoints=2, samples=3, slots=10, dim=64)
     """
     store = as_store(store)
     from gradstore.collect import Checkpoints, InProcess, SideBySide, collect

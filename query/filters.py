@@ -32,6 +32,14 @@ def chosen(
 
     Raises:
         QueryError: if the store has no such column or id, or no sample is left.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store = gs.open_store("train.gradstore")
+        >>> keep = gs.chosen(store, where={"label": ["cat"]})
+        >>> keep.tolist()
+        [0, 1, 2, 3]
+        >>> answer = gs.search(store, "asked.gradstore", 3, measure="retrac", keep=keep)
     """
     if not where and ids is None:
         return None

@@ -66,6 +66,12 @@ def examine(store: StoreLike) -> dict[str, Any]:
 
     Raises:
         StoreError: if the store cannot be read.
+
+    Example:
+        >>> import gradstore as gs
+        >>> found = gs.examine("train.gradstore")
+        >>> found["samples"], found["columns"], found["projector"]["name"]
+        (7, ['id', 'label'], 'sjlt')
     """
     store = as_store(store)
     spec = store.spec

@@ -39,6 +39,14 @@ class Queries:
         samples: sample numbers in the store, int64 `[terms]`.
         weights: float64 `[terms]`.
         starts: int64 `[queries + 1]`.
+
+    Example:
+        >>> import gradstore as gs
+        >>> means = gs.Queries.means(gs.open_store("asked.gradstore"), "label")
+        >>> means.ids, means.minus("label=dog").ids
+        (['label=cat', 'label=dog'], ['label=cat - label=dog'])
+        >>> gs.search("train.gradstore", means, 3, measure="retrac")
+        Answer('retrac', queries=2, k=3, store='train.gradstore')
     """
 
     store: Store

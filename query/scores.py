@@ -65,6 +65,15 @@ def write_scores(
     Raises:
         QueryError: if `out` is something else or was made from other inputs; it is left unchanged.
         GradstoreError: as raised by `query.search`.
+
+    Example:
+        >>> import gradstore as gs
+        >>> from pathlib import Path
+        >>> import zarr
+        >>> engine = gs.ExactEngine("train.gradstore", "retrac")
+        >>> gs.write_scores(engine, gs.open_store("asked.gradstore"), Path("scores.zarr"))
+        >>> zarr.open_group("scores.zarr", mode="r")["scores"].shape
+        (3, 7)
     """
     require_table(out)
     queries = queries if isinstance(queries, Queries) else Queries.of(queries)

@@ -48,6 +48,14 @@ def search(
     Raises:
         FingerprintError: if the rows of the two stores cannot be compared.
         QueryError: if `k` exceeds the number of samples, or the engine does not serve the measure.
+
+    Example:
+        >>> import gradstore as gs
+        >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="retrac")
+        >>> answer
+        Answer('retrac', queries=3, k=3, store='train.gradstore')
+        >>> answer.to_table().num_rows  # 3 queries, 3 proponents and 3 opponents each
+        18
     """
     if not isinstance(engine, SearchIndex | ExactEngine):
         engine = _engine(as_store(engine), measure)

@@ -76,6 +76,14 @@ def rerank(
         QueryError: if the answer has fewer than `k` candidates per side.
         ConfigError: if the measure transforms queries instead of weighting rows.
         GradstoreError: if samples, checkpoints or events cannot be reproduced.
+
+    Example:
+        >>> import gradstore as gs
+        >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="retrac")
+        >>> features = gs.Features.of("train.gradstore", "retrac")
+        >>> sources = gs.Sources(train="my_images", queries="asked_images")
+        >>> gs.rerank(answer, features, 1, sources)
+        Answer('retrac', queries=3, k=1, store='train.gradstore')
     """
     from gradstore.collect.unprojected import Unprojected
 

@@ -61,6 +61,12 @@ def append(
 
     Raises:
         GradstoreError: if anything does not fit, or the store already has one of the samples.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store = gs.append("more_images", "train.gradstore")
+        >>> len(store), store.manifest.ids[7:]
+        (9, ['cat/8.png', 'dog/7.png'])
     """
     store = as_store(store)
     store = open_store(store.objects)
@@ -129,6 +135,11 @@ def add_checkpoint(
 
     Raises:
         GradstoreError: if anything does not fit.
+
+    Example:
+        >>> import gradstore as gs
+        >>> gs.add_checkpoint("train.gradstore", "run/later/epoch-03", datasets=["my_images"])
+        Store('train.gradstore', checkpoints=3, samples=7, slots=1, dim=64)
     """
     store = as_store(store)
     store = open_store(store.objects)
@@ -197,6 +208,14 @@ def repair(
     Raises:
         ConfigError: if no datasets are given and the store, made from Python, records none.
         GradstoreError: as raised by `collect`.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store = gs.open_store("damaged.gradstore")
+        >>> damaged = [report for report in gs.verify(store) if report.problem]
+        >>> gs.repair(store, damaged, datasets=["my_images"])
+        >>> len(damaged), any(report.problem for report in gs.verify(store))
+        (1, False)
     """
     store = as_store(store)
     given = datasets or [None] * len(store.parts)

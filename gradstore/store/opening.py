@@ -39,6 +39,11 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
     Raises:
         NotAStoreError: if there is no store.
         StoreError: if this version cannot read its format, or its attributes are wrong.
+
+    Example:
+        >>> import gradstore as gs
+        >>> gs.open_store("train.gradstore")
+        Store('train.gradstore', checkpoints=2, samples=7, slots=1, dim=64)
     """
     objects = objects_at(location)
     where = objects.location

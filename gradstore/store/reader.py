@@ -53,6 +53,15 @@ class Store:
         slots: rows per sample and checkpoint.
         dim: length of a direction.
         dtype: stored dtype of the directions: float16, float32 or int8.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store = gs.open_store("train.gradstore")
+        >>> len(store), store.checkpoints, store.manifest.ids[:2]
+        (7, 2, ['cat/0.png', 'cat/2.png'])
+        >>> rows = store.rows(checkpoint=0)
+        >>> rows.direction.shape, rows.norm.shape
+        ((7, 1, 64), (7, 1))
     """
 
     def __init__(

@@ -45,6 +45,13 @@ def verify(store: Store) -> Iterator[ShardReport]:
 
     Raises:
         StoreError: if array metadata is damaged, so that nothing can be compared.
+
+    Example:
+        >>> import gradstore as gs
+        >>> for report in gs.verify(gs.open_store("damaged.gradstore")):
+        ...     print(report)
+        checkpoint 0, shard 0: norm has 7 bytes, not 32
+        checkpoint 1, shard 0: None
     """
     for part in store.parts:
         _check_description(part, store.numbers)

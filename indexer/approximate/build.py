@@ -105,6 +105,12 @@ def build_index(
     Raises:
         UnsealedError: if the store is not complete.
         SearchIndexError: if a different index exists at `path`; it is left unchanged.
+
+    Example:
+        >>> import gradstore as gs
+        >>> index = gs.build_index("train.gradstore", "retrac")
+        >>> index.path.name, index.spec.count
+        ('train.retrac.index', 7)
     """
     store = as_store(store)
     measure = indexed(measure)

@@ -39,6 +39,14 @@ class SearchIndex:
         spec: what it was built from.
         store: the store it was built from.
         features: computes features from rows.
+
+    Example:
+        >>> import gradstore as gs
+        >>> index = gs.build_index("train.gradstore", "retrac")
+        >>> index
+        SearchIndex('...train.retrac.index', measure='retrac', samples=7, dim=64)
+        >>> gs.search(index, "asked.gradstore", 3)
+        Answer('retrac', queries=3, k=3, store='train.gradstore')
     """
 
     def __init__(

@@ -52,6 +52,12 @@ def open_index(
 
     Raises:
         SearchIndexError: if the index is missing, damaged, or built from other inputs.
+
+    Example:
+        >>> import gradstore as gs
+        >>> built = gs.build_index("train.gradstore", "retrac", "fast.index")
+        >>> gs.open_index("fast.index", "train.gradstore", "retrac")
+        SearchIndex('fast.index', measure='retrac', samples=7, dim=64)
     """
     store = as_store(store)
     path = Path(path)

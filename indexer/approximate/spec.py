@@ -84,6 +84,11 @@ def index_path(
     """Default path of the index of a store under a measure.
 
     Other checkpoint weights than the store's, and matched slots, have their own paths.
+
+    Example:
+        >>> import gradstore as gs
+        >>> gs.index_path("train.gradstore", "power:0.5").name
+        'train.power-0.5.index'
     """
     store = as_store(store)
     name = f"{store.name}.{indexed(measure).name.replace(':', '-')}"

@@ -52,6 +52,14 @@ class ExactEngine:
 
     Attributes:
         weights: the store's row weights, kept after the first read.
+
+    Example:
+        >>> import gradstore as gs
+        >>> engine = gs.ExactEngine("train.gradstore", "retrac")
+        >>> queries = engine.features.range(gs.open_store("asked.gradstore"))
+        >>> proponents, opponents = engine.search(queries, 3)
+        >>> proponents.rows.shape, proponents.scores.shape
+        ((3, 3), (3, 3))
     """
 
     def __init__(

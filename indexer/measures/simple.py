@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 
 class TracIn:
-    """Diffusion-TracIn (arXiv 2401.09031, section 4): a row's weight is its norm."""
+    """Diffusion-TracIn (arXiv 2401.09031, section 4): a row's weight is its norm.
+
+    Example:
+        >>> import gradstore as gs
+        >>> rows = gs.open_store("train.gradstore").rows(0)
+        >>> bool((gs.TracIn().weights(rows, 0) == rows.norm).all())
+        True
+    """
 
     name = "tracin"
 
@@ -41,6 +48,12 @@ class ReTrac:
 
     Each row is normalised by the norm of its *full* gradient, after averaging over noises and
     before averaging over timesteps. The mean is not normalised again.
+
+    Example:
+        >>> import gradstore as gs
+        >>> rows = gs.open_store("train.gradstore").rows(0)
+        >>> bool((gs.ReTrac().weights(rows, 0) == 1).all())
+        True
     """
 
     name = "retrac"
@@ -64,6 +77,11 @@ class Power:
 
     Attributes:
         alpha: 0 … 1.
+
+    Example:
+        >>> import gradstore as gs
+        >>> gs.search("train.gradstore", "asked.gradstore", 3, measure=gs.Power(0.5))
+        Answer('power:0.5', queries=3, k=3, store='train.gradstore')
     """
 
     alpha: float
@@ -100,6 +118,14 @@ class Clip:
     Attributes:
         q: 0 … 1.
         thresholds: the quantile at each checkpoint; None before fitting.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store = gs.open_store("train.gradstore")
+        >>> clip = gs.Clip(0.5).fitted(store)
+        >>> rows = store.rows(0)
+        >>> int((clip.weights(rows, 0) < rows.norm).sum())
+        3
     """
 
     q: float

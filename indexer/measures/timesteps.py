@@ -33,6 +33,12 @@ class Calibrated:
     Attributes:
         edges: first timestep of each group, per checkpoint; None before fitting.
         means: mean norm of each group, per checkpoint; None before fitting.
+
+    Example:
+        >>> import gradstore as gs
+        >>> calibrated = gs.Calibrated().fitted(gs.open_store("train.gradstore"))
+        >>> calibrated.name, len(calibrated.means)
+        ('calibrated', 2)
     """
 
     edges: tuple[tuple[int, ...], ...] | None = None
@@ -84,6 +90,12 @@ class Within:
         measure: the other measure.
         low: first timestep.
         high: last timestep (inclusive).
+
+    Example:
+        >>> import gradstore as gs
+        >>> measure = gs.Within(gs.ReTrac(), 0, 499)
+        >>> gs.search("train.gradstore", "asked.gradstore", 3, measure=measure)
+        Answer('retrac@0-499', queries=3, k=3, store='train.gradstore')
     """
 
     measure: Measure

@@ -36,6 +36,12 @@ def breakdown(
     Raises:
         QueryError: if slots are matched and their numbers differ, or if the measure transforms
             queries, so that scores are no sums over pairs of rows.
+
+    Example:
+        >>> import gradstore as gs
+        >>> features = gs.Features.of("train.gradstore", "retrac")
+        >>> gs.breakdown("train.gradstore", "asked.gradstore", features, query=0, sample=2).shape
+        (2, 10, 1)
     """
     queries = as_store(queries)
     train = as_store(train)

@@ -86,6 +86,15 @@ def explain(
 
     Returns:
         The explanation. Without projection, standard errors are 0 and z is infinite.
+
+    Example:
+        >>> import gradstore as gs
+        >>> import numpy as np
+        >>> store = gs.open_store("train.gradstore")
+        >>> features = gs.Features.of(store, "retrac")
+        >>> queries = features.range(gs.open_store("asked.gradstore"))
+        >>> gs.explain(store, features, queries, np.array([[0, 1], [2, 3], [4, 5]]))
+        Explanation(queries=3, samples=2, checkpoints=2)
     """
     width, slots = features.width(store), features.slots or 1
     wanted, place = np.unique(samples, return_inverse=True)

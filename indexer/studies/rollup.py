@@ -91,6 +91,14 @@ def rollup(
 
     Raises:
         QueryError: if `groups` is not one group per sample, or all are None.
+
+    Example:
+        >>> import gradstore as gs
+        >>> engine = gs.ExactEngine("train.gradstore", "retrac")
+        >>> queries = engine.features.range(gs.open_store("asked.gradstore"))
+        >>> found = gs.rollup(engine, queries, engine.store.manifest.metadata["label"])
+        >>> found.groups, found.counts.tolist(), found.total.shape
+        (['cat', 'dog'], [4, 3], (3, 2))
     """
     if len(groups) != engine.store.samples:
         raise QueryError(

@@ -36,6 +36,14 @@ class Answer(Tabular):
             those with positive scores pushed least.
         explained: scores of proponents, then opponents, by checkpoint, with their standard error.
             The error is NaN under a preconditioned measure, for which none is known.
+
+    Example:
+        >>> import gradstore as gs
+        >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="retrac")
+        >>> [len(ids) for ids in answer.proponent_ids]
+        [3, 3, 3]
+        >>> [one.queries.ids for one in answer]
+        [['cat/0.png'], ['cat/2.png'], ['dog/1.png']]
     """
 
     measure: str

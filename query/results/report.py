@@ -64,6 +64,15 @@ def write_report(
 
     Raises:
         DatasetError: if a displayed sample changed since its store was made.
+
+    Example:
+        >>> import gradstore as gs
+        >>> from pathlib import Path
+        >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="retrac")
+        >>> asked, train = gs.Samples("asked_images"), gs.Samples("my_images")
+        >>> gs.write_report("report.html", "My run", [gs.Section("Asked", [answer], asked)], train)
+        >>> "<title>My run</title>" in Path("report.html").read_text("utf-8")
+        True
     """
     from jinja2 import Environment, StrictUndefined
 

@@ -28,6 +28,15 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
     `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
     checkpoint, then at the second, …), `standard_error` and `z` (float32; see
     `Explanation`), `parts` (float32, each checkpoint's part of the score).
+
+    Example:
+        >>> import gradstore as gs
+        >>> answers = [
+        ...     gs.search("train.gradstore", "asked.gradstore", 3, measure=name)
+        ...     for name in ("tracin", "retrac")
+        ... ]
+        >>> gs.to_table(answers).num_rows  # 2 measures, 3 queries, 3 samples on each side
+        36
     """
     import pyarrow as pa
 

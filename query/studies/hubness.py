@@ -130,7 +130,14 @@ class Hubness(Tabular):
 
 
 def hubness(answer: Answer) -> Hubness:
-    """Count how often training samples recur among the proponents of an answer's queries."""
+    """Count how often training samples recur among the proponents of an answer's queries.
+
+    Example:
+        >>> import gradstore as gs
+        >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="tracin")
+        >>> gs.hubness(answer)
+        Hubness('tracin', samples=7, queries=3, k=3, distinctness=...)
+    """
     rows = answer.proponents.rows
     count = answer.store.samples
     counts = np.bincount(rows.ravel(), minlength=count)

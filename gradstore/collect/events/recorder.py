@@ -32,6 +32,13 @@ class Recorder:
     Args:
         seed: seed of the run.
         num_train_timesteps: timesteps are uniform in 0 … num_train_timesteps − 1.
+
+    Example:
+        >>> import gradstore as gs
+        >>> recorder = gs.Recorder(seed=0, num_train_timesteps=1000)
+        >>> timesteps, noise = recorder.draw(["cat-1", "dog-1"], epoch=1, shape=(3, 32, 32))
+        >>> timesteps.shape, noise.shape
+        ((2,), (2, 3, 32, 32))
     """
 
     def __init__(self, seed: int, num_train_timesteps: int) -> None:

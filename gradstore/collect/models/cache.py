@@ -27,6 +27,15 @@ class Checkpoints:
 
     Attributes:
         folders: the checkpoints, in training order.
+
+    Example:
+        >>> import gradstore as gs
+        >>> held = gs.Checkpoints("run/checkpoints")
+        >>> for name in ("cat", "dog"):
+        ...     images, out = f"asked_images/{name}", f"{name}.gradstore"
+        ...     gs.collect_queries("train.gradstore", images, out, checkpoints=held)
+        Store('cat.gradstore', checkpoints=2, samples=2, slots=10, dim=64)
+        Store('dog.gradstore', checkpoints=2, samples=1, slots=10, dim=64)
     """
 
     def __init__(self, paths: str | Path | Sequence[str | Path]) -> None:

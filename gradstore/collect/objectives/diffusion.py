@@ -23,6 +23,13 @@ class DiffusionLoss:
     over the sample's elements of |prediction − target| (`l1`) or its square (`l2`). `square` is the
     mean of the prediction's square: not a loss, but D-TRAK's output function ‖ε_θ‖² (arXiv
     2311.00500, equation 7, up to the constant number of elements).
+
+    Example:
+        >>> import gradstore as gs
+        >>> from diffusers import DDIMScheduler
+        >>> loss = gs.DiffusionLoss(DDIMScheduler(), "l1")
+        >>> loss.loss, loss.prediction_type, loss.num_train_timesteps
+        ('l1', 'epsilon', 1000)
     """
 
     thread_safe = True

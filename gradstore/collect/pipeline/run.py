@@ -69,6 +69,11 @@ def collect(
 
     Raises:
         GradstoreError: if anything does not fit; sealed shards stay.
+
+    Example:
+        >>> import gradstore as gs
+        >>> gs.collect("my_images", "run/checkpoints", "mine.gradstore", projector="sjlt")
+        Store('mine.gradstore', checkpoints=2, samples=7, slots=1, dim=4096)
     """
     return collect_each(
         dataset, checkpoints, {str(store): projector}, executor=executor, **options
@@ -111,6 +116,12 @@ def plan(
 
     Raises:
         GradstoreError: as raised by `collect` before it writes anything.
+
+    Example:
+        >>> import gradstore as gs
+        >>> cost = gs.plan("my_images", "run/checkpoints", "mine.gradstore", projector="sjlt")
+        >>> cost.samples, cost.checkpoints, cost.rows
+        (7, 2, 14)
     """
     job = prepare(dataset, checkpoints, {str(store): projector}, **options)
     with quietly(job.quiet):

@@ -35,6 +35,13 @@ def generate(
 
     Raises:
         CheckpointError: if the checkpoint cannot be loaded or needs conditions.
+
+    Example:
+        >>> import gradstore as gs
+        >>> from pathlib import Path
+        >>> images = gs.generate(Path("run/checkpoints/epoch-02"), 2, steps=5)
+        >>> [image.size for image in images]
+        [(8, 8), (8, 8)]
     """
     loaded = load(checkpoint)
     model, scheduler = loaded.model, loaded.scheduler

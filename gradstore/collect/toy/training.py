@@ -42,6 +42,14 @@ def train(config: TrainConfig) -> list[Path]:
     Raises:
         ConfigError: if `config.out` exists; it is not changed.
         DatasetError: if the dataset cannot be trained on.
+
+    Example:
+        >>> import gradstore as gs
+        >>> config = gs.TrainConfig(
+        ...     dataset="my_images", out="toy", epochs=2, checkpoint_every=1, channels=[8]
+        ... )
+        >>> [folder.name for folder in gs.train(config)]
+        ['epoch-0001', 'epoch-0002']
     """
     config.require_sound()
     out = Path(config.out)

@@ -33,6 +33,12 @@ def delete(store: StoreLike, ids: Sequence[str]) -> Store:
 
     Raises:
         StoreError: if the store does not hold one of them, or if no sample would remain.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store = gs.delete("train.gradstore", ["cat/0.png", "dog/1.png"])
+        >>> len(store)
+        5
     """
     store = as_store(store)
     wanted = set(ids)

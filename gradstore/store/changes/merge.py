@@ -30,6 +30,12 @@ def merge(store: StoreLike, other: StoreLike) -> Store:
     Raises:
         FingerprintError: if the rows of the two stores cannot be compared.
         StoreError: if a sample is in both.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store = gs.merge("train.gradstore", "more.gradstore")
+        >>> len(store)
+        9
     """
     other = as_store(other)
     store = as_store(store)

@@ -48,6 +48,12 @@ def vacuum(store: StoreLike) -> Store:
 
     Raises:
         StoreError: if a shard is not sealed or is damaged, or the store cannot be written.
+
+    Example:
+        >>> import gradstore as gs
+        >>> store = gs.delete("train.gradstore", ["cat/0.png"])
+        >>> len(store.deletions), len(gs.vacuum(store).deletions)
+        (1, 0)
     """
     before = _clean(open_store(as_store(store).objects))
     lost = [part for part in before.parts if len(before.deletions.rows(part.spec.path))]
