@@ -4,7 +4,7 @@ This package exports every name that users need and loads it on first use: `open
 numpy and Zarr. `gradstore.collect`, `indexer` and `query` export the same names and the advanced
 ones.
 
-Example:
+Examples:
     import gradstore as gs
 
     store = gs.collect(train, "run/checkpoints", "train.gradstore")

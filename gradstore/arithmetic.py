@@ -60,7 +60,7 @@ def seconds_each(
         enough: minimum seconds of a timed run.
         give_up: above this many seconds per item, the job is not tried with more items.
 
-    Example:
+    Examples:
         >>> from time import sleep
         >>> 0.001 < seconds_each(lambda count: sleep(0.002 * count), 100) < 0.01
         True

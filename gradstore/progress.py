@@ -33,7 +33,7 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 def quietly(quiet: bool = True) -> Iterator[None]:
     """Hide progress bars and logged steps in this context, if `quiet`. Warnings are still logged.
 
-    Example:
+    Examples:
         >>> with quietly():
         ...     for _ in track(range(3), "counting", "numbers"):
         ...         pass

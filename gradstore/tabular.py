@@ -46,7 +46,7 @@ class Tabular(ABC):
 def html_table(table: pa.Table, caption: str) -> str:
     """The first rows of a table as HTML.
 
-    Example:
+    Examples:
         >>> import pyarrow as pa
         >>> html_table(pa.table({"a": [1]}), "one")
         '<table><caption>one</caption><tr><th>a</th></tr><tr><td>1</td></tr></table>'

@@ -75,7 +75,7 @@ class Features:
         etas: checkpoint weights η_k. A checkpoint of weight 0 is not read.
         slots: rows per sample and checkpoint if slots are matched; None if they are averaged.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store, asked = gs.open_store("train.gradstore"), gs.open_store("asked.gradstore")
         >>> features = gs.Features.of(store, "retrac")

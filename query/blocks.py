@@ -66,7 +66,7 @@ def batches(
     Raises:
         GradstoreError: as raised by `search`.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> engine = gs.ExactEngine("train.gradstore", "retrac")
         >>> for answer in gs.batches(engine, gs.open_store("asked.gradstore"), 3, size=2):

@@ -56,7 +56,7 @@ def collect_queries(
     Raises:
         GradstoreError: if the inputs do not match. A different fingerprint raises before any work.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> gs.collect_queries("train.gradstore", "asked_images", "queries.gradstore")
         Store('queries.gradstore', checkpoints=2, samples=3, slots=10, dim=64)

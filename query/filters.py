@@ -33,7 +33,7 @@ def chosen(
     Raises:
         QueryError: if the store has no such column or id, or no sample is left.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.open_store("train.gradstore")
         >>> keep = gs.chosen(store, where={"label": ["cat"]})

@@ -67,7 +67,7 @@ def examine(store: StoreLike) -> dict[str, Any]:
     Raises:
         StoreError: if the store cannot be read.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> found = gs.examine("train.gradstore")
         >>> found["samples"], found["columns"], found["projector"]["name"]

@@ -40,7 +40,7 @@ class Queries:
         weights: float64 `[terms]`.
         starts: int64 `[queries + 1]`.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> means = gs.Queries.means(gs.open_store("asked.gradstore"), "label")
         >>> means.ids, means.minus("label=dog").ids

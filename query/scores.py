@@ -66,7 +66,7 @@ def write_scores(
         QueryError: if `out` is something else or was made from other inputs; it is left unchanged.
         GradstoreError: as raised by `query.search`.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> from pathlib import Path
         >>> import zarr

@@ -49,7 +49,7 @@ def search(
         FingerprintError: if the rows of the two stores cannot be compared.
         QueryError: if `k` exceeds the number of samples, or the engine does not serve the measure.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="retrac")
         >>> answer

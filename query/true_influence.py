@@ -77,7 +77,7 @@ def rerank(
         ConfigError: if the measure transforms queries instead of weighting rows.
         GradstoreError: if samples, checkpoints or events cannot be reproduced.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="retrac")
         >>> features = gs.Features.of("train.gradstore", "retrac")

@@ -15,7 +15,7 @@ from typing import Literal
 def can(implementation: object, what: Literal["thread_safe", "stays_in_memory"]) -> bool:
     """Whether a class, or the class of an instance, declares a capability.
 
-    Example:
+    Examples:
         >>> class Mine:
         ...     thread_safe = True
         >>> can(Mine(), "thread_safe"), can(Mine(), "stays_in_memory")

@@ -62,7 +62,7 @@ def append(
     Raises:
         GradstoreError: if anything does not fit, or the store already has one of the samples.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.append("more_images", "train.gradstore")
         >>> len(store), store.manifest.ids[7:]
@@ -136,7 +136,7 @@ def add_checkpoint(
     Raises:
         GradstoreError: if anything does not fit.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> gs.add_checkpoint("train.gradstore", "run/later/epoch-03", datasets=["my_images"])
         Store('train.gradstore', checkpoints=3, samples=7, slots=1, dim=64)
@@ -209,7 +209,7 @@ def repair(
         ConfigError: if no datasets are given and the store, made from Python, records none.
         GradstoreError: as raised by `collect`.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.open_store("damaged.gradstore")
         >>> damaged = [report for report in gs.verify(store) if report.problem]

@@ -126,7 +126,7 @@ class Recorded(_Section):
         events: timesteps and noises.
         checkpoints: the checkpoints, in training order.
 
-    Example:
+    Examples:
         >>> from gradstore.collect.recorded import Recorded
         >>> Recorded.model_validate({"projector": {"name": "sjlt", "proj_dim": 64}}).projected
         True

@@ -40,7 +40,7 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
         NotAStoreError: if there is no store.
         StoreError: if this version cannot read its format, or its attributes are wrong.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> gs.open_store("train.gradstore")
         Store('train.gradstore', checkpoints=2, samples=7, slots=1, dim=64)

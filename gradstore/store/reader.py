@@ -54,7 +54,7 @@ class Store:
         dim: length of a direction.
         dtype: stored dtype of the directions: float16, float32 or int8.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.open_store("train.gradstore")
         >>> len(store), store.checkpoints, store.manifest.ids[:2]

@@ -46,7 +46,7 @@ def verify(store: Store) -> Iterator[ShardReport]:
     Raises:
         StoreError: if array metadata is damaged, so that nothing can be compared.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> for report in gs.verify(gs.open_store("damaged.gradstore")):
         ...     print(report)

@@ -106,7 +106,7 @@ def build_index(
         UnsealedError: if the store is not complete.
         SearchIndexError: if a different index exists at `path`; it is left unchanged.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> index = gs.build_index("train.gradstore", "retrac")
         >>> index.path.name, index.spec.count

@@ -40,7 +40,7 @@ class SearchIndex:
         store: the store it was built from.
         features: computes features from rows.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> index = gs.build_index("train.gradstore", "retrac")
         >>> index

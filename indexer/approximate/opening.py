@@ -53,7 +53,7 @@ def open_index(
     Raises:
         SearchIndexError: if the index is missing, damaged, or built from other inputs.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> built = gs.build_index("train.gradstore", "retrac", "fast.index")
         >>> gs.open_index("fast.index", "train.gradstore", "retrac")

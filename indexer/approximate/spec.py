@@ -85,7 +85,7 @@ def index_path(
 
     Other checkpoint weights than the store's, and matched slots, have their own paths.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> gs.index_path("train.gradstore", "power:0.5").name
         'train.power-0.5.index'

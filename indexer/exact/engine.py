@@ -53,7 +53,7 @@ class ExactEngine:
     Attributes:
         weights: the store's row weights, kept after the first read.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> engine = gs.ExactEngine("train.gradstore", "retrac")
         >>> queries = engine.features.range(gs.open_store("asked.gradstore"))

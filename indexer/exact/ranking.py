@@ -31,7 +31,7 @@ class Ranking:
 def best(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranking:
     """The `k` highest of `[queries, candidates]`; ties rank in store order.
 
-    Example:
+    Examples:
         >>> best(np.array([[1.0, 3.0, 3.0]], np.float32), np.array([[0, 5, 2]]), 2).rows
         array([[2, 5]])
     """

@@ -41,7 +41,7 @@ def measure_of(measure: Measure | str) -> Measure:
     Raises:
         ConfigError: if there is no such measure.
 
-    Example:
+    Examples:
         >>> measure_of("power:0.5").name, measure_of("retrac@0-499").name
         ('power:0.5', 'retrac@0-499')
     """
@@ -71,7 +71,7 @@ def measure_of(measure: Measure | str) -> Measure:
 def indexed(measure: Measure | str) -> Measure:
     """The measure of the training features; a preconditioned measure changes only the queries.
 
-    Example:
+    Examples:
         >>> indexed("trak").name, indexed("retrac").name
         ('tracin', 'retrac')
     """

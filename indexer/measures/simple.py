@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class TracIn:
     """Diffusion-TracIn (arXiv 2401.09031, section 4): a row's weight is its norm.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> rows = gs.open_store("train.gradstore").rows(0)
         >>> bool((gs.TracIn().weights(rows, 0) == rows.norm).all())
@@ -49,7 +49,7 @@ class ReTrac:
     Each row is normalised by the norm of its *full* gradient, after averaging over noises and
     before averaging over timesteps. The mean is not normalised again.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> rows = gs.open_store("train.gradstore").rows(0)
         >>> bool((gs.ReTrac().weights(rows, 0) == 1).all())
@@ -78,7 +78,7 @@ class Power:
     Attributes:
         alpha: 0 … 1.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> gs.search("train.gradstore", "asked.gradstore", 3, measure=gs.Power(0.5))
         Answer('power:0.5', queries=3, k=3, store='train.gradstore')
@@ -119,7 +119,7 @@ class Clip:
         q: 0 … 1.
         thresholds: the quantile at each checkpoint; None before fitting.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.open_store("train.gradstore")
         >>> clip = gs.Clip(0.5).fitted(store)

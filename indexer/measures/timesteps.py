@@ -34,7 +34,7 @@ class Calibrated:
         edges: first timestep of each group, per checkpoint; None before fitting.
         means: mean norm of each group, per checkpoint; None before fitting.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> calibrated = gs.Calibrated().fitted(gs.open_store("train.gradstore"))
         >>> calibrated.name, len(calibrated.means)
@@ -91,7 +91,7 @@ class Within:
         low: first timestep.
         high: last timestep (inclusive).
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> measure = gs.Within(gs.ReTrac(), 0, 499)
         >>> gs.search("train.gradstore", "asked.gradstore", 3, measure=measure)

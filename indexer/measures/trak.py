@@ -53,7 +53,7 @@ class Trak:
         share: λ as a multiple of the mean eigenvalue.
         lambdas: λ at each checkpoint; None before fitting.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> gs.search("train.gradstore", "asked.gradstore", 3, measure=gs.Trak(share=10))
         Answer('trak:10', queries=3, k=3, store='train.gradstore')

@@ -37,7 +37,7 @@ def breakdown(
         QueryError: if slots are matched and their numbers differ, or if the measure transforms
             queries, so that scores are no sums over pairs of rows.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> features = gs.Features.of("train.gradstore", "retrac")
         >>> gs.breakdown("train.gradstore", "asked.gradstore", features, query=0, sample=2).shape

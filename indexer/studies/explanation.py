@@ -87,7 +87,7 @@ def explain(
     Returns:
         The explanation. Without projection, standard errors are 0 and z is infinite.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> import numpy as np
         >>> store = gs.open_store("train.gradstore")

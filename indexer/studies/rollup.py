@@ -92,7 +92,7 @@ def rollup(
     Raises:
         QueryError: if `groups` is not one group per sample, or all are None.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> engine = gs.ExactEngine("train.gradstore", "retrac")
         >>> queries = engine.features.range(gs.open_store("asked.gradstore"))

@@ -19,7 +19,7 @@ def self_influence(store: Store, features: Features) -> NDArray[np.float32]:
     Hard, mislabelled and atypical samples have high self-influence (TracIn, arXiv 2002.08484,
     section 4.1).
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.open_store("train.gradstore")
         >>> gs.self_influence(store, gs.Features.of(store, "tracin")).shape

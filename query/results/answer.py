@@ -37,7 +37,7 @@ class Answer(Tabular):
         explained: scores of proponents, then opponents, by checkpoint, with their standard error.
             The error is NaN under a preconditioned measure, for which none is known.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="retrac")
         >>> [len(ids) for ids in answer.proponent_ids]

@@ -65,7 +65,7 @@ def write_report(
     Raises:
         DatasetError: if a displayed sample changed since its store was made.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> from pathlib import Path
         >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="retrac")

@@ -29,7 +29,7 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
     checkpoint, then at the second, …), `standard_error` and `z` (float32; see
     `Explanation`), `parts` (float32, each checkpoint's part of the score).
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> answers = [
         ...     gs.search("train.gradstore", "asked.gradstore", 3, measure=name)

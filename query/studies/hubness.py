@@ -132,7 +132,7 @@ class Hubness(Tabular):
 def hubness(answer: Answer) -> Hubness:
     """Count how often training samples recur among the proponents of an answer's queries.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> answer = gs.search("train.gradstore", "asked.gradstore", 3, measure="tracin")
         >>> gs.hubness(answer)

@@ -103,7 +103,7 @@ class Samples:
     Raises:
         DatasetError: if the dataset is empty, lacks a column, or repeats an id.
 
-    Example:
+    Examples:
         >>> samples = Samples([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)], ids=["black", "white"])
         >>> samples.ids, samples[1].tensor.shape
         (['black', 'white'], torch.Size([1, 8, 8]))

@@ -29,7 +29,7 @@ def noise_key(*parts: str | int) -> int:
 def noise(key: int, shape: Sequence[int]) -> NDArray[np.float32]:
     """Standard normal noise of a noise key, float32 of `shape`, the same on every machine.
 
-    Example:
+    Examples:
         >>> bool((noise(7, (2, 3)) == noise(7, (2, 3))).all())
         True
     """

@@ -33,7 +33,7 @@ class Recorder:
         seed: seed of the run.
         num_train_timesteps: timesteps are uniform in 0 … num_train_timesteps − 1.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> recorder = gs.Recorder(seed=0, num_train_timesteps=1000)
         >>> timesteps, noise = recorder.draw(["cat-1", "dog-1"], epoch=1, shape=(3, 32, 32))

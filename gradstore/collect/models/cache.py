@@ -28,7 +28,7 @@ class Checkpoints:
     Attributes:
         folders: the checkpoints, in training order.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> held = gs.Checkpoints("run/checkpoints")
         >>> for name in ("cat", "dog"):

@@ -24,7 +24,7 @@ class DiffusionLoss:
     mean of the prediction's square: not a loss, but D-TRAK's output function ‖ε_θ‖² (arXiv
     2311.00500, equation 7, up to the constant number of elements).
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> from diffusers import DDIMScheduler
         >>> loss = gs.DiffusionLoss(DDIMScheduler(), "l1")

@@ -70,7 +70,7 @@ def collect(
     Raises:
         GradstoreError: if anything does not fit; sealed shards stay.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> gs.collect("my_images", "run/checkpoints", "mine.gradstore", projector="sjlt")
         Store('mine.gradstore', checkpoints=2, samples=7, slots=1, dim=4096)
@@ -117,7 +117,7 @@ def plan(
     Raises:
         GradstoreError: as raised by `collect` before it writes anything.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> cost = gs.plan("my_images", "run/checkpoints", "mine.gradstore", projector="sjlt")
         >>> cost.samples, cost.checkpoints, cost.rows

@@ -36,7 +36,7 @@ def generate(
     Raises:
         CheckpointError: if the checkpoint cannot be loaded or needs conditions.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> from pathlib import Path
         >>> images = gs.generate(Path("run/checkpoints/epoch-02"), 2, steps=5)

@@ -43,7 +43,7 @@ def train(config: TrainConfig) -> list[Path]:
         ConfigError: if `config.out` exists; it is not changed.
         DatasetError: if the dataset cannot be trained on.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> config = gs.TrainConfig(
         ...     dataset="my_images", out="toy", epochs=2, checkpoint_every=1, channels=[8]

@@ -71,7 +71,7 @@ def drop_checkpoint(store: StoreLike, checkpoint: int) -> Store:
     Raises:
         StoreError: if there is no such checkpoint, or no other one.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> gs.drop_checkpoint("train.gradstore", 0)
         Store('train.gradstore', checkpoints=1, samples=7, slots=1, dim=64)

@@ -34,7 +34,7 @@ def delete(store: StoreLike, ids: Sequence[str]) -> Store:
     Raises:
         StoreError: if the store does not hold one of them, or if no sample would remain.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.delete("train.gradstore", ["cat/0.png", "dog/1.png"])
         >>> len(store)

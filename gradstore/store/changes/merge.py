@@ -31,7 +31,7 @@ def merge(store: StoreLike, other: StoreLike) -> Store:
         FingerprintError: if the rows of the two stores cannot be compared.
         StoreError: if a sample is in both.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.merge("train.gradstore", "more.gradstore")
         >>> len(store)

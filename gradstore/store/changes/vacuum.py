@@ -49,7 +49,7 @@ def vacuum(store: StoreLike) -> Store:
     Raises:
         StoreError: if a shard is not sealed or is damaged, or the store cannot be written.
 
-    Example:
+    Examples:
         >>> import gradstore as gs
         >>> store = gs.delete("train.gradstore", ["cat/0.png"])
         >>> len(store.deletions), len(gs.vacuum(store).deletions)
