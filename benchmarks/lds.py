@@ -48,6 +48,9 @@ MEASURES: Final = (
     *("tracin", "power:0.5", "clip:0.5", "calibrated", "calibrated|retrac", "retrac"),
     *("trak", "trak:0.1"),
 )
+METRICS: Final = ("adam", "fisher", "kfac", "ekfac")
+# Rows in a metric are planned, of several noises as queries are.
+IN_METRICS: Final = ("tracin", "retrac", "minus:4", "trak", "trak:10", "trak:30")
 REMOVED_BY: Final = ("tracin", "retrac", "trak, planned", "raw pixels")
 _RESAMPLES: Final = 1000
 
@@ -170,6 +173,7 @@ class Trial:
         folder: folder of models and stores.
         train: the training samples.
         asked: the queries: held-out ones, then generated ones.
+        labels: labels of the held-out queries.
         checkpoints: checkpoints of the whole set's model.
     """
 
@@ -177,6 +181,7 @@ class Trial:
     folder: Path
     train: Samples
     asked: Samples
+    labels: Sequence[Any]
     checkpoints: Sequence[Path]
 
     def fit(self, name: str, ids: Sequence[str], seed: int, every: int = 0) -> list[Path]:
@@ -207,30 +212,33 @@ def prepare(preset: Preset, folders: Folders) -> Trial:
     train, heldout = train_and_heldout(preset.dataset, preset.samples, preset.heldout, folders)
     key = digest(asdict(preset), train.manifest.digests)
     folder = folders.cache / f"lds-{preset.dataset}-{key}"
-    trial = Trial(preset, folder, train, heldout, ())
+    labels = heldout.manifest.metadata["label"]
+    trial = Trial(preset, folder, train, heldout, labels, ())
     checkpoints = trial.fit("whole-0", train.ids, 0, preset.checkpoint_every)
     made = generate(checkpoints[-1], preset.generated, seed=0)
     pictures = [heldout.image(row) for row in range(len(heldout))] + made
     kinds = ["held out"] * len(heldout) + ["generated"] * len(made)
     names = [*heldout.ids, *(f"generated-{number:03d}" for number in range(len(made)))]
     asked = Samples(list(zip(pictures, kinds, strict=True)), ids=names)
-    return Trial(preset, folder, train, asked, checkpoints)
+    return Trial(preset, folder, train, asked, labels, checkpoints)
 
 
 def stores(trial: Trial) -> dict[str, tuple[Store, Store]]:
     """Training stores, each with its query store.
 
     `replayed`: one event per sample and checkpoint. `planned`: as many timesteps as a query.
-    `square`: planned rows of ‖ε_θ‖² instead of the loss.
+    `square`: planned rows of ‖ε_θ‖² instead of the loss. The name of a metric: rows in it, planned,
+    of as many noises as a query; `none`: the same without a metric.
     """
     preset = trial.preset
     events = EventSpec(events="planned", timesteps=preset.timesteps, draws=preset.draws)
     planned = EventSpec(events="planned", timesteps=preset.timesteps)
     found = {}
-    for name, own, objective in (
-        ("replayed", EventSpec(), None),
-        ("planned", planned, None),
-        ("square", planned, "square"),
+    for name, own, objective, metric in (
+        ("replayed", EventSpec(), None, "none"),
+        ("planned", planned, None, "none"),
+        ("square", planned, "square", "none"),
+        *((metric, events, None, metric) for metric in ("none", *METRICS)),
     ):
         store = collect(
             trial.train,
@@ -239,6 +247,7 @@ def stores(trial: Trial) -> dict[str, tuple[Store, Store]]:
             projector=ProjectorSpec(projector="sjlt", proj_dim=preset.proj_dim),
             events=own,
             objective=objective,
+            metric=metric,
         )
         place = trial.folder / f"{name}-queries.gradstore"
         found[name] = store, collect_queries(store, trial.asked, place, events=events)
@@ -253,6 +262,11 @@ def attributions(
         measure + suffix: scores(*rows[name], measure)
         for name, suffix in (("replayed", ""), ("planned", ", planned"))
         for measure in MEASURES
+    }
+    found |= {
+        f"{measure}, {metric}": scores(*rows[metric], measure)
+        for metric in ("none", *METRICS)
+        for measure in IN_METRICS
     }
     found["D-TRAK"] = scores(*rows["square"], "trak")
     last = [0.0] * (len(trial.checkpoints) - 1) + [1.0]
@@ -277,6 +291,8 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
         }
         for name, found in attributed.items()
     }
+    for name, found in attributed.items():
+        methods[name]["label share"] = label_share(trial, found).json()
     ceiling = {group: noise_ceiling(truth, rows) for group, rows in groups.items()}
     removal = _removal(trial, attributed)
     heldout = {name: one["held out"] for name, one in methods.items()}
@@ -322,7 +338,9 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
         "num_parameters": sum(p.numel() for p in build(preset.model).parameters()),
         "training_runs": len(list(trial.folder.glob("*-*/epoch-*"))) - len(trial.checkpoints) + 1,
     }
-    figures = {"lds": methods, "noise_ceiling": ceiling, "removal": removal}
+    labels = np.array(trial.train.manifest.metadata["label"])
+    chance = float(np.mean([(labels == label).mean() for label in trial.labels]))
+    figures = {"chance": chance, "lds": methods, "noise_ceiling": ceiling, "removal": removal}
     page = _page(inputs, figures, targets)
     save(out, "lds", inputs=inputs, figures=figures, targets=targets, page=page)
     _plot(out / "lds.png", figures)
@@ -352,6 +370,13 @@ def datamodeling_score(
     low, high = np.quantile(means, [0.025, 0.975])
     mean = float(np.mean(rank_correlation(left, right)))
     return Interval(mean, float(low), float(high), len(rows))
+
+
+def label_share(trial: Trial, found: NDArray[np.float32], k: int = 10) -> Interval:
+    """Share of the first `k` proponents with the label of the query, over held-out queries."""
+    labels = np.array(trial.train.manifest.metadata["label"])
+    ranked = top(found[: len(trial.labels)], min(k, len(labels)))
+    return interval((labels[ranked] == np.array(trial.labels)[:, None]).mean(axis=1))
 
 
 def noise_ceiling(truth: NDArray[np.float64], rows: NDArray[np.int64]) -> dict[str, float]:
@@ -497,23 +522,27 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
             f"{preset['draws']} noises, true losses at {preset['judged'][0]} × "
             f"{preset['judged'][1]}; sjlt to {preset['proj_dim']:,}; {machine()['cpu']}. "
             "`planned`: training rows at as many timesteps instead of the one replayed timestep. "
-            "D-TRAK: ‖ε_θ‖² instead of the loss, planned. 95% intervals resample queries and "
+            "D-TRAK: ‖ε_θ‖² instead of the loss, planned. `, none`, `, adam`, `, fisher`, `, kfac` "
+            "and `, ekfac`: rows in this metric, at as many timesteps and noises as a query. "
+            "Label share: of the first ten proponents of a held-out query, chance "
+            f"{figures['chance']:.2f}. 95% intervals resample queries and "
             "halves; attributions use one model of the whole set, not an ensemble."
         ),
         "",
-        "| method | LDS, held out | LDS, generated |",
-        "|---|---|---|",
+        "| method | LDS, held out | LDS, generated | label share |",
+        "|---|---|---|---|",
         *[
-            f"| {cell(name)} | {text(one['held out'])} | {text(one['generated'])} |"
+            f"| {cell(name)} | {text(one['held out'])} | {text(one['generated'])} | "
+            f"{text(one['label share'], 2)} |"
             for name, one in figures["lds"].items()
         ],
         (
             f"| two seeds of the same halves | {ceiling['held out']['between seeds']:.3f} | "
-            f"{ceiling['generated']['between seeds']:.3f} |"
+            f"{ceiling['generated']['between seeds']:.3f} | |"
         ),
         (
             f"| ceiling for any method | {ceiling['held out']['ceiling']:.3f} | "
-            f"{ceiling['generated']['ceiling']:.3f} |"
+            f"{ceiling['generated']['ceiling']:.3f} | |"
         ),
         "",
         "## Removal",
@@ -539,7 +568,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
 
 
 def _plot(path: Path, figures: dict[str, Any]) -> None:
-    figure, axes = canvas(1, 2, height=4.5)
+    figure, axes = canvas(1, 2, height=10)
     names = list(figures["lds"])
     for one, group in zip(axes[0], ("held out", "generated"), strict=True):
         bars(one, names, [figures["lds"][name][group] for name in names])

@@ -367,8 +367,8 @@ def _searches(
         index = build_index(one.store, "tracin")
         built = perf_counter() - start
         k = min(_K, one.store.samples)
-        exact = search(one.engine, queries, k).proponents.rows
-        found = index.approximate(index.features.range(queries), k)[0].rows
+        exact = search(one.engine, queries, k).proponents.samples
+        found = index.approximate(index.features.range(queries), k)[0].samples
         jobs: dict[str, Callable[[], object]] = {
             "exact": partial(search, one.engine, queries, k),
             "index": partial(index.approximate, index.features.range(queries), k),

@@ -23,7 +23,7 @@ from benchmarks.sparse_timesteps import PRESETS as SPARSE
 from benchmarks.sparse_timesteps import Preset as Sparse
 from benchmarks.sparse_timesteps import even, grid, slot_scores
 from benchmarks.worlds.setting import Folders, command, prepare
-from gradstore.collect import Checkpoints, EventSpec, load
+from gradstore.collect import CheckpointCache, EventSpec, load
 from gradstore.flags.fast import Setting
 from indexer import Features, build_index, index_path, measure_of
 from query import collect_queries, search
@@ -226,15 +226,15 @@ def _cheapest(found: Mapping[str, Mapping[str, Any]]) -> str:
 def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
     """Seconds of generating an image, and of a question about it from end to end.
 
-    Models stay in memory in both: a pipeline generates several images, and `Checkpoints` answer
-    several questions. A question with models read and tried anew is measured as well.
+    Models stay in memory in both: a pipeline generates several images, and `CheckpointCache`
+    answers several questions. A question with models read and tried anew is measured as well.
     """
     drawn = world.of("generated")[0] if world.of("generated") else 0
     image = world.asked.only([world.asked.ids[drawn]])
     loaded = load(world.checkpoints[-1])
     pipeline = DDIMPipeline(loaded.model, loaded.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    checkpoints = Checkpoints(world.checkpoints)
+    checkpoints = CheckpointCache(world.checkpoints)
     every = len(world.store.etas)
     usual = (*_USUAL[:2], min(_USUAL[2], every))
 
@@ -253,7 +253,7 @@ def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
             indexes[count] = build_index(world.store, "retrac", Path(folder) / name, etas=etas)
         asked = 0
 
-        def ask(numbers: tuple[int, int, int], held: Checkpoints | None = checkpoints) -> None:
+        def ask(numbers: tuple[int, int, int], held: CheckpointCache | None = checkpoints) -> None:
             nonlocal asked
             asked += 1
             timesteps, draws, count = numbers

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from indexer import ExactEngine, Features, Trak, measure_of, self_influence
+from indexer import ExactEngine, Features, measure_of, self_influence
+from indexer.measure import QuerySide
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,7 +32,7 @@ def scores(store: Store, queries: Store, measure: str, **options: Any) -> NDArra
     """
     trained, _, other = measure.partition("|")
     chosen = measure_of(trained)
-    if isinstance(chosen, Trak):
+    if isinstance(chosen, QuerySide):
         features = Features.of(store, chosen.indexed, **options)
         asked = chosen.fitted(store).prepared(features.range(queries))
     else:

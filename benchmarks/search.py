@@ -234,7 +234,7 @@ def measured(
         "measured by the index": index.spec.measured.model_dump(),
         "exact from": index.spec.exact_from,
         "recall@10": {
-            end: recall(f.rows, t.rows)
+            end: recall(f.samples, t.samples)
             for end, f, t in zip(("proponents", "opponents"), found, truth, strict=True)
         },
         "raw read": _raw_read(store, preset.repeats),
@@ -326,7 +326,7 @@ def rounding(store: Store, queries: NDArray[np.float32], repeats: int) -> dict[s
             "recall@10": {
                 str(count): float(
                     np.mean(
-                        [recall(f[:, :count], t.rows) for f, t in zip(found, truth, strict=True)]
+                        [recall(f[:, :count], t.samples) for f, t in zip(found, truth, strict=True)]
                     )
                 )
                 for count in _CANDIDATES
@@ -379,13 +379,13 @@ def peers(store: Store, queries: NDArray[np.float32], repeats: int, folder: Path
     contestant(
         "gradstore, index (both ends)",
         ours,
-        lambda index, some: np.asarray(index.approximate(some, K)[0].rows),
+        lambda index, some: np.asarray(index.approximate(some, K)[0].samples),
         lambda index: int(index.nbytes),
     )
     contestant(
         "gradstore, exact (both ends)",
         lambda: ExactEngine(store, features),
-        lambda engine, some: np.asarray(engine.search(some, K)[0].rows),
+        lambda engine, some: np.asarray(engine.search(some, K)[0].samples),
         lambda _: 0,
     )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradstore.collect.data.samples import Samples
     from gradstore.collect.events.recorder import Recorder
     from gradstore.collect.grow import add_checkpoint, append, repair
-    from gradstore.collect.models.cache import Checkpoints
+    from gradstore.collect.models.cache import CheckpointCache, Checkpoints
     from gradstore.collect.objectives.diffusion import DiffusionLoss
     from gradstore.collect.pipeline.run import collect, collect_each, plan
     from gradstore.collect.toy.sampling import generate
@@ -72,7 +72,7 @@ if TYPE_CHECKING:
     from indexer.studies.self_influence import self_influence
     from query.blocks import batches
     from query.collection import collect_queries
-    from query.filters import chosen
+    from query.filters import chosen, matching_samples
     from query.info import examine
     from query.queries import Queries
     from query.results.answer import Answer
@@ -89,6 +89,7 @@ __all__ = [
     "MEASURES",
     "Answer",
     "Calibrated",
+    "CheckpointCache",
     "CheckpointError",
     "Checkpoints",
     "Clip",
@@ -148,6 +149,7 @@ __all__ = [
     "generate",
     "hubness",
     "index_path",
+    "matching_samples",
     "measure_of",
     "merge",
     "open_index",
@@ -170,6 +172,7 @@ _HOMES = {
     "Answer": "query.results.answer",
     "Calibrated": "indexer.measures.timesteps",
     "CheckpointError": "gradstore.errors",
+    "CheckpointCache": "gradstore.collect.models.cache",
     "Checkpoints": "gradstore.collect.models.cache",
     "Clip": "indexer.measures.simple",
     "CollectConfig": "gradstore.flags.collect",
@@ -218,6 +221,7 @@ _HOMES = {
     "breakdown": "indexer.studies.breakdown",
     "build_index": "indexer.approximate.build",
     "chosen": "query.filters",
+    "matching_samples": "query.filters",
     "collect_each": "gradstore.collect.pipeline.run",
     "collect_queries": "query.collection",
     "delete": "gradstore.store.changes.delete",

@@ -37,9 +37,9 @@ _BLOCK_SAMPLES: Final = 8192
 
 # One checkpoint's part of features, as `scale[:, None] * vectors`. vectors: [samples, width],
 # float16 if they equal the stored values, else float32. scale: float32.
-Part = tuple["NDArray[Any]", "NDArray[np.float32]"]
+CheckpointPart = tuple["NDArray[Any]", "NDArray[np.float32]"]
 # Adjacent samples within a block, and each checkpoint's part of their features.
-Tile = tuple[slice, dict[int, Part]]
+Tile = tuple[slice, dict[int, CheckpointPart]]
 
 
 def checked_etas(store: Store, etas: Sequence[float] | None) -> list[float]:
@@ -261,7 +261,7 @@ class Features:
         """One checkpoint's part of features, float32 `[samples, width]`."""
         return self._weighed(rows.direction, self.weights(store, checkpoint, rows))
 
-    def _scaled(self, direction: NDArray[Any], weights: NDArray[np.float32]) -> Part:
+    def _scaled(self, direction: NDArray[Any], weights: NDArray[np.float32]) -> CheckpointPart:
         """Like `_weighed`, but the multiplication is deferred if there is only one slot."""
         if direction.shape[1] == 1:
             return direction[:, 0], weights[:, 0]

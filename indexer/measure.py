@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 from gradstore.errors import ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -51,6 +53,21 @@ class QuerySide(Measure, Protocol):
 
     def prepared(self, queries: NDArray[np.float32]) -> NDArray[np.float32]:
         """Transformed features of queries, float32 `[queries, checkpoints × dim]`."""
+
+
+@runtime_checkable
+class KernelMeasure(QuerySide, Protocol):
+    """A query-side measure that is fitted to ΦᵀΦ, which is kept beside the store."""
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it is fitted already."""
+
+    def of(self, grams: Iterable[NDArray[np.float64]]) -> Self:
+        """The measure fitted to ΦᵀΦ of each checkpoint, `[dim, dim]`, given in order.
+
+        The arrays may be overwritten.
+        """
 
 
 def require_share(measure: str, name: str, value: float) -> None:

@@ -9,7 +9,7 @@ applied to its output.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -17,7 +17,7 @@ from pydantic import Field
 from gradstore.errors import SearchIndexError
 from gradstore.store.format.spec import Spec
 from indexer.artifact import differing, exchanged, file_hash, read_spec, require_file, samples_hash
-from indexer.measures.trak import Trak, grams
+from indexer.measures.trak import grams
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
+    from indexer.measure import KernelMeasure
+
+M = TypeVar("M", bound="KernelMeasure")
 
 FORMAT_VERSION: Final = 1
 SPEC_NAME: Final = "kernel.json"
@@ -88,7 +91,7 @@ def build_kernel(store: Store) -> Path:
     return path
 
 
-def fitted_by_kernel(measure: Trak, store: Store) -> Trak:
+def fitted_by_kernel(measure: M, store: Store) -> M:
     """Fit the measure to a store with the stored kernel.
 
     Raises:

@@ -9,7 +9,7 @@ from gradstore.lazy import exporter
 if TYPE_CHECKING:
     from query.blocks import batches
     from query.collection import collect_queries
-    from query.filters import chosen
+    from query.filters import chosen, matching_samples
     from query.info import examine
     from query.queries import Queries
     from query.results.answer import Answer
@@ -31,6 +31,7 @@ __all__ = [
     "collect_queries",
     "examine",
     "hubness",
+    "matching_samples",
     "rerank",
     "search",
     "to_table",
@@ -46,6 +47,7 @@ _HOMES = {
     "Sources": "query.true_influence",
     "batches": "query.blocks",
     "chosen": "query.filters",
+    "matching_samples": "query.filters",
     "collect_queries": "query.collection",
     "examine": "query.info",
     "hubness": "query.studies.hubness",

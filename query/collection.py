@@ -15,7 +15,7 @@ from query.results.pictures import pictures
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gradstore.collect import Checkpoints, Objective, Projector
+    from gradstore.collect import CheckpointCache, Objective, Projector
     from gradstore.flags.query import QueryConfig
     from gradstore.store.format.spec import ProjectorSpec
     from gradstore.store.opening import StoreLike
@@ -31,7 +31,7 @@ def collect_queries(
     *,
     events: EventSpec | None = None,
     etas: Sequence[float] | None = None,
-    checkpoints: Sequence[str | Path] | Checkpoints | None = None,
+    checkpoints: Sequence[str | Path] | CheckpointCache | None = None,
     objective: Objective | None = None,
     projector: ProjectorSpec | Projector | str | None = None,
     **options: Any,
@@ -46,7 +46,7 @@ def collect_queries(
         etas: checkpoint weights of the search; by default the store's. At a checkpoint of weight 0,
             no gradient is computed: the query store has no rows of it until the same call with
             other weights collects them.
-        checkpoints: the store's checkpoints, if they moved; or `gradstore.collect.Checkpoints`,
+        checkpoints: the store's checkpoints, if they moved; or `gradstore.collect.CheckpointCache`,
             which keeps the models in memory between calls.
         objective: the store's objective, if it was not `DiffusionLoss`.
         projector: the store's projector, if it was not built into gradstore; or the object that
@@ -62,11 +62,11 @@ def collect_queries(
         Store('queries.gradstore', checkpoints=2, samples=3, slots=10, dim=64)
     """
     store = as_store(store)
-    from gradstore.collect import Checkpoints, InProcess, SideBySide, collect
+    from gradstore.collect import CheckpointCache, InProcess, SideBySide, collect
 
     # Queries are collected in this process, even if RANK is set for collecting. Threads are used
     # only if all models are in memory anyway.
-    held = isinstance(checkpoints, Checkpoints)
+    held = isinstance(checkpoints, CheckpointCache)
     options.setdefault("executor", SideBySide() if held else InProcess())
     options.setdefault("gradients", recorded_gradients(store))
     recorded = Recorded.of(store)

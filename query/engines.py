@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from gradstore.errors import SearchIndexError
 from indexer import ExactEngine, Features, index_path, measure_of, open_index
-from indexer.measure import QuerySide
+from indexer.measure import KernelMeasure, QuerySide
 from indexer.measures.registry import indexed
-from indexer.measures.trak import Trak
 from indexer.trak_kernel import build_kernel, fitted_by_kernel, kernel_path
 from query.checks import require_averaged
 
@@ -54,12 +53,12 @@ def exact_engine(
 
 
 def fitted(measure: Measure, store: Store) -> Measure:
-    """Fit a measure to a store; TRAK's kernel is stored for later queries.
+    """Fit a measure to a store; the kernel that it may need is stored for later queries.
 
     Raises:
         SearchIndexError: if the existing kernel was built from other inputs.
     """
-    if not isinstance(measure, Trak) or measure.lambdas is not None:
+    if not isinstance(measure, KernelMeasure) or measure.is_fitted:
         return measure.fitted(store)
     if not kernel_path(store).exists():
         try:

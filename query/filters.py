@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from gradstore.store.reader import Store
 
 
-def chosen(
+def matching_samples(
     store: Store,
     *,
     where: Mapping[str, Collection[Any]] | None = None,
@@ -36,7 +36,7 @@ def chosen(
     Examples:
         >>> import gradstore as gs
         >>> store = gs.open_store("train.gradstore")
-        >>> keep = gs.chosen(store, where={"label": ["cat"]})
+        >>> keep = gs.matching_samples(store, where={"label": ["cat"]})
         >>> keep.tolist()
         [0, 1, 2, 3]
         >>> answer = gs.search(store, "asked.gradstore", 3, measure="retrac", keep=keep)
@@ -63,3 +63,6 @@ def chosen(
     if not keep.any():
         raise QueryError(f"no sample of {store.location} is left by the filter.")
     return np.flatnonzero(keep)
+
+
+chosen = matching_samples  # the earlier name

@@ -30,6 +30,7 @@ def describe(location: str) -> str:
         f"  objective    {_short(found['objective'])}",
         f"  projector    {_short(found['projector'])}",
         f"  events       {_short(found['events'])}",
+        f"  metric       {_short(found['metric']) if found['metric'] else 'none'}",
         f"  size         {_size(found['nbytes'])}"
         + (
             f"; {_size(found['retired_nbytes'])} of it are no longer part of the store; free them "
@@ -108,7 +109,10 @@ def examine(store: StoreLike) -> dict[str, Any]:
             for name, value in _section(identity, "model").items()
             if name in {"class", "num_parameters"}
         },
-        **{name: _section(identity, name) for name in ("objective", "projector", "events")},
+        **{
+            name: _section(identity, name)
+            for name in ("objective", "projector", "events", "metric")
+        },
         "nbytes": total,
         "retired_nbytes": retired,
         "checkpoints": [
@@ -148,9 +152,9 @@ def _maker(made_by: dict[str, Any]) -> dict[str, Any]:
     names = ("device", "engine", "dataset")
     arithmetic = _section(made_by, "arithmetic")
     known = {**_section(made_by, "config"), **made_by}
-    told = {name: known[name] for name in names if known.get(name)}
+    shown = {name: known[name] for name in names if known.get(name)}
     used = {f"{name} in": value for name, value in arithmetic.items()}
-    return {**_section(made_by, "versions"), **told, **used}
+    return {**_section(made_by, "versions"), **shown, **used}
 
 
 def _size(nbytes: int) -> str:

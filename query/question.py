@@ -15,7 +15,7 @@ from indexer.exact.ranking import require_k
 from indexer.feature import checked_etas
 from indexer.measure import QuerySide
 from query.checks import require_averaged, require_comparable
-from query.filters import chosen
+from query.filters import matching_samples
 from query.queries import Queries
 from query.results.folder import require_free
 from query.true_influence import require_rankable
@@ -59,7 +59,7 @@ def opened(config: QueryConfig) -> Question:
         measure_of(name)
     require_free(Path(config.out), config, "query.yaml")
     store = open_store(config.store, skip_unsealed=config.skip_unsealed)
-    keep = chosen(store, where=config.where(), ids=config.ids)
+    keep = matching_samples(store, where=config.where(), ids=config.ids)
     require_k(config.k, store, keep)
     etas = FAST.etas(store.etas) if config.fast else config.etas
     checked_etas(store, etas)

@@ -63,7 +63,7 @@ def search(
     queries = queries if isinstance(queries, Queries) else Queries.of(as_store(queries))
     asked, chosen = prepared(engine, queries, measure)
     proponents, opponents = engine.search(asked, k, keep=keep)
-    both = np.concatenate([proponents.rows, opponents.rows], axis=1)
+    both = np.concatenate([proponents.samples, opponents.samples], axis=1)
     explained = explain(store, features, asked, both)
     if isinstance(chosen, QuerySide):  # these queries depend on the projection, so errors are NaN
         unknown = np.full_like(explained.z, np.nan)

@@ -88,17 +88,18 @@ def rerank(
     from gradstore.collect.unprojected import Unprojected
 
     sources = sources or Sources()
-    found = answer.proponents.rows.shape[1]
+    found = answer.proponents.samples.shape[1]
     if not 1 <= k <= found:
         raise QueryError(f"k is {k}, but {found} candidates of each side were found.")
     _require_rows(answer.measure)
-    rows = np.concatenate([side.rows for side in answer.sides.values()], axis=1)
+    rows = np.concatenate([side.samples for side in answer.sides.values()], axis=1)
     candidates = np.unique(rows)
     queries, slots = answer.queries, features.slots or 1
     memory = options.setdefault("memory", 4.0)
     trained = Unprojected(
         answer.store, candidates, sources.train, checkpoints=sources.checkpoints, **options
     )
+    options.setdefault("metric", answer.store)  # which holds the fits, also for the queries
     place = np.searchsorted(candidates, rows)
     parts = np.zeros((*rows.shape, len(features.etas)), np.float32)
     length = max(1, Recorded.of(answer.store).model.num_parameters)
@@ -175,10 +176,10 @@ def _ranked(answer: Answer, rows: NDArray[np.int64], parts: NDArray[np.float32],
             own, first = np.unique(rows[query], return_index=True)
             found = best(sign * scores[query, first][None], own[None], k)
             ranked.append(found)
-            kept.append(first[np.searchsorted(own, found.rows[0])])
+            kept.append(first[np.searchsorted(own, found.samples[0])])
         sides.append(
             Ranking(
-                np.concatenate([one.rows for one in ranked]),
+                np.concatenate([one.samples for one in ranked]),
                 sign * np.concatenate([one.scores for one in ranked]),
             )
         )

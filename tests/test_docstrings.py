@@ -47,7 +47,7 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
     gs.collect(root / "more_images", checkpoints, root / "more.gradstore", projector=projector)
     gs.collect_queries(train, root / "asked_images", root / "asked.gradstore")
     damaged = shutil.copytree(train, root / "damaged.gradstore")
-    next((damaged / "checkpoints" / "0" / "norm").glob("c.*")).write_bytes(b"damaged")
+    next((damaged / "checkpoints" / "0" / "columns").glob("c.*")).write_bytes(b"damaged")
     return root
 
 

@@ -42,15 +42,15 @@ def test_a_path_is_as_good_as_a_store(stores: tuple[gs.Store, gs.Store]) -> None
         gs.ExactEngine(train, gs.Features.of(train.path, "tracin")),
     ):
         found = gs.search(engine, asked.path, 5)
-        np.testing.assert_array_equal(found.proponents.rows, expected.proponents.rows)
+        np.testing.assert_array_equal(found.proponents.samples, expected.proponents.samples)
     for place in (train, train.path, train.location):
         found = gs.search(place, asked.location, 5, measure="tracin")
-        np.testing.assert_array_equal(found.proponents.rows, expected.proponents.rows)
+        np.testing.assert_array_equal(found.proponents.samples, expected.proponents.samples)
     gs.build_index(train.location, "tracin")
     index = gs.open_index(gs.index_path(train.path, "tracin"), train.path, "tracin")
     assert index.spec.count == 40
     found = gs.search(train.path, asked, 5, measure="tracin")  # by the index that stands now
-    np.testing.assert_array_equal(found.proponents.rows, expected.proponents.rows)
+    np.testing.assert_array_equal(found.proponents.samples, expected.proponents.samples)
 
 
 def test_a_query_side_measure_is_not_broken_down(stores: tuple[gs.Store, gs.Store]) -> None:
@@ -96,7 +96,7 @@ def test_an_answer_is_a_sequence_and_a_table(stores: tuple[gs.Store, gs.Store]) 
         assert len(one) == 1
         assert one.proponent_ids[0] == answer.proponent_ids[number]
         assert one.to_table().equals(answer.to_table().slice(number * 8, 8))
-    assert answer.opponent_ids[0][0] == train.manifest.ids[answer.opponents.rows[0, 0]]
+    assert answer.opponent_ids[0][0] == train.manifest.ids[answer.opponents.samples[0, 0]]
     assert len(repr(answer)) < 200
     page = answer._repr_html_()
     assert page.count("<tr>") == 21

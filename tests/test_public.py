@@ -54,7 +54,8 @@ def test_nothing_heavy_is_imported_with_a_package(package: str) -> None:
 def test_the_exported_names() -> None:
     assert {name for name in gradstore.__all__ if not name.endswith("Error")} == {
         *indexer.__all__, *query.__all__,
-        "Checkpoints", "CollectConfig", "DiffusionLoss", "EventSpec", "GradientSpec", "Manifest",
+        "CheckpointCache", "Checkpoints", "CollectConfig", "DiffusionLoss", "EventSpec",
+        "GradientSpec", "Manifest",
         "ProjectorSpec", "Recorder", "Rows", "Samples", "Store", "TrainConfig", "__version__",
         "add_checkpoint", "append", "collect", "collect_each", "delete", "drop_checkpoint",
         "generate", "merge", "open_store", "plan", "repair", "train", "vacuum", "verify",
@@ -67,6 +68,6 @@ def test_the_exported_names() -> None:
     }  # fmt: skip
     assert set(query.__all__) == {
         "Answer", "Hubness", "Queries", "Section", "Sources", "batches", "chosen",
-        "collect_queries", "examine", "hubness", "rerank", "search", "to_table", "write_report",
-        "write_scores",
+        "collect_queries", "examine", "hubness", "matching_samples", "rerank", "search",
+        "to_table", "write_report", "write_scores",
     }  # fmt: skip

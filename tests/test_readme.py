@@ -128,6 +128,7 @@ def test_the_format_page_is_true(tmp_path: Path, capsys: pytest.CaptureFixture[s
     exec(block, names)  # noqa: S102
     store = open_store("train.gradstore")
     np.testing.assert_array_equal(names["directions"], store.rows(0).direction)
-    np.testing.assert_array_equal(names["rows"]["norm"], store.rows(0).norm)
+    assert names["rows"]["columns"].attrs["columns"][0] == "norm"
+    np.testing.assert_array_equal(names["rows"]["columns"][:, :, 0], store.rows(0).norm)
     assert list(names["samples"]["id"]) == list(store.manifest.ids)
     assert "xarray.DataArray" in capsys.readouterr().out

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from diffusers import ModelMixin
 
-_STATE = "adam.safetensors"
+_STATE = "resume.safetensors"
 LOSSES = "loss.json"
 
 
@@ -111,6 +111,8 @@ def fit(
                 epoch=epoch,
                 learning_rate_sum=learning_rate * epoch,
                 loss="l1",
+                optimizer=optimizer,
+                model=model,
             )
             (writing / LOSSES).write_text(json.dumps({"loss": total / len(samples)}) + "\n")
             _keep(optimizer, writing / _STATE)

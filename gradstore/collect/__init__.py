@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from gradstore.collect.events.recorder import Recorder
     from gradstore.collect.events.replayed import ReplayedEvents
     from gradstore.collect.grow import add_checkpoint, append, repair
-    from gradstore.collect.models.cache import Checkpoints, find_checkpoints
+    from gradstore.collect.models.cache import CheckpointCache, Checkpoints, find_checkpoints
     from gradstore.collect.models.loading import Checkpoint, load
     from gradstore.collect.models.record import TrainingRecord
     from gradstore.collect.objectives.diffusion import DiffusionLoss
@@ -68,6 +68,7 @@ __all__ = [
     "Batch",
     "ByRank",
     "Checkpoint",
+    "CheckpointCache",
     "Checkpoints",
     "Claims",
     "CollectConfig",
@@ -120,6 +121,7 @@ _HOMES = {
     "Batch": "gradstore.collect.objectives.protocol",
     "ByRank": "gradstore.collect.pipeline.executors",
     "Checkpoint": "gradstore.collect.models.loading",
+    "CheckpointCache": "gradstore.collect.models.cache",
     "Checkpoints": "gradstore.collect.models.cache",
     "Claims": "gradstore.collect.pipeline.claims",
     "CollectConfig": "gradstore.flags.collect",

@@ -40,12 +40,12 @@ def choose(device: str | torch.device | None) -> torch.device:
 def _local_rank() -> int:
     """Index of this process on this machine, as set by torchrun or srun."""
     for name in ("LOCAL_RANK", "SLURM_LOCALID"):
-        told = os.environ.get(name)
-        if told:
+        value = os.environ.get(name)
+        if value:
             try:
-                return int(told)
+                return int(value)
             except ValueError as error:
-                raise ConfigError(f"{name} must be a whole number, not {told!r}.") from error
+                raise ConfigError(f"{name} must be a whole number, not {value!r}.") from error
     return 0
 
 

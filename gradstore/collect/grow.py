@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Unpack
 
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.models import loading
 from gradstore.collect.models.cache import find_checkpoints
 from gradstore.collect.pipeline.executors import InProcess, Task
-from gradstore.collect.pipeline.options import CollectOptions, Into
+from gradstore.collect.pipeline.options import CollectOptions, Destination
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.collect.pipeline.run import prepare_config, run
 from gradstore.collect.recorded import Recorded, recorded_config, recorded_options
@@ -77,7 +78,7 @@ def append(
         dataset,
         checkpoints or _folders(store),
         {store.location: projector or own},
-        into=Into.new_part(),
+        into=Destination.new_part(),
         **{**made_alike, **options},
     )
     return _append(store, job, executor)[0]
@@ -99,7 +100,7 @@ def append_config(
         other ranks may still hold some.
     """
     config = recorded_config(store, store.spec.parts[0], dataset=dataset, **given)
-    return _append(store, prepare_config(config, into=Into.new_part()), executor)
+    return _append(store, prepare_config(config, into=Destination.new_part()), executor)
 
 
 def _append(store: Store, job: Job, executor: Executor | None) -> tuple[Store, bool]:
@@ -156,7 +157,7 @@ def add_checkpoint(
             _restricted(given, part.spec, store),
             [checkpoint],
             {store.location: projector or own},
-            into=Into.existing_part(part.spec, number),
+            into=Destination.existing_part(part.spec, number),
             **made_alike,
         )
         for part, given in zip(store.parts, datasets or [None] * len(store.parts), strict=True)
@@ -179,6 +180,11 @@ def add_checkpoint(
             "learning rates. Give it with --eta."
         )
     begin_checkpoint(store, number, weights)
+    metric = jobs[0].metric  # fitted to samples of the first part
+    if metric is not None:
+        jobs = [replace(job, metric=metric) for job in jobs]
+        jobs[0].load(0)
+        spec = spec.model_copy(update={"metric": metric.digests[number]})
     parts = []
     for job in jobs:
         for part in job.open():
@@ -223,7 +229,7 @@ def repair(
         mine = [report for report in reports if report.part.spec.path == part.spec.path]
         if not mine:
             continue
-        samples, into = _restricted(dataset, part.spec, store), Into.existing_part(part.spec)
+        samples, into = _restricted(dataset, part.spec, store), Destination.existing_part(part.spec)
         if dataset is None:
             job = prepare_config(recorded_config(store, part.spec), samples=samples, into=into)
         else:

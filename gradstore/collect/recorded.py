@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gradstore.errors import ConfigError, StoreError
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.dataset import DatasetSpec
-from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
+from gradstore.store.format.spec import EventSpec, GradientSpec, MetricSpec, ProjectorSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -106,6 +106,20 @@ class Events(_Section):
         raise ConfigError(f"the store has custom events {self.kind!r}. Pass them as events=.")
 
 
+class Metric(_Section):
+    """The metric in which gradients are compared.
+
+    Attributes:
+        name: `adam`, `fisher`, `kfac`, `ekfac`, or the name of a custom metric; `none` without one.
+        damping: damping of `fisher`, `kfac` and `ekfac`.
+        samples: number of samples that it was fitted to.
+    """
+
+    name: str = "none"
+    damping: float | None = None
+    samples: int | None = None
+
+
 class Checkpoint(_Section):
     """A checkpoint.
 
@@ -124,6 +138,7 @@ class Recorded(_Section):
         objective: the objective.
         projector: the map from gradients to directions.
         events: timesteps and noises.
+        metric: the metric.
         checkpoints: the checkpoints, in training order.
 
     Examples:
@@ -136,6 +151,7 @@ class Recorded(_Section):
     objective: Objective = Objective()
     projector: Projector = Projector()
     events: Events = Events()
+    metric: Metric = Metric()
     checkpoints: list[Checkpoint] = Field(default_factory=list)
 
     @classmethod
@@ -182,6 +198,25 @@ class Recorded(_Section):
         if found.name == "trak":
             given |= {"proj_type": found.proj_type, "block_size": found.block_size}
         return ProjectorSpec.model_validate(given)
+
+    def metric_spec(self) -> MetricSpec:
+        """The specification of the metric.
+
+        Raises:
+            ConfigError: if the metric is custom.
+        """
+        found = self.metric
+        try:
+            return MetricSpec(
+                metric=found.name,
+                metric_samples=found.samples,
+                **({} if found.damping is None else {"damping": found.damping}),
+            )
+        except ConfigError as error:
+            raise ConfigError(
+                f"the store was made in metric {found.name!r}, which is not gradstore's own. Pass "
+                "it as metric=."
+            ) from error
 
 
 class Provenance(_Section):
@@ -332,6 +367,7 @@ def recorded_options(store: Store) -> dict[str, Any]:
         "projector": found.projector_spec(),
         "events": found.events.spec(),
         "gradients": recorded_gradients(store),
+        "metric": found.metric_spec(),
         "etas": store.etas,
         "dtype": store.dtype,
     }

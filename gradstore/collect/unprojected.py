@@ -83,6 +83,7 @@ class Unprojected:
             "objective": recorded.objective.loss,
             "events": _events(recorded, folders, store.numbers),
             "gradients": recorded_gradients(store),
+            "metric": store,
             "etas": store.etas,
             **options,
         }
@@ -108,7 +109,7 @@ class Unprojected:
                 job.targets[0].spec.identity,
                 expected_name=store.location,
                 found_name="the current input",
-                sections=("model", "checkpoints", "objective", "events", "noise"),
+                sections=("model", "checkpoints", "objective", "events", "noise", "metric"),
                 mend="give the checkpoints and events that the store was made from",
             )
             self._jobs.append((own, job))
@@ -188,7 +189,7 @@ class Unprojected:
     @torch.inference_mode(mode=False)  # the caller may be in inference mode
     @torch.enable_grad()
     def _differentiate(self, checkpoint: int, piece: _Piece, receive: Receive) -> None:
-        _, norms = piece.loaded.differentiate(piece.batch, piece.events, receive)
+        norms = piece.loaded.differentiate(piece.batch, piece.events, receive).norms
         sample, slot = np.divmod(piece.rows, self._store.slots)
         own, place = np.unique(sample, return_inverse=True)
         stored = self._store.column("norm", checkpoint, self._numbers[own])[place, slot]

@@ -11,12 +11,13 @@ from gradstore.store.format.spec import (
     ADVANCED,
     EventSpec,
     GradientSpec,
+    MetricSpec,
     ObjectiveSpec,
     ProjectorSpec,
 )
 
 
-class CollectConfig(ProjectorSpec, GradientSpec, ObjectiveSpec, EventSpec, DatasetSpec):
+class CollectConfig(ProjectorSpec, GradientSpec, MetricSpec, ObjectiveSpec, EventSpec, DatasetSpec):
     """Configuration of a collection, from samples and checkpoints to stored rows."""
 
     checkpoints: list[str] = Field(

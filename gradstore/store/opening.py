@@ -65,10 +65,10 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
             f"{where} is not a gradient store: it has no zarr.json with a 'gradstore' "
             "attribute. Give the folder that `gradstore collect` wrote (NAME.gradstore)."
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise StoreError(
-            f"{where} has store format {repr(version)[:20]}; this gradstore reads format "
-            f"{FORMAT_VERSION}. Install a gradstore that reads it (pip install -U gradstore)."
+            f"{where} has store format {repr(version)[:20]}; this gradstore reads formats 1 "
+            f"to {FORMAT_VERSION}. Install a gradstore that reads it (pip install -U gradstore)."
         )
     try:
         spec = StoreSpec.model_validate(attributes)

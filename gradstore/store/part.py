@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError
 
 from gradstore.errors import StoreError, UnsealedError
 from gradstore.store.format.encoding import ShardCodec, decode_column
+from gradstore.store.format.layout import DTYPES, row_columns
 from gradstore.store.format.manifest import Manifest
-from gradstore.store.format.rows import columns
 from gradstore.store.format.spec import Spec
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ R = TypeVar("R")
 Arrays = dict[str, "NDArray[Any]"]
 
 MANIFEST = "samples/manifest.parquet"
+COLUMNS = "columns"
+"""Name of the array that holds all numbers of the rows besides their directions."""
 _MOST_REQUESTS = 16
 _MOST_SEAL_BYTES = 65_536
 _MOST_VERSIONS = 65_536
@@ -83,7 +85,8 @@ class Part:
         self.location = f"{objects.location}/{spec.path}".rstrip("/")
         self.fingerprints = fingerprints
         self.codec = ShardCodec(self.layout)
-        self.columns = columns(self.layout.dtype)
+        names = self.layout.columns or row_columns(self.layout.dtype)
+        self.columns = {name: DTYPES[name] for name in names}
         self._versions: dict[tuple[str, int, int], Hashable] = {}
 
     def __len__(self) -> int:
@@ -95,12 +98,17 @@ class Part:
 
     def array_key(self, number: int, name: str, shard: int) -> str:
         """Key of the object that holds a shard of an array."""
-        rest = "0.0" if name == "direction" else "0"
+        rest = "0.0" if name in {"direction", COLUMNS} else "0"
         return self.key(f"checkpoints/{number}/{name}/c.{shard}.{rest}")
 
     def seal_key(self, number: int, shard: int) -> str:
         """Key of a shard's seal."""
         return self.key(f"seals/{number}/{shard}.json")
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays of a checkpoint."""
+        return ("direction", COLUMNS) if self.layout.columns else ("direction", *self.columns)
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -222,7 +230,7 @@ class Part:
             StoreError: if an object is missing or damaged.
         """
         layout, step = self.layout, self.layout.chunk_samples
-        names = self.columns if columns is None else columns
+        names = tuple(self.columns) if columns is None else columns
         shard, place = divmod(int(rows[0]), layout.shard_samples)
         if place + len(rows) <= layout.shard_samples and (np.diff(rows) == 1).all():
             self.require_sealed(number, {shard})
@@ -248,10 +256,8 @@ class Part:
         direction = self.codec.rows(buffer)
         if len(places) != len(direction) or len(rows) != len(wanted) or (np.diff(back) < 0).any():
             direction = direction[places[back]]
-        return {
-            "direction": direction,
-            **{name: self._picked(number, name, wanted)[back] for name in names},
-        }
+        picked = self._picked(number, names, wanted)
+        return {"direction": direction, **{name: picked[name][back] for name in names}}
 
     def tiles(
         self, number: int, start: int, stop: int, scratch: NDArray[np.uint8]
@@ -349,10 +355,8 @@ class Part:
             skip = here.start % self.layout.chunk_samples
             (chunks,) = self._checked(key, first, nbytes)
             direction = self.codec.rows(chunks)[skip : skip + here.stop - here.start]
-        return {
-            "direction": direction,
-            **{name: self._column(number, name, shard)[here].copy() for name in columns},
-        }
+        found = self._columns(number, tuple(columns), shard)
+        return {"direction": direction, **{name: one[here].copy() for name, one in found.items()}}
 
     def read_columns(self, number: int, names: Sequence[str], rows: NDArray[np.int64]) -> Arrays:
         """Arrays `[rows, slots]`, by name, of samples with ascending numbers at a checkpoint.
@@ -362,21 +366,46 @@ class Part:
             StoreError: if an object is missing or damaged.
         """
         self.require_sealed(number, np.unique(rows // self.layout.shard_samples).tolist())
-        return {name: self._picked(number, name, rows) for name in names}
+        # Without a metric, a gradient has one norm.
+        stored = {name: name if name in self.columns else "norm" for name in names}
+        picked = self._picked(number, tuple(dict.fromkeys(stored.values())), rows)
+        return {name: picked[own] for name, own in stored.items()}
 
-    def _picked(self, number: int, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    def _picked(self, number: int, names: Sequence[str], rows: NDArray[np.int64]) -> Arrays:
         size = self.layout.shard_samples
         shards, firsts = np.unique(rows // size, return_index=True)
         groups = list(zip(shards.tolist(), np.split(rows % size, firsts[1:]), strict=True))
-        return np.concatenate(
-            self.in_parallel(lambda group: self._column(number, name, group[0])[group[1]], groups)
-        )
 
-    def _column(self, number: int, name: str, shard: int) -> NDArray[Any]:
-        layout = self.layout
-        with self._reading(number, name, shard) as key:
+        def one(group: tuple[int, NDArray[np.int64]]) -> Arrays:
+            found = self._columns(number, names, group[0])
+            return {name: column[group[1]] for name, column in found.items()}
+
+        parts = self.in_parallel(one, groups)
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
+    def _columns(self, number: int, names: Sequence[str], shard: int) -> Arrays:
+        """Columns of a whole shard, `[shard_samples, slots]`, by name."""
+        shape: tuple[int, ...] = (self.layout.shard_samples, self.layout.slots)
+        if not names:
+            return {}
+        if not self.layout.columns:
+            found = {}
+            for name in names:
+                with self._reading(number, name, shard) as key:
+                    content = self.objects.read(key)
+                    found[name] = decode_column(content, shape, self.columns[name])
+            return found
+        place = self.layout.columns.index
+        with self._reading(number, COLUMNS, shard) as key:
             content = self.objects.read(key)
-            return decode_column(content, layout.shard_samples, layout.slots, self.columns[name])
+            whole = decode_column(content, (*shape, len(self.layout.columns)), "float32")
+        filled = {name: whole[..., place(name)] for name in names}
+        return {
+            name: np.nan_to_num(values, nan=-1).astype(np.int32)
+            if self.columns[name] == "int32"
+            else values
+            for name, values in filled.items()
+        }
 
     def _reading(self, number: int, name: str, shard: int) -> _Reading:
         return _Reading(self, number, name, shard)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from gradstore.errors import StoreError
 from gradstore.store.format.root import ROOT
+from gradstore.store.metrics import read_metric
 from gradstore.store.writer import array_objects, unseal
 
 if TYPE_CHECKING:
@@ -44,18 +45,20 @@ def verify(store: Store) -> Iterator[ShardReport]:
     """Compare every object of every shard with its seal, and yield one report per shard.
 
     Raises:
-        StoreError: if array metadata is damaged, so that nothing can be compared.
+        StoreError: if array metadata is damaged, so that nothing can be compared, or a metric is.
 
     Examples:
         >>> import gradstore as gs
         >>> for report in gs.verify(gs.open_store("damaged.gradstore")):
         ...     print(report)
-        checkpoint 0, shard 0: norm has 7 bytes, not 32
+        checkpoint 0, shard 0: columns has 7 bytes, not 88
         checkpoint 1, shard 0: None
     """
     for part in store.parts:
         _check_description(part, store.numbers)
     _ = store.deletions  # reading the table compares it with its name
+    for number in store.numbers:
+        read_metric(store, number)
     for number in store.numbers:
         for part in store.parts:
             sealed = part.sealed(number)
@@ -183,7 +186,7 @@ def _problem(part: Part, number: int, shard: int, seal: Seal) -> str | None:
         return f"its seal counts {seal.rows} rows, the layout {stop - start}"
     if seal.samples_sha256 not in {None, part.manifest.samples_sha256(start, stop)}:
         return "its seal is of other samples: it comes from another shard or another store"
-    names = ("direction", *part.columns)
+    names = part.arrays
     if set(seal.objects) != set(names):
         return f"its seal names {', '.join(seal.objects)}, not {', '.join(names)}"
     return None

@@ -14,12 +14,13 @@ from zarr.storage import MemoryStore
 
 from gradstore.errors import StoreError
 from gradstore.store.format.encoding import encode_column
+from gradstore.store.format.layout import DTYPES, row_columns
 from gradstore.store.format.root import ROOT, root_object
-from gradstore.store.format.rows import columns, given_dtype
+from gradstore.store.format.rows import given_dtype
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.objects.location import objects_at
 from gradstore.store.opening import looks_like_store, open_store
-from gradstore.store.part import MANIFEST, Part, Seal, SealedObject
+from gradstore.store.part import COLUMNS, MANIFEST, Part, Seal, SealedObject
 
 if TYPE_CHECKING:
     import os
@@ -156,7 +157,22 @@ def _create_arrays(group: zarr.Group, layout: Layout) -> None:
         dimension_names=["sample", "slot", "dim"],
         chunk_key_encoding=_KEYS,
     )
-    for name, dtype in columns(layout.dtype).items():
+    if layout.columns:
+        group.create_array(
+            COLUMNS,
+            shape=(layout.samples, layout.slots, len(layout.columns)),
+            chunks=(layout.shard_samples, layout.slots, len(layout.columns)),
+            dtype="float32",
+            fill_value=float("nan"),
+            filters=None,
+            compressors=Crc32cCodec(),
+            dimension_names=["sample", "slot", "column"],
+            chunk_key_encoding=_KEYS,
+            attributes={"columns": list(layout.columns)},
+        )
+        return
+    for name in row_columns(layout.dtype):
+        dtype = DTYPES[name]
         group.create_array(
             name,
             shape=(layout.samples, layout.slots),
@@ -204,9 +220,12 @@ def write_shard(part: Part, number: int, shard: int, rows: Rows) -> None:
     layout = part.layout
     start, stop = layout.span(shard)
     where = f"{part.location}: checkpoint {number}, shard {shard}"
-    plain = columns("")
+    # An int8 row gets its scale later.
+    plain = {name: dtype for name, dtype in part.columns.items() if name != "scale"}
     for name in ("direction", *plain):
         array = getattr(rows, name)
+        if array is None:
+            raise StoreError(f"{where}: {name} is missing")
         shape = (stop - start, layout.slots) + ((layout.dim,) if name == "direction" else ())
         dtype = given_dtype(layout.dtype) if name == "direction" else plain[name]
         if array.shape != shape or array.dtype != dtype:
@@ -227,8 +246,12 @@ def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArr
     where = f"{part.location}: checkpoint {number}, shard {shard}"
     objects, layout = part.objects, part.layout
     contents: dict[str, bytes | bytearray] = {"direction": part.codec.encode(arrays["direction"])}
-    for name, dtype in part.columns.items():
-        contents[name] = encode_column(arrays[name], _fill(dtype), layout.shard_samples)
+    if layout.columns:
+        joined = np.stack([arrays[name] for name in layout.columns], axis=-1).astype(np.float32)
+        contents[COLUMNS] = encode_column(joined, float("nan"), layout.shard_samples)
+    else:
+        for name, dtype in part.columns.items():
+            contents[name] = encode_column(arrays[name], _fill(dtype), layout.shard_samples)
     keys = {name: part.array_key(number, name, shard) for name in contents}
     reached("begun")
     try:

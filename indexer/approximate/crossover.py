@@ -39,7 +39,7 @@ Times = list[tuple[int, float]]
 """Pairs of (queries per batch, seconds), ascending; at least two."""
 
 
-def meeting(index: Times, exact: Times) -> int | None:
+def crossing(index: Times, exact: Times) -> int | None:
     """Smallest batch from which exact search is never slower; None above 10^6.
 
     Seconds are interpolated linearly between measurements and extrapolated on the last segment.
@@ -106,7 +106,7 @@ def exact_from(exact: ExactEngine, candidates: int, vector_seconds: float) -> in
     dtype = features.dtype(store)
     least = row_seconds(1, width, dtype)
     end = 2 * k * rescoring[-1][1] / _RESCORED
-    return meeting(
+    return crossing(
         index,
         [
             (count, one + rows * (row_seconds(count, width, dtype) - least) + (count - 1) * end)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
-    from indexer.feature import Features, Part
+    from indexer.feature import CheckpointPart, Features
 
 # Bits per entry of a quantised query. Compared with 2: 4 bits take 50% longer and need the same
 # number of candidates; 1 bit needs twice as many candidates; 0, FAISS's default, takes 1000 times
@@ -83,7 +83,7 @@ class FirstStage:
         """Length of a vector."""
         return int(self._vectors.d)
 
-    def encoded(self, parts: Mapping[int, Part]) -> NDArray[Any]:
+    def encoded(self, parts: Mapping[int, CheckpointPart]) -> NDArray[Any]:
         """Encode samples for `add`, given each checkpoint's part of their features.
 
         Returns:

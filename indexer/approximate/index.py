@@ -140,13 +140,13 @@ class SearchIndex:
             (1, -1), (high, low), np.split(scores, 2, axis=1), strict=True
         ):
             found = best(np.where(rows < 0, -np.inf, sign * exact).astype(np.float32), rows, k)
-            if (found.rows < 0).any():
+            if (found.samples < 0).any():
                 raise SearchIndexError(
                     f"index {self.path} ({self.spec.factory}) searches only a part of its vectors "
                     f"and found fewer than {k} samples. Use a smaller --k, or build another kind: "
                     f"{update(self.store, self.features)}"
                 )
-            sides.append(Ranking(found.rows, sign * found.scores))
+            sides.append(Ranking(found.samples, sign * found.scores))
         return sides[0], sides[1]
 
     def _require_searchable(

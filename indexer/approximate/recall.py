@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field
 
 from gradstore.store.format.spec import Spec
-from indexer.exact.ends import Ends
+from indexer.exact.highest import HighestAndLowest
 from indexer.exact.products import Products
 from indexer.exact.ranking import best
 from indexer.exact.rescoring import rescored
@@ -76,7 +76,7 @@ class Recall:
         self._origin = "samples" if queries is None else queries.location
         self._multiply = Products(store, features, self._probes)
         more = _MORE if self._multiply.rounds else 1
-        self._ends = Ends(len(chosen), min(store.samples, _TRUTH + more), signs=(1,))
+        self._ends = HighestAndLowest(len(chosen), min(store.samples, _TRUTH + more), signs=(1,))
         self.vector_seconds = 0.0
 
     def add(self, samples: NDArray[np.int64], tiles: Iterable[Tile]) -> None:
@@ -86,10 +86,10 @@ class Recall:
     def of(self, stage: FirstStage) -> Measured:
         """Measure recall, with the fewest candidates that reach the target recall."""
         (ranking,) = self._ends.rankings
-        rows, scores = ranking.rows, ranking.scores
+        rows, scores = ranking.samples, ranking.scores
         if self._multiply.rounds:
             scores = rescored(self._store, self._features, self._probes, rows)
-        truth = self._others(best(scores, rows, _TRUTH + 1).rows, _TRUTH)
+        truth = self._others(best(scores, rows, _TRUTH + 1).samples, _TRUTH)
         most = min(self._store.samples, _CANDIDATES[-1])
         start = perf_counter()
         found = self._others(stage.search(self._probes, most), most)

@@ -9,7 +9,7 @@ import numpy as np
 from gradstore.errors import QueryError
 from gradstore.progress import progress
 from gradstore.store.opening import as_store
-from indexer.exact.ends import Ends
+from indexer.exact.highest import HighestAndLowest
 from indexer.exact.products import Products
 from indexer.exact.ranking import Ranking, best, require_k
 from indexer.exact.rescoring import rescored
@@ -58,7 +58,7 @@ class ExactEngine:
         >>> engine = gs.ExactEngine("train.gradstore", "retrac")
         >>> queries = engine.features.range(gs.open_store("asked.gradstore"))
         >>> proponents, opponents = engine.search(queries, 3)
-        >>> proponents.rows.shape, proponents.scores.shape
+        >>> proponents.samples.shape, proponents.scores.shape
         ((3, 3), (3, 3))
     """
 
@@ -150,7 +150,7 @@ class ExactEngine:
         if not certain.all():
             slow, _ = self._search(queries[~certain], k, keep, exact=True)
             for side, again in zip(sides, slow, strict=True):
-                side.rows[~certain], side.scores[~certain] = again.rows, again.scores
+                side.samples[~certain], side.scores[~certain] = again.samples, again.scores
         return sides
 
     def _search(
@@ -165,7 +165,7 @@ class ExactEngine:
         left = self.store.samples if keep is None else len(keep)
         multiply = self._products(queries, exact=exact)
         count = min(left, 2 * k + _MORE if multiply.rounds else k)
-        ends = Ends(len(queries), count)
+        ends = HighestAndLowest(len(queries), count)
         for _ in self._pass(
             lambda samples, tiles: ends.add(samples, multiply(len(samples), tiles)),
             keep,
@@ -173,7 +173,7 @@ class ExactEngine:
         ):
             pass
         found = ends.rankings
-        rows = np.stack([side.rows for side in found])
+        rows = np.stack([side.samples for side in found])
         rough = np.stack([side.scores for side in found])
         telling = max(k, _TELLING) if count < left else count
         scores, error = self._exactly(queries, rows, rough, k, telling)
@@ -183,7 +183,7 @@ class ExactEngine:
             final = best(score, side, k)
             if count < left and multiply.rounds:
                 certain &= final.scores[:, -1] - last > _CERTAIN * error
-            sides.append(Ranking(final.rows, sign * final.scores))
+            sides.append(Ranking(final.samples, sign * final.scores))
         return (sides[0], sides[1]), certain
 
     def _exactly(

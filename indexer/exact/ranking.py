@@ -20,23 +20,23 @@ class Ranking:
     """Training samples per query, strongest influence first.
 
     Attributes:
-        rows: row numbers in the training store, int64 `[queries, k]`.
+        samples: sample numbers in the training store, int64 `[queries, k]`.
         scores: influence, float32 `[queries, k]`.
     """
 
-    rows: NDArray[np.int64]
+    samples: NDArray[np.int64]
     scores: NDArray[np.float32]
 
 
-def best(scores: NDArray[np.float32], rows: NDArray[np.int64], k: int) -> Ranking:
+def best(scores: NDArray[np.float32], samples: NDArray[np.int64], k: int) -> Ranking:
     """The `k` highest of `[queries, candidates]`; ties rank in store order.
 
     Examples:
-        >>> best(np.array([[1.0, 3.0, 3.0]], np.float32), np.array([[0, 5, 2]]), 2).rows
+        >>> best(np.array([[1.0, 3.0, 3.0]], np.float32), np.array([[0, 5, 2]]), 2).samples
         array([[2, 5]])
     """
-    order = np.lexsort((rows, -scores), axis=-1)[:, :k]
-    return Ranking(np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1))
+    order = np.lexsort((samples, -scores), axis=-1)[:, :k]
+    return Ranking(np.take_along_axis(samples, order, 1), np.take_along_axis(scores, order, 1))
 
 
 def require_k(k: int, store: Store, keep: NDArray[np.int64] | None = None) -> None:

@@ -22,6 +22,12 @@ def _trak(share: float = 1.0) -> Measure:
     return Trak(share)
 
 
+def _minus(rank: float) -> Measure:
+    from indexer.measures.minus import Minus
+
+    return Minus(int(rank) if rank == int(rank) else rank)  # type: ignore[arg-type]
+
+
 MEASURES: dict[str, Callable[[], Measure]] = {
     "tracin": TracIn,
     "retrac": ReTrac,
@@ -29,7 +35,12 @@ MEASURES: dict[str, Callable[[], Measure]] = {
     "trak": _trak,
 }
 
-PARAMETRIC: dict[str, Callable[[float], Measure]] = {"power": Power, "clip": Clip, "trak": _trak}
+PARAMETRIC: dict[str, Callable[[float], Measure]] = {
+    "power": Power,
+    "clip": Clip,
+    "trak": _trak,
+    "minus": _minus,
+}
 
 
 def measure_of(measure: Measure | str) -> Measure:

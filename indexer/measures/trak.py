@@ -74,6 +74,11 @@ class Trak:
         """`trak`, or `trak:SHARE`."""
         return "trak" if self.share == 1 else f"trak:{self.share:g}"
 
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the factors are known."""
+        return self.lambdas is not None
+
     def identity(self) -> Identity:
         """Name, share and λ."""
         return {"name": "trak", "share": self.share, "lambdas": list(self.lambdas or ())}
@@ -89,7 +94,7 @@ class Trak:
         16,384 dimensions. One such factor is held in memory, the others in temporary files. A
         checkpoint whose gradients are all zero has no factor and contributes 0 to scores.
         """
-        if self.lambdas is not None:
+        if self.is_fitted:
             return self
         return self.of(grams(store))
 

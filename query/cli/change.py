@@ -81,13 +81,14 @@ def delete(store: str, ids: str | None, ids_file: str | None) -> None:
 
 @cli.command()
 @click.argument("store")
-def vacuum(store: str) -> None:
+@click.option("--upgrade", is_flag=True, help="Rewrite a store of an older format in the present.")
+def vacuum(store: str, *, upgrade: bool) -> None:
     """Free bytes of deleted, dropped and interrupted data. No other process may write then."""
     from gradstore import open_store
     from gradstore import vacuum as clean
 
     before = open_store(store)
-    freed = before.nbytes - clean(before).nbytes
+    freed = before.nbytes - clean(before, upgrade=upgrade).nbytes
     click.echo(f"{store}: {freed / 1e6:,.1f} MB freed")
     next_step(f"gradstore index --store {store}")
 

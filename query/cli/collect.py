@@ -74,7 +74,12 @@ def plan(config: Path | None, **given: Any) -> None:
 
 def _require_collectable(settings: CollectConfig) -> None:
     """Report mistakes that can be found without importing torch, which takes seconds."""
-    from gradstore.collect.models.folders import checkpoint_folders, require_etas, require_events
+    from gradstore.collect.models.folders import (
+        checkpoint_folders,
+        moments_file,
+        require_etas,
+        require_events,
+    )
     from gradstore.store.objects.location import objects_at
     from gradstore.store.opening import looks_like_store
     from gradstore.store.writer import refuse_existing
@@ -87,3 +92,6 @@ def _require_collectable(settings: CollectConfig) -> None:
         refuse_existing(place)
     if settings.events == "replayed":
         require_events(folders)
+    if settings.metric == "adam":
+        for folder in folders:
+            moments_file(folder)

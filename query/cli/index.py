@@ -22,8 +22,9 @@ def index(config: Path | None, **given: Any) -> None:
     """Build a FAISS index per measure."""
     settings = parse(IndexConfig, config, given)
     from gradstore import open_store
-    from indexer import Trak, build_index, measure_of
+    from indexer import build_index, measure_of
     from indexer.approximate.build import estimated_nbytes
+    from indexer.measure import KernelMeasure
     from indexer.trak_kernel import build_kernel
     from query.checks import require_comparable
 
@@ -39,7 +40,7 @@ def index(config: Path | None, **given: Any) -> None:
     for measure in settings.measures:
         expected = estimated_nbytes(store, measure, etas=etas, matched=matched, factory=factory)
         click.echo(f"{measure}: building an index of about {expected / 1e6:,.1f} MB")
-        if isinstance(measure_of(measure), Trak):
+        if isinstance(measure_of(measure), KernelMeasure):
             click.echo(f"{build_kernel(store)}: serves trak with every λ")
         built = build_index(
             store, measure, etas=etas, matched=matched, factory=factory, queries=queries

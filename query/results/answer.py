@@ -59,11 +59,11 @@ class Answer(Tabular):
     def __iter__(self) -> Iterator[Answer]:
         """Yield the answer to each query."""
         for number in range(len(self)):
-            yield self._part(number, number + 1, self.proponents.rows.shape[1])
+            yield self._part(number, number + 1, self.proponents.samples.shape[1])
 
     def __repr__(self) -> str:
         return (
-            f"Answer({self.measure!r}, queries={len(self)}, k={self.proponents.rows.shape[1]}, "
+            f"Answer({self.measure!r}, queries={len(self)}, k={self.proponents.samples.shape[1]}, "
             f"store={self.store.location!r})"
         )
 
@@ -88,7 +88,7 @@ class Answer(Tabular):
 
     def _ids(self, ranking: Ranking) -> list[list[str]]:
         ids = self.store.manifest.ids
-        return [[ids[row] for row in rows] for rows in ranking.rows.tolist()]
+        return [[ids[row] for row in rows] for rows in ranking.samples.tolist()]
 
     @property
     def sides(self) -> Mapping[str, Ranking]:
@@ -101,12 +101,12 @@ class Answer(Tabular):
 
     def _part(self, start: int, stop: int, k: int) -> Answer:
         """Answer to queries `start` to `stop`, with at most `k` samples on each side."""
-        count = self.proponents.rows.shape[1]
+        count = self.proponents.samples.shape[1]
         ranks = np.arange(min(k, count))
         both = np.concatenate([ranks, count + ranks])
         here = slice(start, stop)
         proponents, opponents = (
-            Ranking(side.rows[here, :k], side.scores[here, :k]) for side in self.sides.values()
+            Ranking(side.samples[here, :k], side.scores[here, :k]) for side in self.sides.values()
         )
         return replace(
             self,
@@ -122,7 +122,7 @@ class Answer(Tabular):
 
     def distinctness(self) -> float:
         """Share of distinct proponents: |∪ top-k| / (queries · k); 1 if none recurs."""
-        return len(np.unique(self.proponents.rows)) / self.proponents.rows.size
+        return len(np.unique(self.proponents.samples)) / self.proponents.samples.size
 
     @property
     def labels_comparable(self) -> bool:
@@ -140,7 +140,7 @@ class Answer(Tabular):
         if not self.labels_comparable or query_labels is None or train_labels is None:
             raise QueryError("there are no labels to compare: queries and training set share none")
         asked, found = np.array(query_labels), np.array(train_labels)
-        same = found[self.proponents.rows] == asked[:, None]
+        same = found[self.proponents.samples] == asked[:, None]
         chance = float(np.mean([np.mean(found == label) for label in asked]))
         return float(same.mean()), chance
 
@@ -155,7 +155,7 @@ def timesteps(answers: Sequence[Answer]) -> dict[int, list[int]]:
 
     Other samples are not read, because a store under a URL may have thousands of shards.
     """
-    found = np.unique([side.rows for answer in answers for side in answer.sides.values()])
+    found = np.unique([side.samples for answer in answers for side in answer.sides.values()])
     store = answers[0].store
     columns = [store.column("timestep", k, found) for k in range(store.checkpoints)]
     return dict(zip(found.tolist(), np.concatenate(columns, axis=1).tolist(), strict=True))

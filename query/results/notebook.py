@@ -41,7 +41,7 @@ def gallery(store: Store, queries: Queries, ranking: Ranking, caption: str) -> s
         shown = asked if len(own) == 1 else None
         cells = [_cell(shown, int(own[0]), queries.ids[number], "query")]
         for row, score in zip(
-            ranking.rows[number, :_RANKS].tolist(), ranking.scores[number, :_RANKS], strict=True
+            ranking.samples[number, :_RANKS].tolist(), ranking.scores[number, :_RANKS], strict=True
         ):
             cells.append(_cell(train, row, ids[row], f"{score:.3g}"))
         lines.append(f"<tr>{''.join(cells)}</tr>")

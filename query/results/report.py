@@ -151,7 +151,7 @@ def _queries(
         ranking = answer.sides[side]
         shown = []
         for row, score in zip(
-            ranking.rows[query].tolist(), ranking.scores[query].tolist(), strict=True
+            ranking.samples[query].tolist(), ranking.scores[query].tolist(), strict=True
         ):
             kind = ""
             if comparable and query_labels and train_labels:

@@ -49,7 +49,7 @@ def _table(answer: Answer) -> pa.Table:
 
     store, queries, explained = answer.store, answer.queries, answer.explained
     sides = list(answer.sides)
-    rows = np.stack([side.rows for side in answer.sides.values()], axis=1)
+    rows = np.stack([side.samples for side in answer.sides.values()], axis=1)
     count, _, k = rows.shape
     steps = timesteps([answer])
     # Values are looked up once per sample, then repeated with `take`.

@@ -138,7 +138,7 @@ def hubness(answer: Answer) -> Hubness:
         >>> gs.hubness(answer)
         Hubness('tracin', samples=7, queries=3, k=3, distinctness=...)
     """
-    rows = answer.proponents.rows
+    rows = answer.proponents.samples
     count = answer.store.samples
     counts = np.bincount(rows.ravel(), minlength=count)
     sums = np.zeros(count)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 import zarr
 
-from gradstore.store.format.rows import ARRAYS
+from gradstore.store.changes.append import add_parts, open_part, part_path
+from gradstore.store.changes.delete import delete
+from gradstore.store.changes.vacuum import vacuum
+from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.rows import ARRAYS, Rows, given_dtype
+from gradstore.store.format.spec import FORMAT_VERSION, LayoutSpec, PartSpec
 from gradstore.store.opening import open_store
 from gradstore.store.verify import verify
+from gradstore.store.writer import write_shard
 from indexer import build_index
 from tests.golden import make
+from tests.support.written_stores import everything, require_equal
 
 PLAIN = sorted(make.HERE.glob("format-[0-9].gradstore"))
 GROWN = sorted(make.HERE.glob("format-*-grown.gradstore"))
@@ -79,7 +88,47 @@ def test_what_is_written_today_is_the_golden_store(name: str, tmp_path: Path) ->
 
 
 def test_a_golden_store_is_indexed(tmp_path: Path) -> None:
-    import shutil
-
     path = Path(shutil.copytree(PLAIN[0], tmp_path / "s.gradstore"))
     assert build_index(open_store(path), "retrac").spec.count == 7
+
+
+@pytest.mark.parametrize("path", [*PLAIN, *GROWN], ids=lambda path: path.name)
+def test_a_golden_store_is_changed_and_keeps_its_format(path: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(path, tmp_path / "s.gradstore"))
+    store = open_store(copied)
+    version, before = store.spec.format_version, everything(store)
+    names = Manifest(["x", "y"], ["1", "2"])
+    old = store.parts[0].layout
+    layout = replace(old, samples=2)
+    part = open_part(
+        store, PartSpec(path=part_path(store, names), layout=LayoutSpec.of(layout)), names
+    )
+    for number in store.numbers:
+        rows = make.rows(number)
+        direction = rows.direction[:2].astype(given_dtype(store.dtype))
+        write_shard(
+            part, number, 0, Rows(direction, rows.norm[:2], rows.loss[:2], rows.timestep[:2])
+        )
+    grown = add_parts(store, [part])
+    left = vacuum(delete(grown, ["y", "sample-0"]))
+    assert left.spec.format_version == version
+    assert {report.problem for report in verify(left)} == {None}
+    found = everything(left)
+    require_equal(
+        {name: values[:-1] for name, values in found.items()},
+        {name: values[1:] for name, values in before.items()},
+    )
+    root = (copied / "zarr.json").read_text()
+    assert ('"columns"' in root, '"metric"' in root) == (version > 1, version > 1)
+
+
+@pytest.mark.parametrize("path", [*PLAIN, *GROWN], ids=lambda path: path.name)
+def test_a_golden_store_is_upgraded(path: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(path, tmp_path / "s.gradstore"))
+    before = open_store(path)
+    after = vacuum(copied, upgrade=True)
+    assert after.spec.format_version == FORMAT_VERSION
+    assert after.manifest == before.manifest
+    assert {report.problem for report in verify(after)} == {None}
+    require_equal(everything(after), everything(before))
+    assert not (copied / "checkpoints/0/norm").exists()

@@ -9,7 +9,7 @@ import pytest
 from gradstore import delete, open_store
 from gradstore.errors import SearchIndexError
 from indexer import Features, Trak
-from indexer.measures import kernel as precondition
+from indexer.measures import trak as precondition
 from indexer.trak_kernel import build_kernel, fitted_by_kernel, kernel_path
 from query import engines
 from tests.support.drawn_stores import random_store

@@ -140,7 +140,7 @@ def gradstore_scores(
     index = build_index(case.store, measure, path, etas=etas)
     ranking = search(index, case.queries, k=case.store.samples).proponents
     scores = np.full(ranking.scores.shape, np.nan, dtype=np.float32)
-    np.put_along_axis(scores, ranking.rows, ranking.scores, axis=1)
+    np.put_along_axis(scores, ranking.samples, ranking.scores, axis=1)
     return scores
 
 

@@ -154,7 +154,7 @@ def test_a_report_of_many_queries_shows_the_first_and_says_so(
     assert f"{chance:.2f}" in result.text
     same = [
         own is not None and own == stores[0].manifest.metadata["label"][row]
-        for own, rows in zip(stores[1].manifest.metadata["label"], answer.proponents.rows,
+        for own, rows in zip(stores[1].manifest.metadata["label"], answer.proponents.samples,
                              strict=True)
         for row in rows.tolist()
     ]  # fmt: skip

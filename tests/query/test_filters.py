@@ -8,7 +8,7 @@ import pytest
 from gradstore.errors import ConfigError, QueryError
 from indexer import ExactEngine, Features, measure_of
 from query import search
-from query.filters import chosen
+from query.filters import matching_samples
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
@@ -27,22 +27,22 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_samples_are_chosen(store: Store) -> None:
-    assert chosen(store) is None
-    found = chosen(store, where={"label": ["1", 2], "group": ["bob"]})
+    assert matching_samples(store) is None
+    found = matching_samples(store, where={"label": ["1", 2], "group": ["bob"]})
     assert found is not None
     assert found.tolist() == [20, 22, 23, 25, 26, 28, 29]
-    both = chosen(store, where={"label": [0]}, ids=["s1", "s3", "s9"])
+    both = matching_samples(store, where={"label": [0]}, ids=["s1", "s3", "s9"])
     assert both is not None
     assert both.tolist() == [3, 9]
 
 
 def test_what_is_not_there_is_told(store: Store) -> None:
     with pytest.raises(QueryError, match="no column 'artist'; it has group, label"):
-        chosen(store, where={"artist": ["x"]})
+        matching_samples(store, where={"artist": ["x"]})
     with pytest.raises(QueryError, match="no sample 'zzz' nor 1 more"):
-        chosen(store, ids=["s1", "zzz", "zzzz"])
+        matching_samples(store, ids=["s1", "zzz", "zzzz"])
     with pytest.raises(QueryError, match="no sample of .* is left"):
-        chosen(store, where={"group": ["eve"]})
+        matching_samples(store, where={"group": ["eve"]})
 
 
 def test_a_range_of_timesteps_is_inside_the_search(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_a_range_of_timesteps_is_inside_the_search(tmp_path: Path) -> None:
             sides.append((rows.direction.astype(np.float64) * weights).mean(axis=1))
         total += eta * sides[0] @ sides[1].T
     expected = np.argsort(-total, axis=1, kind="stable")[:, :10]
-    np.testing.assert_array_equal(answer.proponents.rows, expected)
+    np.testing.assert_array_equal(answer.proponents.samples, expected)
 
 
 @pytest.mark.parametrize("name", ["tracin@", "tracin@5", "tracin@9-2", "tracin@-1-5", "trak@1-5"])

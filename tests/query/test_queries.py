@@ -75,13 +75,13 @@ def test_means_and_differences_are_searched_as_one(
     answer = search(engine, less, 20)
     for query, name in enumerate(("label=0", "label=2")):
         scores = samples @ (vectors[name] - vectors["label=1"])
-        np.testing.assert_array_equal(answer.proponents.rows[query], np.argsort(-scores)[:20])
+        np.testing.assert_array_equal(answer.proponents.samples[query], np.argsort(-scores)[:20])
         np.testing.assert_allclose(
             answer.proponents.scores[query], np.sort(scores)[::-1][:20], rtol=1e-3, atol=1e-6
         )
     # A sum's projection is the sum of projections: the error follows from the sum's own length.
     pair = answer.queries.features(features)[0].reshape(2, -1)
-    sample = samples[answer.proponents.rows[0, 0]].reshape(2, -1)
+    sample = samples[answer.proponents.samples[0, 0]].reshape(2, -1)
     null = (pair**2).sum(axis=1) * (sample**2).sum(axis=1)
     expected = np.sqrt((null + (pair * sample).sum(axis=1) ** 2).sum() / train.dim)
     assert answer.explained.standard_error[0, 0] == pytest.approx(expected, rel=1e-3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gradstore.collect import Checkpoints, EventSpec, ProjectorSpec, Samples, collect
+from gradstore.collect import CheckpointCache, EventSpec, ProjectorSpec, Samples, collect
 from gradstore.collect.pipeline import differentiating
 from gradstore.errors import CheckpointError, GradientError
 from gradstore.store.reader import Store
@@ -47,7 +47,7 @@ def test_models_that_stay_give_the_same_rows_and_are_not_read_again(
         collect_queries(store, one, tmp_path / f"fresh-{number}.gradstore", events=PLAN)
         for number, one in enumerate(asked)
     ]
-    held = Checkpoints(checkpoints)
+    held = CheckpointCache(checkpoints)
     first = collect_queries(
         store, asked[0], tmp_path / "first.gradstore", events=PLAN, checkpoints=held
     )
@@ -66,7 +66,7 @@ def test_models_that_stay_give_the_same_rows_and_are_not_read_again(
 def test_what_is_held_is_not_taken_for_something_else(
     world: World, store: Store, checkpoints: list[Path], tmp_path: Path
 ) -> None:
-    held = Checkpoints(checkpoints)
+    held = CheckpointCache(checkpoints)
     collect_queries(store, world.queries, tmp_path / "q.gradstore", checkpoints=held)
     spec = ProjectorSpec(projector="sjlt", proj_dim=64)
     for name, options in {
@@ -125,7 +125,7 @@ def test_checkpoints_are_differentiated_side_by_side(
     asked = Bound(images(2, seed=3), ids=["a", "b"])
     alone = collect_queries(store, asked, tmp_path / "alone.gradstore", events=PLAN)
     assert seen == {(threading.get_ident(), torch.get_num_threads())}
-    held = Checkpoints(checkpoints)
+    held = CheckpointCache(checkpoints)
     before = torch.get_num_threads()
     torch.set_num_threads(4)
     seen.clear()
@@ -156,7 +156,7 @@ def test_checkpoints_are_differentiated_side_by_side(
 def test_a_failure_in_one_thread_is_told(
     store: Store, checkpoints: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Checkpoints(checkpoints)
+    held = CheckpointCache(checkpoints)
     asked = Samples(images(2, seed=3), ids=["a", "b"])
 
     def failing(*_: Any) -> Any:

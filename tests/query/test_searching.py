@@ -57,8 +57,8 @@ def test_scores_equal_a_naive_loop(world: World, stores: tuple[Store, Store], me
     answer = search(build_index(train, measure), queries, k=7)
     for query in range(3):
         order = np.argsort(-expected[query])
-        assert answer.proponents.rows[query].tolist() == order.tolist()
-        assert answer.opponents.rows[query].tolist() == order[::-1].tolist()
+        assert answer.proponents.samples[query].tolist() == order.tolist()
+        assert answer.opponents.samples[query].tolist() == order[::-1].tolist()
         np.testing.assert_allclose(
             answer.proponents.scores[query],
             expected[query][order],
@@ -129,7 +129,7 @@ def test_d_trak_is_trak_of_the_outputs_square(world: World, tmp_path: Path) -> N
 
 def _matrix(answer: Answer) -> np.ndarray[Any, Any]:
     out = np.empty_like(answer.proponents.scores)
-    np.put_along_axis(out, answer.proponents.rows, answer.proponents.scores, axis=1)
+    np.put_along_axis(out, answer.proponents.samples, answer.proponents.scores, axis=1)
     return out
 
 
@@ -206,15 +206,15 @@ def test_table_and_shares(stores: tuple[Store, Store]) -> None:
     assert first["query_id"] == "ask-a"
     assert first["query_label"] == "0"
     assert (first["measure"], first["side"], first["rank"]) == ("retrac", "proponent", 1)
-    row = int(answer.proponents.rows[0, 0])
+    row = int(answer.proponents.samples[0, 0])
     assert first["sample_id"] == f"image-{row}"
     assert first["label"] == train.manifest.metadata["label"][row]
     assert first["timesteps"] == [int(train.rows(k).timestep[row, 0]) for k in range(2)]
     labels = np.array(train.manifest.metadata["label"])
     share, chance = answer.label_share()
-    assert share == np.mean(labels[answer.proponents.rows] == np.array([["0"], ["1"], ["2"]]))
+    assert share == np.mean(labels[answer.proponents.samples] == np.array([["0"], ["1"], ["2"]]))
     assert chance == pytest.approx((3 + 2 + 2) / 7 / 3)
-    assert answer.distinctness() == len(set(answer.proponents.rows.flatten().tolist())) / 6
+    assert answer.distinctness() == len(set(answer.proponents.samples.flatten().tolist())) / 6
 
 
 def test_labels_are_needed_for_a_label_share(

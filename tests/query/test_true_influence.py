@@ -67,8 +67,8 @@ def test_true_influence_is_that_of_whole_gradients(
     expected = search(whole, stores["whole"][1], 7)
     found = search(few, stores["few"][1], 7)
     true = rerank(found, few.features, 7, sources(world), memory=memory)
-    np.testing.assert_array_equal(true.proponents.rows, expected.proponents.rows)
-    np.testing.assert_array_equal(true.opponents.rows, expected.opponents.rows)
+    np.testing.assert_array_equal(true.proponents.samples, expected.proponents.samples)
+    np.testing.assert_array_equal(true.opponents.samples, expected.opponents.samples)
     size = np.abs(expected.proponents.scores).max()
     for name, side in expected.sides.items():
         np.testing.assert_allclose(
@@ -99,12 +99,12 @@ def test_true_influence_is_the_definition(
     few = engine(stores["few"][0], measure)
     found = search(few, stores["few"][1], 4)
     true = rerank(found, few.features, 2, sources(world))
-    assert true.proponents.rows.shape == (3, 2)
+    assert true.proponents.samples.shape == (3, 2)
     for query in range(3):
-        left = np.union1d(found.proponents.rows[query], found.opponents.rows[query])
+        left = np.union1d(found.proponents.samples[query], found.opponents.samples[query])
         ranked = left[np.argsort(-expected[query, left])]
-        assert true.proponents.rows[query].tolist() == ranked[:2].tolist()
-        assert true.opponents.rows[query].tolist() == ranked[::-1][:2].tolist()
+        assert true.proponents.samples[query].tolist() == ranked[:2].tolist()
+        assert true.opponents.samples[query].tolist() == ranked[::-1][:2].tolist()
         np.testing.assert_allclose(
             true.proponents.scores[query],
             expected[query, ranked[:2]],
@@ -123,7 +123,9 @@ def test_sums_of_queries_and_weights_of_checkpoints(
         found[name] = search(own, Queries.means(queries, "label").minus("label=2"), 7)
         if name == "few":
             found[name] = rerank(found[name], own.features, 7, sources(world))
-    np.testing.assert_array_equal(found["few"].proponents.rows, found["whole"].proponents.rows)
+    np.testing.assert_array_equal(
+        found["few"].proponents.samples, found["whole"].proponents.samples
+    )
     np.testing.assert_allclose(
         found["few"].proponents.scores, found["whole"].proponents.scores, rtol=1e-3, atol=1e-5
     )
@@ -146,7 +148,9 @@ def test_matched_timesteps(world: World, tmp_path: Path) -> None:
         found[name] = search(own, queries, 7)
         if name == "few":
             found[name] = rerank(found[name], own.features, 7, sources(world))
-    np.testing.assert_array_equal(found["few"].proponents.rows, found["whole"].proponents.rows)
+    np.testing.assert_array_equal(
+        found["few"].proponents.samples, found["whole"].proponents.samples
+    )
     np.testing.assert_allclose(
         found["few"].proponents.scores, found["whole"].proponents.scores, rtol=1e-3, atol=1e-6
     )

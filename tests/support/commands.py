@@ -8,6 +8,11 @@ import pytest
 
 from query import cli
 
+TRAIN = [
+    "train", "--dataset", "digits", "--limit", "40", "--epochs", "2", "--checkpoint-every", "1",
+    "--channels", "8,8", "--batch-size", "8",
+]  # fmt: skip
+
 
 class Run:
     """Runs `gradstore ARGUMENTS` in this process and keeps its output."""

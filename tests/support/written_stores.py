@@ -120,3 +120,7 @@ def other_store(path: Path | str, ids: list[str], **changes: Any) -> Store:
             rows = Rows(**{name: getattr(whole, name)[low:high] for name in ARRAYS})
             write_shard(made.parts[0], number, shard, rows)
     return made
+
+
+def contains(folder: Path, content: bytes) -> list[str]:
+    return [str(p) for p in folder.rglob("*") if p.is_file() and content in p.read_bytes()]

@@ -47,7 +47,7 @@ CAST_TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
-class Choice:
+class EngineChoice:
     """An engine and its measurements.
 
     Attributes:
@@ -79,7 +79,7 @@ def choose(
     *,
     memory: int,
     timed: bool,
-) -> Choice:
+) -> EngineChoice:
     """Choose an engine for a model, and the number of events at once, by trying.
 
     Each engine is compared with one backward pass per row on two rows; its memory is measured.
@@ -112,7 +112,7 @@ def choose(
     if not timed:
         return found[0]
 
-    def time(choice: Choice, events: int) -> Choice:
+    def time(choice: EngineChoice, events: int) -> EngineChoice:
         return _time(choice, model, objective, batch_of(batch, 0, events))
 
     # All with the same few events, as many as fit for each of them.
@@ -141,13 +141,13 @@ def choose(
 
 
 def choose_arithmetic(
-    choice: Choice,
+    choice: EngineChoice,
     model: nn.Module,
     objective: Objective,
     batch: Batch,
     *,
     error: float,
-) -> tuple[Choice, Objective]:
+) -> tuple[EngineChoice, Objective]:
     """Choose between an objective and its `Autocast` version, by trying.
 
     Autocast is chosen if it is a quarter faster and changes the gradients of the first two rows
@@ -196,9 +196,9 @@ def _moved(model: nn.Module, objective: Objective, other: Objective, batch: Batc
 
 def _candidates(
     model: nn.Module, objective: Objective, batch: Batch, *, memory: int, all_of_them: bool
-) -> list[Choice]:
+) -> list[EngineChoice]:
     """The engines that work; `loop` only if no faster engine works."""
-    found: list[Choice] = []
+    found: list[EngineChoice] = []
     for name in ("streaming", "vmap"):
         try:
             choice = _measure(name, ENGINES[name], model, objective, batch)
@@ -213,17 +213,17 @@ def _candidates(
     return fitting or found[:1] or [_measure("loop", LoopEngine, model, objective, batch)]
 
 
-def _fitting(choice: Choice, memory: int, most: int) -> int:
+def _fitting(choice: EngineChoice, memory: int, most: int) -> int:
     return max(1, min(most, (memory - choice.fixed) // choice.per_event))
 
 
-def _seconds(choice: Choice) -> float:
+def _seconds(choice: EngineChoice) -> float:
     return float("inf") if choice.seconds is None else choice.seconds
 
 
 def _measure(
     name: str, make: EngineMaker, model: nn.Module, objective: Objective, batch: Batch
-) -> Choice:
+) -> EngineChoice:
     try:
         engine = make(model, objective)
         if make is not LoopEngine:
@@ -243,7 +243,7 @@ def _measure(
             "model that can be trained."
         ) from error
     per_event = held[-1] - held[0] if len(held) > 1 else held[0]
-    return Choice(name, make, max(0, held[0] - per_event), max(1, per_event), len(batch))
+    return EngineChoice(name, make, max(0, held[0] - per_event), max(1, per_event), len(batch))
 
 
 def require_agreement(
@@ -294,7 +294,9 @@ def tolerance_of(objective: Objective) -> float:
     return TOLERANCE if precision(objective) == "float32" else CAST_TOLERANCE
 
 
-def _time(choice: Choice, model: nn.Module, objective: Objective, batch: Batch) -> Choice:
+def _time(
+    choice: EngineChoice, model: nn.Module, objective: Objective, batch: Batch
+) -> EngineChoice:
     engine = choice.make(model, objective)
     engine(batch_of(batch, 0, 1), forget)  # loads kernels
     # The minimum of a few runs: other load on the machine only adds time.

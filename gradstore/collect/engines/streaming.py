@@ -9,11 +9,14 @@ per-sample gradients. Products with the model's weights are computed once for al
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import Tensor, nn
 
 from gradstore.collect.engines.kernels import KERNELS, unknown
 from gradstore.collect.models.parameters import trainable
@@ -22,10 +25,31 @@ from gradstore.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor, nn
-
     from gradstore.collect.engines.protocol import Receive
     from gradstore.collect.objectives.protocol import Batch, Objective
+
+
+@dataclass(frozen=True)
+class LayerGradients:
+    """What one layer contributes to a backward pass.
+
+    Attributes:
+        layer: the layer.
+        inputs: its input, `[rows × draws × …, …]`.
+        grads: the gradient of its output, of as many.
+        rows: number of rows.
+        found: gradients of the layer's parameters by their names in it, `[rows, numel]`.
+    """
+
+    layer: nn.Module
+    inputs: Tensor
+    grads: Tensor
+    rows: int
+    found: dict[str, Tensor]
+
+
+Transform: TypeAlias = Callable[[LayerGradients], dict[str, Tensor]]
+"""Replaces a layer's gradients before they are passed on."""
 
 
 class StreamingEngine:
@@ -70,10 +94,23 @@ class StreamingEngine:
                 "parameters with --params."
             )
 
-    def __call__(self, batch: Batch, receive: Receive) -> Tensor:
-        """See `GradientEngine`."""
+    def start(self, layer: nn.Module, name: str) -> int | None:
+        """First entry of a layer's parameter in a gradient; None if it is not differentiated."""
+        parameter = self._layers.get(layer, {}).get(name)
+        return None if parameter is None else self._start[parameter]
+
+    def __call__(
+        self, batch: Batch, receive: Receive, transform: Transform | None = None
+    ) -> Tensor:
+        """See `GradientEngine`.
+
+        Args:
+            batch: the rows.
+            receive: as in `GradientEngine`.
+            transform: replaces each layer's gradients.
+        """
         rows, draws = batch.noise.shape[:2]
-        one = _Pass(self._start, self._layers, rows, receive)
+        one = _Pass(self._start, self._layers, rows, receive, transform)
 
         def each(value: Tensor) -> Tensor:
             return value.repeat_interleave(draws, dim=0) if draws > 1 else value
@@ -105,7 +142,9 @@ class _Pass:
         layers: dict[nn.Module, dict[str, nn.Parameter]],
         rows: int,
         receive: Receive,
+        transform: Transform | None,
     ) -> None:
+        self._transform = transform
         self._start = start
         self._layers = layers
         self._rows = rows
@@ -151,6 +190,8 @@ class _Pass:
         if inputs.is_floating_point():
             inputs = inputs.to(grads.dtype)
         found = KERNELS[type(layer)](layer, inputs, grads, self._rows)
+        if self._transform is not None:
+            found = self._transform(LayerGradients(layer, inputs, grads, self._rows, found))
         for name, parameter in self._layers[layer].items():
             gradient = found[name].to(torch.float32)
             if parameter in self._sums:

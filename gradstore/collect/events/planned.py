@@ -22,8 +22,9 @@ class PlannedEvents:
     Args:
         spec: numbers of timesteps and noises, and their seed.
         num_train_timesteps: the scheduler's T.
-        role: role of the samples, `train` or `query`. It is part of every noise key: a query with
-            a training sample's id must not share its noises, which alone would make them similar.
+        role: role of the samples: `train`, `query`, or `metric` to fit one. It is part of every
+            noise key: a query with a training sample's id must not share its noises, which alone
+            would make them similar.
     """
 
     thread_safe = True
@@ -32,7 +33,7 @@ class PlannedEvents:
         self,
         spec: EventSpec,
         num_train_timesteps: int,
-        role: Literal["train", "query"] = "train",
+        role: Literal["train", "query", "metric"] = "train",
     ) -> None:
         if spec.timesteps > num_train_timesteps:
             raise DatasetError(

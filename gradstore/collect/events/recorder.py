@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -69,6 +69,8 @@ class Recorder:
         epoch: int,
         learning_rate_sum: float,
         loss: Literal["l1", "l2"] | None = None,
+        optimizer: Any = None,
+        model: Any = None,
     ) -> None:
         """Write the events of an epoch and the training record into a checkpoint's folder.
 
@@ -78,7 +80,14 @@ class Recorder:
             epoch: the epoch that ends with this checkpoint.
             learning_rate_sum: sum of the learning rate over all epochs so far.
             loss: `l1` or `l2`; None for a custom objective.
+            optimizer: the `torch.optim.Adam` (or `AdamW`) that trains the model. Its second moments
+                are saved, for `--metric adam`.
+            model: the model that it trains.
         """
         drawn = [self.event(name, epoch) for name in ids]
         save_events(folder, ids, [t for t, _ in drawn], [key for _, key in drawn])
         TrainingRecord(epoch=epoch, learning_rate_sum=learning_rate_sum, loss=loss).save(folder)
+        if optimizer is not None:
+            from gradstore.collect.models.optimizer import save_moments
+
+            save_moments(folder, optimizer, model)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Checkpoints:
+class CheckpointCache:
     """Checkpoint folders whose models stay in memory, for repeated queries.
 
     Accepted wherever checkpoints are. Later queries reuse what the first one read, hashed and
@@ -30,7 +30,7 @@ class Checkpoints:
 
     Examples:
         >>> import gradstore as gs
-        >>> held = gs.Checkpoints("run/checkpoints")
+        >>> held = gs.CheckpointCache("run/checkpoints")
         >>> for name in ("cat", "dog"):
         ...     images, out = f"asked_images/{name}", f"{name}.gradstore"
         ...     gs.collect_queries("train.gradstore", images, out, checkpoints=held)
@@ -50,7 +50,10 @@ class Checkpoints:
         return found
 
 
-def find_checkpoints(paths: str | Path | Sequence[str | Path] | Checkpoints) -> list[Path]:
+Checkpoints = CheckpointCache  # the earlier name
+
+
+def find_checkpoints(paths: str | Path | Sequence[str | Path] | CheckpointCache) -> list[Path]:
     """Checkpoint folders, in order: those given, or all within a single given folder.
 
     Within a folder, the numbers in the names define the order.
@@ -58,6 +61,6 @@ def find_checkpoints(paths: str | Path | Sequence[str | Path] | Checkpoints) -> 
     Raises:
         CheckpointError: if one does not exist or is not a checkpoint, or the order is unclear.
     """
-    if isinstance(paths, Checkpoints):
+    if isinstance(paths, CheckpointCache):
         return paths.folders
     return checkpoint_folders(paths)

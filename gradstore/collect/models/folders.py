@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 EVENTS_NAME: Final = "events.parquet"
+MOMENTS_NAME: Final = "adam.safetensors"
 PLANNED: Final = "--events planned (in Python, events='planned')"
 
 
@@ -85,6 +86,26 @@ def model_folder(folder: Path) -> Path | None:
         if (candidate / "config.json").is_file():
             return candidate
     return None
+
+
+def moments_file(folder: Path) -> Path:
+    """The file of a checkpoint that holds its optimiser's state.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    names = (MOMENTS_NAME, "optimizer.bin", "optimizer.pt")
+    # diffusers' scripts save checkpoint-500/optimizer.bin beside checkpoint-500/unet/.
+    own = folder.name in {"unet", "transformer"}
+    for place in (folder, folder.parent) if own else (folder,):
+        for name in names:
+            if (place / name).is_file():
+                return place / name
+    raise CheckpointError(
+        f"checkpoint {folder} has no optimizer state: none of {', '.join(names)} is there. Save it "
+        "with Recorder.save(…, optimizer=optimizer, model=model), or use --metric fisher or kfac, "
+        "which need none."
+    )
 
 
 def read_config(file: Path) -> dict[str, Any]:

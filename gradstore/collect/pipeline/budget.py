@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from gradstore.collect.engines.choice import Choice
+    from gradstore.collect.engines.choice import EngineChoice
     from gradstore.collect.projectors import Projection, Projector
     from gradstore.store.format.layout import Layout
 
@@ -42,7 +42,7 @@ class Budget:
     def spend(
         cls,
         total: int,
-        choice: Choice,
+        choice: EngineChoice,
         events: int,
         stores: Sequence[tuple[Projector, Layout]],
         *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,10 +16,9 @@ from gradstore.arithmetic import precision_of, seconds_each
 from gradstore.collect.engines.choice import batch_of, forget
 from gradstore.collect.pipeline.batches import trial
 from gradstore.collect.projectors import from_spec
-from gradstore.store.format.layout import Layout
+from gradstore.store.format.layout import row_columns
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.rows import Rows, given_dtype
-from gradstore.store.format.rows import columns as row_columns
 from gradstore.store.format.spec import LayoutSpec, ProjectorSpec
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.objects.location import objects_at
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect.pipeline.executors import Task
     from gradstore.collect.pipeline.job import Job
-    from gradstore.collect.pipeline.targets import Target
+    from gradstore.collect.pipeline.targets import StoreTarget
     from gradstore.collect.projectors import Projector
     from gradstore.store.objects.protocol import Objects
 
@@ -196,7 +195,7 @@ class _Work:
     def nbytes(self, dims: Sequence[int]) -> int:
         """Bytes of the rows of stores with these dimensions."""
         itemsize = np.dtype(self._job.targets[0].layout.dtype).itemsize
-        columns = 4 * len(row_columns(self._job.targets[0].layout.dtype))
+        columns = 4 * len(self._job.targets[0].layout.columns or row_columns("float16"))
         return sum(self._rows * (dim * itemsize + columns) for dim in dims)
 
     def memory(self) -> dict[str, int]:
@@ -245,11 +244,16 @@ class _Work:
         found = {
             "reading the dataset, twice": job.read_seconds * (1 + self._checkpoints),
             "loading and checking checkpoints": self._checkpoints * checked,
+            "fitting the metric": self._fitting() * gradients,
             "gradients": self._rows * gradients * draws,
             "drawing the projection": self._checkpoints * once,
             "projecting": self._rows * each,
         }
         return {name: seconds for name, seconds in found.items() if seconds > 0}
+
+    def _fitting(self) -> float:
+        """Events that are differentiated to fit the metric."""
+        return 0 if self._job.metric is None else self._job.metric.events * self._checkpoints
 
     def gradient_seconds(self) -> float:
         """Seconds per event, for the gradients alone."""
@@ -258,11 +262,11 @@ class _Work:
         _log.info("estimate: timing gradients, at most %s events at once", rows)
         number, model = job.numbers[0], job.survey.model
         batch = trial(job.samples, job.plan, number, model, job.device, rows=rows)
-        loaded = job.load(0)
+        loaded = job.load(0, trial=True)
 
         def differentiate(count: int) -> None:
-            _, norms = loaded.differentiate(batch_of(batch, 0, count), count, forget)
-            norms.cpu()  # waits for a GPU
+            found = loaded.differentiate(batch_of(batch, 0, count), count, forget)
+            found.norms.cpu()  # waits for a GPU
 
         # A trial starts at full size only if the engine was timed at that size before.
         first = 2 if job.choice.seconds is None else len(batch)
@@ -338,7 +342,7 @@ class _Work:
         return torch.zeros(shape, dtype=projection.dtype, device=self._job.device)
 
 
-def _others(target: Target, device: torch.device) -> list[tuple[str, Projector]]:
+def _others(target: StoreTarget, device: torch.device) -> list[tuple[str, Projector]]:
     """Possibly much cheaper settings of a store's projector, each with its flags."""
     projector = target.projector
     found = list(getattr(projector, "alternatives", list)())
@@ -351,13 +355,11 @@ def _others(target: Target, device: torch.device) -> list[tuple[str, Projector]]
     return found
 
 
-def _write_seconds(target: Target) -> float:
+def _write_seconds(target: StoreTarget) -> float:
     """Seconds per byte, from writing one shard next to the store and removing it."""
     layout = target.layout
     samples = min(layout.samples, layout.shard_samples)
-    one = Layout(
-        samples, layout.slots, layout.dim, layout.dtype, layout.chunk_samples, layout.shard_samples
-    )
+    one = replace(layout, samples=samples)
     part = target.part.model_copy(update={"path": "", "layout": LayoutSpec.of(one)})
     spec = target.spec.model_copy(update={"parts": [part], "deleted": None, "retired": []})
     names = [str(number) for number in range(samples)]
@@ -367,6 +369,7 @@ def _write_seconds(target: Target) -> float:
         norm=np.zeros(shape, np.float32),
         loss=np.zeros(shape, np.float32),
         timestep=np.zeros(shape, np.int32),
+        raw_norm=np.zeros(shape, np.float32),
     )
     with _trial_place(target) as place:
         store = create(place, spec, Manifest(names, names, {}))
@@ -376,7 +379,7 @@ def _write_seconds(target: Target) -> float:
 
 
 @contextmanager
-def _trial_place(target: Target) -> Iterator[Objects]:
+def _trial_place(target: StoreTarget) -> Iterator[Objects]:
     """Yield a temporary location for a trial store next to the target; remove it afterwards."""
     name = f".gradstore-plan-{uuid4().hex}"
     if isinstance(target.objects, LocalObjects):

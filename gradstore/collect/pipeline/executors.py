@@ -124,11 +124,11 @@ def from_environment() -> ByRank | None:
         ConfigError: if the values are invalid.
     """
     for names, both in ((("RANK", "WORLD_SIZE"), False), (("SLURM_PROCID", "SLURM_NTASKS"), True)):
-        told = [os.environ.get(name) for name in names]
-        if not (all(told) if both else any(told)):
+        values = [os.environ.get(name) for name in names]
+        if not (all(values) if both else any(values)):
             continue
         try:
-            rank, world_size = int(told[0] or 0), int(told[1] or 1)
+            rank, world_size = int(values[0] or 0), int(values[1] or 1)
         except ValueError as error:
             raise ConfigError(f"{' and '.join(names)} must be whole numbers: {error}") from error
         alone = world_size <= 1 and (both or rank == 0)

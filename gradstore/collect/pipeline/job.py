@@ -20,12 +20,13 @@ if TYPE_CHECKING:
     import torch
 
     from gradstore.collect.data.samples import Samples
-    from gradstore.collect.engines.choice import Choice
+    from gradstore.collect.engines.choice import EngineChoice
     from gradstore.collect.events.protocol import EventPlan
-    from gradstore.collect.models.cache import Checkpoints
+    from gradstore.collect.models.cache import CheckpointCache
     from gradstore.collect.pipeline.budget import Budget
+    from gradstore.collect.pipeline.metric import JobMetric
     from gradstore.collect.pipeline.survey import Survey
-    from gradstore.collect.pipeline.targets import Target
+    from gradstore.collect.pipeline.targets import StoreTarget
     from gradstore.collect.projectors import Projector
     from gradstore.store.part import Part
 
@@ -55,6 +56,7 @@ class Job:
         choice_seconds: seconds to choose the engine.
         quiet: whether to hide progress bars.
         timed: whether the work is large enough to time engines.
+        metric: the metric, if there is one.
         kept: the checkpoints, if they stay in memory.
         kept_as: cache key of loaded checkpoints.
     """
@@ -65,8 +67,8 @@ class Job:
     folders: Sequence[Path]
     numbers: Sequence[int]
     places: Sequence[int]
-    targets: Sequence[Target]
-    choice: Choice
+    targets: Sequence[StoreTarget]
+    choice: EngineChoice
     budget: Budget
     device: torch.device
     params: str | None
@@ -75,7 +77,8 @@ class Job:
     choice_seconds: float
     timed: bool
     quiet: bool
-    kept: Checkpoints | None = None
+    metric: JobMetric | None = None
+    kept: CheckpointCache | None = None
     kept_as: Hashable = None
 
     @property
@@ -93,8 +96,24 @@ class Job:
         shards = self.targets[0].layout.shards
         return [Task(k, shard) for k in self.places for shard in range(shards)]
 
-    def load(self, number: int) -> LoadedCheckpoint:
-        """Load a checkpoint, ready to compute gradients. The first is already in memory."""
+    def load(self, place: int, *, trial: bool = False) -> LoadedCheckpoint:
+        """Load a checkpoint, ready to compute gradients. The first is already in memory.
+
+        Args:
+            place: its index.
+            trial: use a map of the metric's cost in its place, to measure time.
+        """
+        found = self._loaded(place)
+        metric, number = self.metric, self.numbers[place]
+        if metric is not None and found.whitened != (number, trial):
+            if trial:
+                own = metric.trial(found.model)
+            else:
+                own = metric.at(number, found, self.survey.objective, self.budget.events)
+            found.whiten(own, (number, trial))
+        return found
+
+    def _loaded(self, number: int) -> LoadedCheckpoint:
 
         def loaded() -> LoadedCheckpoint:
             model = self.survey.model

@@ -12,6 +12,7 @@ from gradstore.errors import ConfigError
 from gradstore.store.format.spec import (
     EventSpec,
     GradientSpec,
+    MetricSpec,
     ProjectorSpec,
     Spec,
 )
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect.engines import EngineMaker
     from gradstore.collect.events.protocol import EventPlan
+    from gradstore.collect.metrics import Metric
     from gradstore.collect.objectives.protocol import Objective
     from gradstore.collect.projectors import Projector
     from gradstore.store.format.spec import (
@@ -42,6 +44,8 @@ class CollectOptions(TypedDict, total=False):
         events: the events of the rows: `replayed` (as the training run recorded them, the
             default), `planned` (10 timesteps, one noise each), an `EventSpec`, or a custom plan.
         gradients: which parameters are differentiated, and in which arithmetic.
+        metric: the metric in which gradients are compared: `none` (the default), `adam`, `fisher`,
+            `kfac`, `ekfac`, a `MetricSpec`, a custom metric, or a store whose metric is taken over.
         etas: weight η_k of each checkpoint; by default as recorded, else 1.
         scheduler: used instead of the checkpoints' own.
         dtype: dtype of the stored directions, `float16` (the default), `float32` or `int8`.
@@ -62,6 +66,7 @@ class CollectOptions(TypedDict, total=False):
     objective: Objective | str | None
     events: EventSpec | EventPlan | str
     gradients: GradientSpec | None
+    metric: Metric | MetricSpec | Store | str | None
     etas: Sequence[float] | None
     scheduler: Any
     dtype: str
@@ -81,12 +86,14 @@ _SPECS: Final[dict[str, type[Spec]]] = {
     "projector": ProjectorSpec,
     "events": EventSpec,
     "gradients": GradientSpec,
+    "metric": MetricSpec,
 }
 
 DEFAULTS: Final[CollectOptions] = {
     "objective": None,
     "events": "replayed",
     "gradients": None,
+    "metric": None,
     "etas": None,
     "scheduler": None,
     "dtype": "float16",
@@ -103,7 +110,7 @@ DEFAULTS: Final[CollectOptions] = {
 
 
 @dataclass(frozen=True)
-class Into:
+class Destination:
     """The part of a store to fill; by default the first part of a new store.
 
     Attributes:
@@ -117,17 +124,17 @@ class Into:
     number: int | None = None
 
     @classmethod
-    def new_store(cls) -> Into:
+    def new_store(cls) -> Destination:
         """The first part of a new store, or the part of an existing one with these samples."""
         return cls()
 
     @classmethod
-    def new_part(cls) -> Into:
+    def new_part(cls) -> Destination:
         """A new part of an existing store."""
         return cls(append=True)
 
     @classmethod
-    def existing_part(cls, part: PartSpec, number: int | None = None) -> Into:
+    def existing_part(cls, part: PartSpec, number: int | None = None) -> Destination:
         """A part of an existing store; if `number` is given, the new checkpoint of that number."""
         return cls(part=part, number=number)
 

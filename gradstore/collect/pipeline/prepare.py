@@ -12,27 +12,29 @@ import torch
 from gradstore.arithmetic import precision_of, product_rates
 from gradstore.collect import devices, projectors
 from gradstore.collect.data.samples import Samples
-from gradstore.collect.engines.choice import ENGINES, Choice, choose, choose_arithmetic
+from gradstore.collect.engines.choice import ENGINES, EngineChoice, choose, choose_arithmetic
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.events.replayed import ReplayedEvents
-from gradstore.collect.models.cache import Checkpoints, find_checkpoints
+from gradstore.collect.models.cache import CheckpointCache, find_checkpoints
 from gradstore.collect.models.parameters import num_parameters
 from gradstore.collect.objectives.wrappers import Autocast, Compiled, precision
 from gradstore.collect.pipeline.batches import check_sample, trial
 from gradstore.collect.pipeline.budget import Budget
 from gradstore.collect.pipeline.job import Job
+from gradstore.collect.pipeline.metric import job_metric, with_metric
 from gradstore.collect.pipeline.options import (
     DEFAULTS,
     CollectOptions,
-    Into,
+    Destination,
     projector_of,
     require_known,
 )
 from gradstore.collect.pipeline.survey import Survey, survey
-from gradstore.collect.pipeline.targets import Target, noting, targets_of
+from gradstore.collect.pipeline.targets import StoreTarget, noting, targets_of
 from gradstore.collect.recorded import Provenance, Recorded
 from gradstore.errors import ConfigError, EngineError
 from gradstore.progress import quietly
+from gradstore.store.format.fingerprint import fingerprint
 from gradstore.store.format.spec import (
     EventSpec,
     GradientSpec,
@@ -67,10 +69,10 @@ _TIMED_EVENTS = 1000
 @torch.enable_grad()
 def prepare(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
     *,
-    into: Into | None = None,
+    into: Destination | None = None,
     **options: Unpack[CollectOptions],
 ) -> Job:
     """Read and check everything; write nothing.
@@ -78,7 +80,7 @@ def prepare(
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
         checkpoints: diffusers folders in training order, or one folder that contains them; or
-            `Checkpoints`, whose models stay in memory.
+            `CheckpointCache`, whose models stay in memory.
         stores: location of each store, and the projector of its directions.
         into: the part to fill; by default the first part of a new store.
         options: `CollectOptions`.
@@ -89,14 +91,14 @@ def prepare(
     require_known(options)
     given: CollectOptions = {**DEFAULTS, **options}
     with quietly(given["quiet"]):
-        return _prepared(dataset, checkpoints, stores, into or Into.new_store(), given)
+        return _prepared(dataset, checkpoints, stores, into or Destination.new_store(), given)
 
 
 def _prepared(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
-    into: Into,
+    into: Destination,
     given: CollectOptions,
 ) -> Job:
     places = [objects_at(location) for location in stores]
@@ -106,7 +108,7 @@ def _prepared(
             refuse_existing(place)
     samples = Samples.of(dataset)
     device = devices.choose(given["device"])
-    kept = checkpoints if isinstance(checkpoints, Checkpoints) else None
+    kept = checkpoints if isinstance(checkpoints, CheckpointCache) else None
     folders = find_checkpoints(checkpoints)
     numbers = _numbers(len(folders), into, [*standing, given["like"]])
     now = _places(len(folders), given["only"])
@@ -124,6 +126,9 @@ def _prepared(
         else one
         for one, there in zip(map(projector_of, stores.values()), standing, strict=True)
     ]
+    metric = job_metric(
+        given["metric"], samples, list(zip(places, standing, strict=True)), like=given["like"]
+    )
     targets = targets_of(
         list(zip(places, standing, projected, strict=True)),
         samples,
@@ -132,6 +137,7 @@ def _prepared(
         numbers=numbers,
         given=given,
         into=into,
+        metric=metric,
     )
 
     memory = int(given["memory"] * 2**30)
@@ -145,7 +151,7 @@ def _prepared(
         wanted, most = begun
     asked = begun is None and timed
 
-    def chosen() -> tuple[Choice, Objective]:
+    def chosen() -> tuple[EngineChoice, Objective]:
         rows = trial(samples, plan, numbers[0], model, device, rows=most if asked else 2)
         choice = choose(wanted, model, found.objective, rows, memory=memory // 2, timed=asked)
         return _in_arithmetic(
@@ -162,6 +168,9 @@ def _prepared(
             f"checkpoint {folders[0]}, sample {samples.ids[0]!r} and later samples: {error}"
         ) from error
     found = replace(found, objective=objective)
+    if metric is not None:
+        few = trial(samples, plan, numbers[0], model, device, rows=2)
+        choice = with_metric(choice, metric, model, objective, few)
     budget = Budget.spend(
         memory,
         choice,
@@ -197,8 +206,9 @@ def _prepared(
         choice_seconds=choice_seconds,
         timed=timed,
         quiet=given["quiet"],
+        metric=metric,
         kept=kept,
-        kept_as=(key, precision(objective)),
+        kept_as=(key, precision(objective), metric and fingerprint(metric.identity)),
     )
 
 
@@ -223,7 +233,7 @@ def _as_begun(spec: ProjectorSpec, store: Store | None, device: torch.device) ->
 
 
 def _in_arithmetic(
-    choice: Choice,
+    choice: EngineChoice,
     model: Any,
     objective: Objective,
     rows: Batch,
@@ -231,7 +241,7 @@ def _in_arithmetic(
     *,
     part: PartSpec,
     timed: bool,
-) -> tuple[Choice, Objective]:
+) -> tuple[EngineChoice, Objective]:
     """The engine and the objective, in the arithmetic for gradients.
 
     A partial part keeps its arithmetic. Otherwise timing decides, if the work is large enough.
@@ -257,7 +267,7 @@ def _used(
 
 
 def _warn_of_drawing(
-    targets: Sequence[Target], budget: Budget, length: int, device: torch.device
+    targets: Sequence[StoreTarget], budget: Budget, length: int, device: torch.device
 ) -> None:
     """Warn if a dense matrix does not fit in memory and is redrawn for every buffer."""
     for target in targets:
@@ -275,7 +285,7 @@ def _warn_of_drawing(
 
 def _surveyed(
     folders: Sequence[Path],
-    kept: Checkpoints | None,
+    kept: CheckpointCache | None,
     given: CollectOptions,
     device: torch.device,
 ) -> tuple[Hashable, Survey]:
@@ -321,7 +331,7 @@ def _event_plan(
     return PlannedEvents(events, objective.num_train_timesteps, role)
 
 
-def _numbers(count: int, into: Into, stores: Sequence[Store | None]) -> list[int]:
+def _numbers(count: int, into: Destination, stores: Sequence[Store | None]) -> list[int]:
     """The checkpoints' numbers: as in the existing or the queried store, else 0, 1, 2, …."""
     if into.number is not None:
         return [into.number]

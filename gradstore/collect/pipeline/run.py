@@ -21,7 +21,7 @@ from gradstore.collect.pipeline.executors import (
 )
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.progress import progress, quietly
-from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
+from gradstore.store.format.spec import EventSpec, GradientSpec, MetricSpec, ProjectorSpec
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.opening import open_store
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from gradstore.collect.models.cache import Checkpoints
+    from gradstore.collect.models.cache import CheckpointCache
     from gradstore.collect.pipeline.job import Job
-    from gradstore.collect.pipeline.options import CollectOptions, Into, Projected
+    from gradstore.collect.pipeline.options import CollectOptions, Destination, Projected
     from gradstore.collect.projectors import Projector
     from gradstore.flags.collect import CollectConfig
     from gradstore.store.part import Part
@@ -42,7 +42,7 @@ _log = logging.getLogger("gradstore")
 
 def collect(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
     store: str | Path,
     *,
     projector: ProjectorSpec | Projector | str | None = None,
@@ -56,7 +56,7 @@ def collect(
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
         checkpoints: diffusers folders in training order, or one folder that contains them; or
-            `Checkpoints`, whose models stay in memory for the next call.
+            `CheckpointCache`, whose models stay in memory for the next call.
         store: the store to make or resume: a folder, or a URL such as `s3://…`.
         projector: maps gradients to directions; by default TRAK's, with proj_dim 4,096.
         executor: assigns tasks to processes; by default `Claims`, or `Shuffled` under a URL: any
@@ -82,7 +82,7 @@ def collect(
 
 def collect_each(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
     *,
     executor: Executor | None = None,
@@ -106,7 +106,7 @@ def collect_each(
 
 def plan(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | Checkpoints,
+    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
     store: str | Path,
     *,
     projector: ProjectorSpec | Projector | str | None = None,
@@ -139,7 +139,7 @@ def plan_config(config: CollectConfig) -> Estimate:
 
 
 def prepare_config(
-    config: CollectConfig, *, samples: Samples | None = None, into: Into | None = None
+    config: CollectConfig, *, samples: Samples | None = None, into: Destination | None = None
 ) -> Job:
     """`prepare` with a `CollectConfig`.
 
@@ -163,6 +163,7 @@ def prepare_config(
         objective=config.loss,
         events=part(EventSpec),
         gradients=part(GradientSpec),
+        metric=part(MetricSpec),
         etas=config.etas,
         dtype=config.dtype,
         batch_size=config.batch_size,

@@ -31,14 +31,14 @@ class Survey:
         model: the first checkpoint's model.
         objective: the objective.
         architecture: identity of the model's class and parameters, the same for all.
-        weights: digest of each checkpoint's weights.
+        weight_digests: digest of each checkpoint's weights.
         checkpoints: path and weight η_k of each checkpoint.
     """
 
     model: Any
     objective: Objective
     architecture: Identity
-    weights: list[str]
+    weight_digests: list[str]
     checkpoints: list[CheckpointSpec]
 
 
@@ -91,7 +91,7 @@ def survey(
                     f"checkpoint {folder} was not trained further than the one before it. Give "
                     "--checkpoints in training order, each once."
                 )
-        found.weights.append(checkpoint.weights_digest())
+        found.weight_digests.append(checkpoint.weights_digest())
         found.checkpoints.append(
             CheckpointSpec(
                 path=str(folder.resolve()),

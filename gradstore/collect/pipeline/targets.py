@@ -7,6 +7,7 @@ import platform
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gradstore import __version__
@@ -22,8 +23,9 @@ from gradstore.store.format.fingerprint import (
     require_same,
     row_fingerprint,
 )
-from gradstore.store.format.layout import Layout
+from gradstore.store.format.layout import Layout, row_columns
 from gradstore.store.format.spec import (
+    FORMAT_VERSION,
     GradientSpec,
     Identity,
     LayoutSpec,
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 
     from gradstore.collect.data.samples import Samples
     from gradstore.collect.events.protocol import EventPlan
-    from gradstore.collect.pipeline.options import CollectOptions, Into
+    from gradstore.collect.pipeline.metric import JobMetric
+    from gradstore.collect.pipeline.options import CollectOptions, Destination
     from gradstore.collect.pipeline.survey import Survey
     from gradstore.collect.projectors import Projector
     from gradstore.store.format.manifest import Manifest
@@ -51,7 +54,7 @@ _log = logging.getLogger("gradstore")
 
 
 @dataclass(frozen=True)
-class Target:
+class StoreTarget:
     """A part of a store to fill.
 
     Attributes:
@@ -122,8 +125,9 @@ def targets_of(
     *,
     numbers: Sequence[int],
     given: CollectOptions,
-    into: Into,
-) -> list[Target]:
+    into: Destination,
+    metric: JobMetric | None,
+) -> list[StoreTarget]:
     """The targets of a job, one for each store, all with the same shards.
 
     Args:
@@ -134,6 +138,7 @@ def targets_of(
         numbers: the numbers of the checkpoints in the stores.
         given: the options.
         into: the part to fill.
+        metric: the metric of the rows.
 
     Raises:
         GradstoreError: if an existing store has another configuration or other samples.
@@ -145,13 +150,16 @@ def targets_of(
     widest = Layout.choose(
         len(samples), plan.slots, widest_dim, given["dtype"], given["shard_samples"]
     )
+    sources = _sources(metric, found)
     targets = []
     for objects, standing, projector in stores:
         identity: Identity = {
             "model": found.architecture,
             "checkpoints": [
-                {"weights": digest, "number": number}
-                for digest, number in zip(found.weights, numbers, strict=True)
+                {"weights": digest, "number": number, **source}
+                for digest, number, source in zip(
+                    found.weight_digests, numbers, sources, strict=True
+                )
             ],
             "objective": found.objective.identity(),
             "projector": projector.identity(length),
@@ -159,6 +167,8 @@ def targets_of(
             "noise": noise_identity(),
             "storage": {"dtype": given["dtype"]},
         }
+        if metric is not None:
+            identity["metric"] = metric.identity
         if like is not None:
             require_same(
                 like.spec.identity,
@@ -167,8 +177,15 @@ def targets_of(
                 found_name="this query",
                 sections=COMPARED,
             )
+        # An existing store keeps its format.
+        old = standing is not None and standing.spec.format_version == 1
         layout = Layout.choose(
-            len(samples), plan.slots, projector.dim(length), given["dtype"], widest.shard_samples
+            len(samples),
+            plan.slots,
+            projector.dim(length),
+            given["dtype"],
+            widest.shard_samples,
+            columns=() if old else row_columns(given["dtype"], metric=metric is not None),
         )
         part = PartSpec(
             path=part_path(standing, samples.manifest) if into.append and standing else "",
@@ -188,6 +205,7 @@ def targets_of(
                 for one, number in zip(found.checkpoints, numbers, strict=True)
             ],
             parts=[part],
+            format_version=1 if old else FORMAT_VERSION,
         )
         if standing is not None:
             part = _standing_part(standing, spec, samples.manifest, into)
@@ -204,7 +222,7 @@ def targets_of(
         fingerprints = {
             number: row_fingerprint(identity, place) for place, number in enumerate(numbers)
         }
-        targets.append(Target(objects, projector, spec, part, fingerprints))
+        targets.append(StoreTarget(objects, projector, spec, part, fingerprints))
     if len({target.layout.shard_samples for target in targets}) > 1:
         sizes = ", ".join(f"{one.location}: {one.layout.shard_samples}" for one in targets)
         raise ConfigError(
@@ -214,7 +232,22 @@ def targets_of(
     return targets
 
 
-def _as_recorded(standing: Identity, identity: Identity, into: Into) -> Identity:
+def _sources(metric: JobMetric | None, found: Survey) -> list[Identity]:
+    """What identifies each checkpoint besides its weights: the digest of what the metric reads.
+
+    A query takes over the fits of its training store, which may be all that is left of them.
+    """
+    if metric is None:
+        return [{} for _ in found.checkpoints]
+    if metric.source is not None:
+        known = metric.source.spec.identity["checkpoints"]
+        own = [one if isinstance(one, dict) else {} for one in known]  # type: ignore[union-attr]
+        return [{k: v for k, v in one.items() if k == "metric"} for one in own]
+    digests = [metric.metric.source(Path(one.path)) for one in found.checkpoints]
+    return [{} if digest is None else {"metric": digest} for digest in digests]
+
+
+def _as_recorded(standing: Identity, identity: Identity, into: Destination) -> Identity:
     """The identity of new rows of a store, with the fields that the store records.
 
     The store may record fields that are not compared, and lack fields that are newer than it.
@@ -228,7 +261,9 @@ def _as_recorded(standing: Identity, identity: Identity, into: Into) -> Identity
     return own
 
 
-def _standing_part(store: Store, spec: StoreSpec, manifest: Manifest, into: Into) -> PartSpec:
+def _standing_part(
+    store: Store, spec: StoreSpec, manifest: Manifest, into: Destination
+) -> PartSpec:
     """The part of an existing store to fill.
 
     Raises:
@@ -272,7 +307,7 @@ def require_it(store: Store, spec: StoreSpec, *, checkpoint_more: bool = False) 
         theirs,
         expected_name=store.location,
         found_name="this configuration",
-        sections=tuple(spec.identity),
+        sections=tuple(mine | theirs),
         mend="restore the configuration that made the store to resume, or collect into "
         "another --store; nothing was changed",
     )
@@ -284,7 +319,7 @@ def require_it(store: Store, spec: StoreSpec, *, checkpoint_more: bool = False) 
         )
 
 
-def noting(target: Target, made_by: dict[str, Any]) -> Target:
+def noting(target: StoreTarget, made_by: dict[str, Any]) -> StoreTarget:
     """The target with additional `made_by` entries in its part, and in its store if new."""
     part = target.part.model_copy(update={"made_by": {**target.part.made_by, **made_by}})
     parts = [part if one.path == part.path else one for one in target.spec.parts]

@@ -9,6 +9,7 @@ import torch
 
 from gradstore.collect import devices
 from gradstore.collect.pipeline.batches import EventRows, read, trial
+from gradstore.collect.pipeline.differentiating import Differentiated
 from gradstore.errors import GradientError
 from gradstore.store.format.rows import Rows, given_dtype
 from gradstore.store.writer import write_shard
@@ -118,7 +119,7 @@ class Worker:
             np.empty((count, layout.dim), given_dtype(layout.dtype))
             for layout in (self._parts[place][0].layout for place in wanted)
         ]
-        norm, loss = np.empty(count, np.float32), np.empty(count, np.float32)
+        norm, raw_norm, loss = (np.empty(count, np.float32) for _ in range(3))
         timestep = np.empty(count, np.int32)
         samples = max(1, held // slots)
         for first in range(start, stop, samples):
@@ -129,8 +130,10 @@ class Worker:
             for low in range(0, len(part), held):
                 high = min(low + held, len(part))
                 here = slice(offset + low, offset + high)
-                norms, loss[here] = self._differentiate(part, low, high, wanted)
-                norm[here] = norms.cpu().numpy()
+                found = self._differentiate(part, low, high, wanted)
+                norms = found.norms
+                norm[here], loss[here] = norms.cpu().numpy(), found.losses.cpu().numpy()
+                raw_norm[here] = found.raw_norms.cpu().numpy()
                 self._bar.doing("projecting")
                 for direction, place in zip(directions, wanted, strict=True):
                     projection = self._projections[place]
@@ -145,6 +148,7 @@ class Worker:
                 norm=norm.reshape(shape),
                 loss=loss.reshape(shape),
                 timestep=timestep.reshape(shape),
+                raw_norm=raw_norm.reshape(shape) if self._loaded.whitened is not None else None,
             )
             for direction in directions
         ]
@@ -156,12 +160,12 @@ class Worker:
 
     def _differentiate(
         self, part: EventRows, low: int, high: int, wanted: Sequence[int]
-    ) -> tuple[Tensor, Any]:
-        """Fill the buffers with rows `low` to `high`; return norms (`devices.exact`) and losses."""
+    ) -> Differentiated:
+        """Fill the buffers with rows `low` to `high`; return their norms and losses."""
         loaded, events = self._loaded, self._budget.events
         self._bar.doing("")
         norms = devices.exact(torch.zeros(high - low, device=self._device))
-        losses = torch.empty_like(norms)
+        losses, raw_norms = torch.empty_like(norms), torch.empty_like(norms)
         targets = [(self._projections[place], self._buffers[place]) for place in wanted]
         for _, buffer in targets:
             buffer[: high - low].zero_()
@@ -172,11 +176,11 @@ class Worker:
                 for projection, buffer in targets:
                     projection.add(buffer[here], start, piece)
 
-            losses[here], norms[here] = loaded.differentiate(
-                part.batch(slice(first, last)), events, receive
-            )
+            one = loaded.differentiate(part.batch(slice(first, last)), events, receive)
+            losses[here], norms[here], raw_norms[here] = one.losses, one.norms, one.raw_norms
             # Checked in the stored dtype.
-            good = torch.isfinite(norms[here].float()) & torch.isfinite(losses[here].float())
+            numbers = torch.stack([one.losses, one.norms, one.raw_norms]).float()
+            good = torch.isfinite(numbers).all(0)
             if not bool(good.all()):
                 row = first + int(torch.argmin(good.to(torch.int8)))
                 raise GradientError(
@@ -186,7 +190,7 @@ class Worker:
                     "shards are safe."
                 )
             self._bar.update(last - first)
-        return norms, losses.cpu().numpy()
+        return Differentiated(losses, norms, raw_norms)
 
 
 def _cuts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:

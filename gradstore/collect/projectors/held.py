@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from gradstore.collect.models.cache import Checkpoints
+    from gradstore.collect.models.cache import CheckpointCache
     from gradstore.collect.projectors.protocol import Projection, Projector
     from gradstore.store.format.spec import Identity
 
@@ -23,7 +23,7 @@ class HeldProjector:
         kept: the checkpoints, whose cache holds the projections.
     """
 
-    def __init__(self, projector: Projector, kept: Checkpoints) -> None:
+    def __init__(self, projector: Projector, kept: CheckpointCache) -> None:
         self._projector = projector
         self._kept = kept
 

@@ -104,6 +104,8 @@ def train(config: TrainConfig) -> list[Path]:
                     epoch=epoch,
                     learning_rate_sum=config.learning_rate * epoch,
                     loss=config.loss,
+                    optimizer=optimizer,
+                    model=model,
                 )
                 writing.rename(folder)
                 folders.append(folder)

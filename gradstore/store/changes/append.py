@@ -32,8 +32,8 @@ def part_path(store: Store, manifest: Manifest) -> str:
     taken = set(store.spec.retired)
     taken |= {part.path for part in store.spec.parts if len(store.deletions.rows(part.path))}
     samples = (list(manifest.ids), list(manifest.digests))
-    told = chain([samples], ((*samples, number) for number in count(1)))
-    paths = (f"parts/{digest(repr(one).encode())}" for one in told)
+    attempts = chain([samples], ((*samples, number) for number in count(1)))
+    paths = (f"parts/{digest(repr(one).encode())}" for one in attempts)
     return next(path for path in paths if path not in taken)
 
 

@@ -12,8 +12,9 @@ from gradstore.errors import StoreError
 from gradstore.progress import progress
 from gradstore.store.changes.append import open_part
 from gradstore.store.changes.commit import commit, failed, require_whole
-from gradstore.store.format.layout import Layout
-from gradstore.store.format.spec import LayoutSpec, PartSpec
+from gradstore.store.format.layout import Layout, row_columns
+from gradstore.store.format.spec import FORMAT_VERSION, LayoutSpec, PartSpec
+from gradstore.store.metrics import metric_key
 from gradstore.store.opening import as_store, open_store
 from gradstore.store.verify import check
 from gradstore.store.writer import write_arrays
@@ -36,15 +37,22 @@ _PART = re.compile("parts/[0-9a-f]{32}(?=/)")
 
 _CHECKPOINT = re.compile("(parts/[0-9a-f]{32}/)?(checkpoints|seals)/(?P<number>[0-9]{1,7})(?=/)")
 
+_METRIC = re.compile(r"metrics/[0-9a-f]{64}\.safetensors$")
+
 _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.(building-)?[0-9a-f]{32}(?=/|$)")
 
 
-def vacuum(store: StoreLike) -> Store:
+def vacuum(store: StoreLike, *, upgrade: bool = False) -> Store:
     """Permanently remove deleted samples, dropped checkpoints and leftovers of interrupted runs.
 
     Parts with deleted samples are rewritten without them, after every byte is compared with its
     seal. A concurrent append or collection may have to be run again, and readers may have to open
     the store again.
+
+    Args:
+        store: the store.
+        upgrade: rewrite a store of an older format in the present one, which older versions of
+            gradstore do not read.
 
     Raises:
         StoreError: if a shard is not sealed or is damaged, or the store cannot be written.
@@ -56,17 +64,23 @@ def vacuum(store: StoreLike) -> Store:
         (1, 0)
     """
     before = _clean(open_store(as_store(store).objects))
-    lost = [part for part in before.parts if len(before.deletions.rows(part.spec.path))]
+    version = FORMAT_VERSION if upgrade else before.spec.format_version
+    old_format = version != before.spec.format_version
+    lost = [
+        part for part in before.parts if old_format or len(before.deletions.rows(part.spec.path))
+    ]
     if lost:
         before.require_complete()
         made: dict[str, Part | None] = {}
         for part in lost:
             kept = np.setdiff1d(np.arange(len(part)), before.deletions.rows(part.spec.path))
-            made[part.spec.path] = copy(before, part, kept) if len(kept) else None
+            columns = row_columns(before.dtype) if old_format else None
+            made[part.spec.path] = copy(before, part, kept, columns) if len(kept) else None
         old = before.spec
 
         def change(now: Store) -> StoreSpec:
-            if (now.spec.deleted, now.spec.identity) != (old.deleted, old.identity):
+            same = (now.spec.deleted, now.spec.identity) == (old.deleted, old.identity)
+            if not same or (old_format and now.spec.parts != old.parts):
                 raise StoreError(
                     f"{before.location} was changed by another process. Run vacuum again."
                 )
@@ -79,6 +93,7 @@ def vacuum(store: StoreLike) -> Store:
                 update={
                     "parts": [part for part in parts if part is not None],
                     "deleted": None,
+                    "format_version": version,
                     "retired": [*now.spec.retired, *(p for path in made for p in all_of(path))],
                 }
             )
@@ -111,7 +126,7 @@ def _clean(store: Store) -> Store:
         store = commit(store, retire)
         gone = store.spec.retired
         for prefix in gone:
-            if prefix.startswith("deleted/"):
+            if prefix.startswith(("deleted/", "metrics/")):
                 objects.remove(prefix)
             else:
                 objects.remove_all(prefix)
@@ -131,13 +146,16 @@ def _clean(store: Store) -> Store:
 
 
 def _left_behind(keys: Sequence[str], now: Store) -> set[str]:
-    """Prefixes that a store does not name: replaced or unfinished tables, parts and checkpoints."""
+    """Prefixes that a store does not name: replaced or unfinished tables, parts, checkpoints, …."""
     paths = {part.path for part in now.spec.parts}
+    metrics = {metric_key(one.metric) for one in now.spec.checkpoints if one.metric}
     found = set()
     for key in keys:
         table, checkpoint, part = (kind.match(key) for kind in (_TABLE, _CHECKPOINT, _PART))
         if table and table[0] != now.spec.deleted:
             found.add(table[0])
+        elif _METRIC.match(key) and key not in metrics:
+            found.add(key)
         elif part and part[0] not in paths:
             found.add(part[0])
         elif checkpoint and int(checkpoint["number"]) not in now.numbers:
@@ -145,15 +163,33 @@ def _left_behind(keys: Sequence[str], now: Store) -> set[str]:
     return found
 
 
-def copy(store: Store, source: Part, rows: NDArray[np.int64]) -> Part:
+def copy(
+    store: Store,
+    source: Part,
+    rows: NDArray[np.int64],
+    columns: tuple[str, ...] | None = None,
+) -> Part:
     """Copy some rows of a part, of this store or another, into a new part of this one.
+
+    Args:
+        store: the store that gets the part.
+        source: the part.
+        rows: numbers of its samples, ascending.
+        columns: columns of the new part's layout; by default those of the store.
 
     Raises:
         StoreError: if the rows differ from their seal: damaged rows are not sealed again.
     """
     manifest = source.manifest.chosen(rows)
     old = source.layout
-    layout = Layout.choose(len(rows), old.slots, old.dim, old.dtype, old.shard_samples)
+    layout = Layout.choose(
+        len(rows),
+        old.slots,
+        old.dim,
+        old.dtype,
+        old.shard_samples,
+        columns=store.parts[0].layout.columns if columns is None else columns,
+    )
     spec = PartSpec(
         # A unique path: concurrent copies do not collide, and an interrupted copy starts over.
         path=f"parts/{uuid4().hex}",

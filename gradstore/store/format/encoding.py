@@ -9,6 +9,7 @@ of a row follows from its number and no index has to be read first.
 
 from __future__ import annotations
 
+from math import prod
 from typing import TYPE_CHECKING, Any, Final
 
 import google_crc32c
@@ -28,24 +29,24 @@ _EMPTY: Final = np.uint64(2**64 - 1)
 
 
 def encode_column(values: NDArray[Any], fill: float, length: int) -> bytes:
-    """Encode values `[samples, slots]` as one chunk, padded with `fill` to `length` samples."""
+    """Encode values `[samples, …]` as one chunk, padded with `fill` to `length` samples."""
     padded = np.full((length, *values.shape[1:]), fill, values.dtype.newbyteorder("<"))
     padded[: len(values)] = values
     content = padded.tobytes()
     return content + _crc(content)
 
 
-def decode_column(content: bytes, length: int, slots: int, dtype: str) -> NDArray[Any]:
-    """Decode the values `[length, slots]` of a chunk.
+def decode_column(content: bytes, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """Decode the values of a chunk of a shape.
 
     Raises:
         StoreError: if the bytes are too few or too many, or their checksum differs.
     """
     little = np.dtype(dtype).newbyteorder("<")
-    _require_size(len(content), length * slots * little.itemsize + _CRC_BYTES)
+    _require_size(len(content), prod(shape) * little.itemsize + _CRC_BYTES)
     if _crc(content[:-_CRC_BYTES]) != content[-_CRC_BYTES:]:
         raise StoreError("its checksum differs")
-    values = np.frombuffer(content, little, length * slots).reshape(length, slots)
+    values = np.frombuffer(content, little, prod(shape)).reshape(shape)
     return values.astype(dtype, copy=False)
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Query rows have other events than training rows. The rest must agree, or their inner product is
 # meaningless.
-COMPARED = ("model", "checkpoints", "objective", "projector")
+COMPARED = ("model", "checkpoints", "objective", "projector", "metric")
 
 # Arithmetic changes a row far less than its projection does, and depends on the machine's speed.
 # Older stores recorded it in their identity.
@@ -28,6 +28,7 @@ _MEND = {
     "checkpoints": "use the checkpoints that the store was made from (`gradstore info` lists them)",
     "objective": "use the store's objective",
     "projector": "use the store's projector; a random matrix depends on every one of its settings",
+    "metric": "use the store's metric, fitted to the same samples (queries take it over)",
     "events": "use the same events",
     "noise": "use a numpy version that draws the same normal numbers (`gradstore info` shows the "
     "version that made the store)",

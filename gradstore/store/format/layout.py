@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
+from typing import Final
 
 from gradstore.errors import ConfigError
 
@@ -16,6 +17,29 @@ CHUNK_BYTES = 8 * 1024
 SHARD_BYTES = 64 * 1024 * 1024
 SHARD_SAMPLES = 1024
 ITEM_BYTES = {"float16": 2, "float32": 4, "int8": 1}
+
+
+# Numbers of a row besides its direction, and their dtypes. `scale` belongs to an int8 direction.
+DTYPES: Final[dict[str, str]] = {
+    "norm": "float32",
+    "raw_norm": "float32",
+    "loss": "float32",
+    "timestep": "int32",
+    "scale": "float32",
+}
+
+
+def row_columns(dtype: str, *, metric: bool = False) -> tuple[str, ...]:
+    """Names of the numbers stored with directions of a dtype.
+
+    Args:
+        dtype: stored dtype of the directions.
+        metric: whether the rows are compared in a metric, so that they have two norms.
+    """
+    wanted = {"norm", "loss", "timestep"}
+    wanted |= {"raw_norm"} if metric else set()
+    wanted |= {"scale"} if dtype == "int8" else set()
+    return tuple(name for name in DTYPES if name in wanted)
 
 
 @dataclass(frozen=True)
@@ -29,6 +53,8 @@ class Layout:
         dtype: stored dtype of the directions, `float16`, `float32` or `int8`.
         chunk_samples: samples per chunk, the smallest piece of directions that is read.
         shard_samples: samples per shard, a multiple of `chunk_samples`.
+        columns: names of the numbers of a row that lie in one array, in order; by default those of
+            `row_columns`. Empty in format 1, where each has an array of its own.
     """
 
     samples: int
@@ -37,8 +63,11 @@ class Layout:
     dtype: str
     chunk_samples: int
     shard_samples: int
+    columns: tuple[str, ...] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.columns is None:
+            object.__setattr__(self, "columns", row_columns(self.dtype))
         for name in ("samples", "slots", "dim", "chunk_samples", "shard_samples"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"layout: {name} is {getattr(self, name)}; it must be at least 1")
@@ -52,7 +81,14 @@ class Layout:
 
     @classmethod
     def choose(
-        cls, samples: int, slots: int, dim: int, dtype: str, shard_samples: int | None = None
+        cls,
+        samples: int,
+        slots: int,
+        dim: int,
+        dtype: str,
+        shard_samples: int | None = None,
+        *,
+        columns: tuple[str, ...] | None = None,
     ) -> Layout:
         """Choose chunk and shard sizes.
 
@@ -65,6 +101,7 @@ class Layout:
             dim: length of a direction.
             dtype: dtype of the directions.
             shard_samples: samples per shard; by default chosen from the limits above.
+            columns: names of the numbers of a row, as in `Layout`.
         """
         per_sample = max(1, slots * dim * ITEM_BYTES.get(dtype, 4))
         most = max(1, min(SHARD_SAMPLES, SHARD_BYTES // per_sample))
@@ -74,7 +111,8 @@ class Layout:
             wanted = wanted // chunk * chunk
         while wanted % chunk:
             chunk -= 1
-        return cls(samples, slots, dim, dtype, chunk, wanted)
+        columns = row_columns(dtype) if columns is None else columns
+        return cls(samples, slots, dim, dtype, chunk, wanted, columns)
 
     @property
     def shards(self) -> int:

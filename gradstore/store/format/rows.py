@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -20,15 +20,19 @@ class Rows:
     Attributes:
         direction: projected unit gradients, float16 or float32 `[samples, slots, dim]`; zero where
             the gradient is zero.
-        norm: L2 norm of the full gradient before projection, float32 `[samples, slots]`.
+        norm: L2 norm of the full gradient before projection, mapped by the metric if there is one,
+            float32 `[samples, slots]`.
         loss: value of the objective, float32 `[samples, slots]`.
         timestep: diffusion timestep, int32 `[samples, slots]`.
+        raw_norm: L2 norm of the gradient without the metric, float32 `[samples, slots]`; None if
+            there is no metric, because then it is `norm`.
     """
 
     direction: NDArray[Any]
     norm: NDArray[np.float32]
     loss: NDArray[np.float32]
     timestep: NDArray[np.int32]
+    raw_norm: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.norm)
@@ -40,7 +44,9 @@ class Rows:
         rounded to a multiple of `scale`, with an error of at most `scale` / 2. If `scale` is below
         float32's smallest normal number, its multiples are not exact, and the direction is zero.
         """
-        arrays: dict[str, NDArray[Any]] = {item.name: getattr(self, item.name) for item in ROWS}
+        arrays: dict[str, NDArray[Any]] = {
+            item.name: value for item in ROWS if (value := getattr(self, item.name)) is not None
+        }
         if dtype == "int8":
             exact = self.direction.astype(np.float32, copy=False)
             scale = np.abs(exact).max(axis=2) / np.float32(127)
@@ -54,7 +60,13 @@ class Rows:
     def restored(cls, arrays: Mapping[str, NDArray[Any]]) -> Rows:
         """Rows from stored arrays. int8 directions become float32."""
         direction = restored_direction(arrays["direction"], arrays.get("scale"))
-        return cls(direction, arrays["norm"], arrays["loss"], arrays["timestep"])
+        return cls(
+            direction,
+            arrays["norm"],
+            arrays["loss"],
+            arrays["timestep"],
+            raw_norm=arrays.get("raw_norm"),
+        )
 
 
 def restored_direction(direction: NDArray[Any], scale: NDArray[np.float32] | None) -> NDArray[Any]:
@@ -63,13 +75,9 @@ def restored_direction(direction: NDArray[Any], scale: NDArray[np.float32] | Non
 
 
 ROWS = fields(Rows)
-ARRAYS = tuple(item.name for item in ROWS)
 
-
-def columns(dtype: str) -> dict[str, str]:
-    """Name and dtype of the arrays `[samples, slots]` stored with directions of a dtype."""
-    plain = {"norm": "float32", "loss": "float32", "timestep": "int32"}
-    return {**plain, "scale": "float32"} if dtype == "int8" else plain
+# Fields that the rows of every store have.
+ARRAYS: Final = ("direction", "norm", "loss", "timestep")
 
 
 def given_dtype(dtype: str) -> str:

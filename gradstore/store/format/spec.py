@@ -23,14 +23,14 @@ from pydantic import (
 from gradstore.errors import ConfigError
 from gradstore.store.format.layout import Layout
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 Identity = dict[str, JsonValue]
 
 # Prefixes that a store may remove; a hostile file cannot name anything outside the store.
 _OWN_PREFIX: Final = (
     r"^(parts/[0-9a-f]{32}|samples|(parts/[0-9a-f]{32}/)?(checkpoints|seals)(/[0-9]{1,7})?"
-    r"|deleted/[0-9a-f]{32}\.parquet)$"
+    r"|deleted/[0-9a-f]{32}\.parquet|metrics/[0-9a-f]{64}\.safetensors)$"
 )
 
 # Marks a field that few users need; `--help` shows it last.
@@ -41,21 +41,21 @@ if TYPE_CHECKING:
     _Base = BaseModel
 else:
 
-    class _Told(type(BaseModel)):
+    class _RaisesConfigError(type(BaseModel)):
         """Makes models whose calls raise `ConfigError`, not pydantic's own error."""
 
         def __call__(cls, *arguments, **fields):
             try:
                 return super().__call__(*arguments, **fields)
             except ValidationError as error:
-                told = "; ".join(
+                message = "; ".join(
                     f"{'.'.join(map(str, one['loc'])) or 'the value'} is {one['input']!r}: "
                     f"{one['msg'].removeprefix('Value error, ')}"
                     for one in error.errors()
                 )
-                raise ConfigError(f"{cls.__name__}: {told}") from error
+                raise ConfigError(f"{cls.__name__}: {message}") from error
 
-    class _Base(BaseModel, metaclass=_Told):
+    class _Base(BaseModel, metaclass=_RaisesConfigError):
         pass
 
 
@@ -163,6 +163,30 @@ class GradientSpec(Spec):
     )
 
 
+class MetricSpec(Spec):
+    """The metric in which gradients are compared."""
+
+    metric: Literal["none", "adam", "fisher", "kfac", "ekfac"] = Field(
+        "none",
+        description="linear map of gradients before projection. none: as in the paper; adam: the "
+        "training run's own step sizes, from its optimizer state; fisher: the diagonal of the "
+        "Fisher matrix; kfac, ekfac: its Kronecker factors, per layer",
+    )
+    metric_samples: int | None = Field(
+        None,
+        ge=1,
+        description="training samples to which fisher, kfac and ekfac are fitted "
+        "[default: a tenth, at least 32 and at most 1,000]",
+    )
+    damping: float = Field(
+        0.1,
+        gt=0,
+        allow_inf_nan=False,
+        description="added to the eigenvalues of fisher, kfac and ekfac, relative to their mean",
+        json_schema_extra=ADVANCED,
+    )
+
+
 class CheckpointSpec(Spec):
     """A checkpoint as recorded in a store.
 
@@ -174,6 +198,8 @@ class CheckpointSpec(Spec):
             the difference of two such sums. None if weights were given by hand.
         number: names its arrays in the store and seeds its projection. It stays the same when
             another checkpoint is dropped.
+        metric: SHA-256 of the fitted metric, the file `metrics/SHA256.safetensors`; None if there
+            is no metric, or not yet, or in a query store, whose training store has the file.
     """
 
     path: str
@@ -181,6 +207,10 @@ class CheckpointSpec(Spec):
     epoch: int | None = None
     learning_rate_sum: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     number: Annotated[int, Field(ge=0, lt=1 << 20)]
+    metric: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+
+
+ColumnName = Literal["norm", "raw_norm", "loss", "timestep", "scale"]
 
 
 class LayoutSpec(Spec):
@@ -192,15 +222,17 @@ class LayoutSpec(Spec):
     dtype: Literal["float16", "float32", "int8"]
     chunk_samples: Annotated[int, Field(ge=1, le=1 << 32)]
     shard_samples: Annotated[int, Field(ge=1, le=1 << 32)]
+    columns: Annotated[list[ColumnName], Field(max_length=16)] = Field(default_factory=list)
 
     @classmethod
     def of(cls, layout: Layout) -> LayoutSpec:
         """The spec of `layout`."""
-        return cls.model_validate({name: getattr(layout, name) for name in cls.model_fields})
+        values = {name: getattr(layout, name) for name in cls.model_fields}
+        return cls.model_validate({**values, "columns": list(layout.columns)})
 
     def layout(self) -> Layout:
         """The layout that this spec describes."""
-        return Layout(**self.model_dump())
+        return Layout(**{**self.model_dump(), "columns": tuple(self.columns)})
 
 
 class PartSpec(Spec):
@@ -239,7 +271,7 @@ class StoreSpec(Spec):
             conditional replacement detects every change.
     """
 
-    format_version: Literal[1] = FORMAT_VERSION
+    format_version: Literal[1, 2] = FORMAT_VERSION
     fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     identity: Identity
     checkpoints: Annotated[list[CheckpointSpec], Field(min_length=1, max_length=10_000)]
@@ -255,6 +287,8 @@ class StoreSpec(Spec):
             raise ValueError("two checkpoints have the same number")
         if len({part.path for part in self.parts}) < len(self.parts):
             raise ValueError("two parts have the same path")
+        if any(bool(part.layout.columns) != (self.format_version > 1) for part in self.parts):
+            raise ValueError("its parts are not of its format version")
         rows = {(p.layout.slots, p.layout.dim, p.layout.dtype) for p in self.parts}
         if len(rows) > 1:
             raise ValueError("its parts have rows of different shapes or dtypes")

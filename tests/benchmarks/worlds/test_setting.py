@@ -72,4 +72,4 @@ def test_training_that_was_cut_off_ends_as_if_it_was_not(tmp_path: Path) -> None
     for left, right in zip(whole, found, strict=True):
         weights, others = load(left).model.state_dict(), load(right).model.state_dict()
         assert all(torch.equal(weights[name], others[name]) for name in weights)
-    assert not list(cut.rglob("adam.safetensors"))
+    assert not list(cut.rglob("resume.safetensors"))

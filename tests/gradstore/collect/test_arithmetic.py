@@ -102,7 +102,7 @@ def test_a_store_is_continued_grown_and_asked_in_other_arithmetic(
     engine = ExactEngine(store, Features.of(store, ReTrac()))
     answer = search(engine, asked, 3)
     found = rerank(answer, engine.features, 2, Sources(train=world.train, queries=world.queries))
-    assert found.proponents.rows.shape == (3, 2)
+    assert found.proponents.samples.shape == (3, 2)
 
 
 def test_stores_of_other_arithmetic_are_merged(world: World, tmp_path: Path) -> None:

@@ -253,7 +253,7 @@ def test_a_store_made_from_python_is_repaired_from_its_dataset(
 ) -> None:
     store = collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
     whole, (part,) = store.rows(1), store.parts
-    file = store.path / part.array_key(1, "norm", 2)
+    file = store.path / part.array_key(1, "columns", 2)
     file.write_bytes(file.read_bytes()[:-1])
     others = {
         seal: seal.stat().st_mtime_ns
@@ -294,7 +294,7 @@ def test_a_part_from_python_leaves_the_others_their_dataset(
     folder_store: Store, tmp_path: Path
 ) -> None:
     store = append(Samples(images(2, seed=4), ids=["x", "y"]), folder_store)
-    file = store.path / store.parts[0].array_key(1, "norm", 0)
+    file = store.path / store.parts[0].array_key(1, "columns", 0)
     file.write_bytes(file.read_bytes()[:-1])
     repair(store, [report for report in verify(store) if report.problem])
     assert {report.problem for report in verify(store)} == {None}

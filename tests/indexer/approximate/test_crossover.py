@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexer import ExactEngine, Features, TracIn, build_index
-from indexer.approximate.crossover import Times, exact_from, grown, meeting
+from indexer.approximate.crossover import Times, crossing, exact_from, grown
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def seconds(times: Times, queries: int) -> float:
 def test_from_where_they_meet_on_the_exact_engine_is_no_slower(
     index: Times, exact: Times, more: int
 ) -> None:
-    found = meeting(index, exact)
+    found = crossing(index, exact)
 
     def lost(queries: int) -> float:
         """The exact engine's time lost, relative to the index's time."""
@@ -52,11 +52,11 @@ def test_from_where_they_meet_on_the_exact_engine_is_no_slower(
 
 def test_where_they_meet() -> None:
     index: Times = [(1, 1.0), (4, 4.0)]
-    assert meeting(index, [(1, 10.5), (256, 10.5)]) == 11
-    assert meeting(index, [(1, 0.5), (256, 0.5)]) == 1
-    assert meeting(index, [(1, 10.0), (256, 10.0 + 255)]) is None
+    assert crossing(index, [(1, 10.5), (256, 10.5)]) == 11
+    assert crossing(index, [(1, 0.5), (256, 0.5)]) == 1
+    assert crossing(index, [(1, 10.0), (256, 10.0 + 255)]) is None
     # Many queries share their reads: the time of one does not predict the time of many.
-    assert meeting([*index, (256, 20.0)], [(1, 16.0), (256, 16.0)]) == 193
+    assert crossing([*index, (256, 20.0)], [(1, 16.0), (256, 16.0)]) == 193
 
 
 def test_only_what_grows_with_the_store_is_scaled() -> None:
@@ -80,5 +80,5 @@ def test_either_engine_is_chosen_by_the_number_of_queries(tmp_path: Path) -> Non
         for found, expected in zip(
             index.search(asked, 5), index.approximate(asked, 5), strict=True
         ):
-            np.testing.assert_array_equal(found.rows, expected.rows)
+            np.testing.assert_array_equal(found.samples, expected.samples)
             np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-5)

@@ -58,14 +58,14 @@ def test_what_is_found_is_exact_and_its_recall_is_true(tmp_path: Path) -> None:
     asked = features.range(queries)
     found, opponents = index.approximate(asked, 10)
     exact, lowest = ExactEngine(train, features).search(asked, 10)
-    shares = [np.isin(e, f).mean() for e, f in zip(exact.rows, found.rows, strict=True)]
+    shares = [np.isin(e, f).mean() for e, f in zip(exact.samples, found.samples, strict=True)]
     assert np.mean(shares) == pytest.approx(measured.recall_at_10, abs=1e-9)
     assert np.mean(shares) >= 0.99
-    low = [np.isin(e, f).mean() for e, f in zip(lowest.rows, opponents.rows, strict=True)]
+    low = [np.isin(e, f).mean() for e, f in zip(lowest.samples, opponents.samples, strict=True)]
     assert np.mean(low) >= 0.97
     scores = asked.astype(np.float64) @ features.range(train).T.astype(np.float64)
     np.testing.assert_allclose(
-        found.scores, np.take_along_axis(scores, found.rows, 1), rtol=1e-4, atol=1e-5
+        found.scores, np.take_along_axis(scores, found.samples, 1), rtol=1e-4, atol=1e-5
     )
 
 
@@ -84,7 +84,7 @@ def test_other_indexes_of_faiss(tmp_path: Path, factory: str) -> None:
     index = build_index(train, "retrac", factory=factory)
     assert open_index(index.path, train, "retrac").spec.factory == factory
     found, _ = index.search(index.features.range(train, 0, 3), 1)
-    np.testing.assert_array_equal(found.rows[:, 0], [0, 1, 2])
+    np.testing.assert_array_equal(found.samples[:, 0], [0, 1, 2])
 
 
 def test_no_index_of_faiss(tmp_path: Path) -> None:
@@ -101,12 +101,13 @@ def test_a_filter_is_inside_the_search(tmp_path: Path, factory: str) -> None:
     keep = np.arange(5, 2000, 7)
     exact, _ = ExactEngine(train, index.features).search(asked, 5, keep=keep)
     found, _ = index.search(asked, 5, keep=keep)
-    assert np.isin(found.rows, keep).all()
+    assert np.isin(found.samples, keep).all()
     assert (
-        np.mean([np.isin(e, f).mean() for e, f in zip(exact.rows, found.rows, strict=True)]) > 0.9
+        np.mean([np.isin(e, f).mean() for e, f in zip(exact.samples, found.samples, strict=True)])
+        > 0.9
     )
     few, _ = index.search(asked, 3, keep=np.array([1, 9, 700]))
-    np.testing.assert_array_equal(np.sort(few.rows, axis=1), [[1, 9, 700]] * 3)
+    np.testing.assert_array_equal(np.sort(few.samples, axis=1), [[1, 9, 700]] * 3)
     with pytest.raises(QueryError, match="there are 3 samples"):
         index.search(asked, 4, keep=np.array([1, 9, 700]))
 
@@ -133,7 +134,7 @@ def test_matched_slots_are_indexed(tmp_path: Path) -> None:
     asked = index.features.range(train, 0, 3)
     exact, _ = ExactEngine(train, index.features).search(asked, 5)
     found, _ = index.search(asked, 5)
-    np.testing.assert_array_equal(found.rows, exact.rows)
+    np.testing.assert_array_equal(found.samples, exact.samples)
 
 
 FACTORIES = ["rabitq", "fp16", "hnsw", "ivf", "RaBitQ4", "IVF16,Flat", "PQ8x4"]
@@ -150,7 +151,7 @@ def test_bytes_are_told_before_they_are_taken(tmp_path: Path, factory: str) -> N
     assert estimated_nbytes(train, "retrac") == told
     assert build_index(train, "retrac").spec == index.spec
     found, _ = index.approximate(index.features.range(train, 0, 9), 1)
-    assert (found.rows[:, 0] == range(9)).mean() > 0.9
+    assert (found.samples[:, 0] == range(9)).mean() > 0.9
 
 
 @pytest.mark.parametrize("factory", ["RaBitQ", "fp16", "hnsw", "ivf", "IVF8,Flat", "RaBitQ4"])
@@ -159,8 +160,8 @@ def test_every_name_searches_within_a_filter(tmp_path: Path, factory: str) -> No
     index = build_index(train, "retrac", factory=factory)
     keep = np.arange(3, 2000, 4)
     found, opponents = index.approximate(index.features.range(train, 3, 4), 5, keep=keep)
-    assert found.rows[0, 0] == 3
-    assert np.isin([found.rows, opponents.rows], keep).all()
+    assert found.samples[0, 0] == 3
+    assert np.isin([found.samples, opponents.samples], keep).all()
 
 
 def test_an_index_that_has_no_filter_says_so(tmp_path: Path) -> None:
@@ -191,7 +192,7 @@ def test_other_weights_and_matched_slots_have_indexes_of_their_own(tmp_path: Pat
         assert engine.path == index.path
         exact, _ = ExactEngine(train, index.features).search(index.features.range(train, 0, 3), 5)
         found, _ = engine.approximate(index.features.range(train, 0, 3), 5)
-        np.testing.assert_array_equal(found.rows, exact.rows)
+        np.testing.assert_array_equal(found.samples, exact.samples)
     later = delete(train, ["s1"])
     for index, flags in ((last, "--etas 0,1"), (matched, "--matched")):
         with pytest.raises(SearchIndexError, match=f"gradstore index .*--measures retrac {flags}"):

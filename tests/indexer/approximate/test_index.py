@@ -29,7 +29,7 @@ def test_search_is_exact(store: Store) -> None:
     proponents, opponents = index.search(features(store, ReTrac(), 0, 4), 10)
     expected = vectors[:4] @ vectors.T
     for side, sign in ((proponents, 1), (opponents, -1)):
-        np.testing.assert_array_equal(side.rows, np.argsort(-sign * expected, axis=1))
+        np.testing.assert_array_equal(side.samples, np.argsort(-sign * expected, axis=1))
         np.testing.assert_allclose(
             sign * side.scores, -np.sort(-sign * expected, axis=1), rtol=1e-5, atol=1e-6
         )
@@ -43,7 +43,7 @@ def test_an_index_is_found_again(store: Store) -> None:
     assert (built.path / "vectors.faiss").stat().st_mtime_ns == before
     queries = features(store, again.measure, 0, 2)
     for left, right in zip(built.search(queries, 3), again.search(queries, 3), strict=True):
-        np.testing.assert_array_equal(left.rows, right.rows)
+        np.testing.assert_array_equal(left.samples, right.samples)
 
 
 def test_other_etas_need_another_index(store: Store, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_an_index_notices_and_is_brought_up_to_date(store: Store, tmp_path: Path
         for found, expected in zip(
             updated.search(queries, k), scratch.search(queries, k), strict=True
         ):
-            np.testing.assert_array_equal(found.rows, expected.rows)
+            np.testing.assert_array_equal(found.samples, expected.samples)
             np.testing.assert_array_equal(found.scores, expected.scores)
     same = scratch.spec.sha256
     assert open_index(index.path, now, "tracin").spec.sha256 == same
@@ -159,7 +159,7 @@ def test_only_what_is_new_is_read(store: Store) -> None:
     new = features(now, ReTrac(), 10, 13)
     proponents, _ = build_index(now, "retrac").search(new, 13)
     for query in range(3):
-        own = proponents.rows[query].tolist().index(10 + query)
+        own = proponents.samples[query].tolist().index(10 + query)
         expected = float(new[query] @ new[query])
         assert proponents.scores[query, own] == pytest.approx(expected)
 
@@ -181,7 +181,7 @@ def test_samples_that_were_skipped_are_added_when_they_are_sealed(tmp_path: Path
     expected = build_index(open_store(made.path), "retrac", tmp_path / "scratch.index")
     queries = features(made, ReTrac(), 0, 10)
     for found, wanted in zip(whole.search(queries, 10), expected.search(queries, 10), strict=True):
-        np.testing.assert_array_equal(found.rows, wanted.rows)
+        np.testing.assert_array_equal(found.samples, wanted.samples)
 
 
 def test_an_index_is_searched_as_it_was_measured(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gradstore.store.format.rows import Rows
 from gradstore.store.format.spec import LayoutSpec, PartSpec
 from gradstore.store.writer import create, write_shard
 from indexer import ExactEngine, Features, measure_of, product
-from indexer.exact.ends import Ends
+from indexer.exact.highest import HighestAndLowest
 from indexer.exact.rescoring import rescored
 from indexer.product import Multiplier, Way
 from tests.support.drawn_stores import random_store
@@ -53,7 +53,7 @@ def influence(
 
 
 def require_ranking(found: object, expected: NDArray[np.float64], sign: int) -> None:
-    rows, scores = found.rows, found.scores  # type: ignore[attr-defined]
+    rows, scores = found.samples, found.scores  # type: ignore[attr-defined]
     wanted = -np.sort(-sign * expected, axis=1)[:, : rows.shape[1]]
     np.testing.assert_allclose(sign * scores, wanted, rtol=1e-4, atol=1e-5)
     own = np.take_along_axis(expected, rows, 1)
@@ -151,7 +151,7 @@ def test_a_filter_searches_within(tmp_path: Path) -> None:
     keep = np.array([3, 7, 120, 127, 128, 299])
     proponents, _ = ExactEngine(train, features).search(features.range(queries), 4, keep=keep)
     expected = influence(train, queries, "retrac")[:, keep]
-    np.testing.assert_array_equal(proponents.rows, keep[np.argsort(-expected, axis=1)[:, :4]])
+    np.testing.assert_array_equal(proponents.samples, keep[np.argsort(-expected, axis=1)[:, :4]])
     with pytest.raises(QueryError, match="there are 6 samples"):
         ExactEngine(train, features).search(features.range(queries), 7, keep=keep)
     with pytest.raises(QueryError, match="no sample of .* is left"):
@@ -164,7 +164,7 @@ def test_a_checkpoint_of_no_weight_is_not_read(tmp_path: Path) -> None:
     for file in (train.path / "checkpoints/0/direction").iterdir():
         file.unlink()
     proponents, _ = ExactEngine(train, features).search(features.range(train, 0, 2), 1)
-    np.testing.assert_array_equal(proponents.rows[:, 0], [0, 1])
+    np.testing.assert_array_equal(proponents.samples[:, 0], [0, 1])
 
 
 def test_deleted_samples_are_not_found(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_deleted_samples_are_not_found(tmp_path: Path) -> None:
     asked = features.range(train, 5, 6)
     after = delete(train, ["s5"])
     proponents, _ = ExactEngine(after, features).search(asked, 299)
-    assert sorted(proponents.rows[0]) == list(range(299))
+    assert sorted(proponents.samples[0]) == list(range(299))
     assert proponents.scores.max() < 1 < float((asked @ asked.T)[0, 0])
 
 
@@ -203,7 +203,7 @@ def test_ties_come_in_the_order_of_the_store(tmp_path: Path) -> None:
     train = constant_store(tmp_path / "t.gradstore", np.repeat(one, 400, axis=0))
     features = Features.of(train, measure_of("retrac"))
     for side in ExactEngine(train, features).search(features.range(train, 0, 2), 5):
-        np.testing.assert_array_equal(side.rows, [[0, 1, 2, 3, 4]] * 2)
+        np.testing.assert_array_equal(side.samples, [[0, 1, 2, 3, 4]] * 2)
 
 
 @pytest.mark.parametrize("way", get_args(Way))
@@ -250,8 +250,8 @@ def test_zero_gradients_neither_push_nor_break(tmp_path: Path) -> None:
     features = Features.of(train, measure_of("tracin"))
     proponents, opponents = ExactEngine(train, features).search(features.range(train, 3, 4), 10)
     assert not proponents.scores.any()
-    np.testing.assert_array_equal(proponents.rows[0], range(10))
-    np.testing.assert_array_equal(opponents.rows[0], range(10))
+    np.testing.assert_array_equal(proponents.samples[0], range(10))
+    np.testing.assert_array_equal(opponents.samples[0], range(10))
 
 
 def test_candidates_are_scored_exactly(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_several_threads_find_what_one_finds(tmp_path: Path, count: int, slots: 
         torch.set_num_threads(before)
     (one, scores_of_one), (four, scores_of_four) = found
     for side, other in zip(one, four, strict=True):
-        np.testing.assert_array_equal(side.rows, other.rows)
+        np.testing.assert_array_equal(side.samples, other.samples)
         np.testing.assert_array_equal(side.scores, other.scores)
     np.testing.assert_allclose(scores_of_one, scores_of_four, rtol=1e-5, atol=1e-6)
     expected = asked.astype(np.float64) @ features.range(train).astype(np.float64).T
@@ -300,10 +300,10 @@ def test_the_highest_of_a_stream_are_those_of_all() -> None:
     for blocks, count in ((1, 5), (7, 5), (7, 40)):
         scores = draws.integers(-3, 4, (6, 7 * 30)).astype(np.float32)
         scores[2] = 0
-        ends = Ends(6, count)
+        ends = HighestAndLowest(6, count)
         for samples in np.split(np.arange(scores.shape[1]), blocks):
             ends.add(samples, scores[:, samples])
         for sign, side in zip((1, -1), ends.rankings, strict=True):
             order = np.argsort(-sign * scores, axis=1, kind="stable")[:, :count]
-            np.testing.assert_array_equal(side.rows, order)
+            np.testing.assert_array_equal(side.samples, order)
             np.testing.assert_array_equal(side.scores, sign * np.take_along_axis(scores, order, 1))

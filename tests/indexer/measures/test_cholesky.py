@@ -8,7 +8,7 @@ import pytest
 
 from indexer import Trak
 from indexer.measures import cholesky
-from indexer.measures import kernel as precondition
+from indexer.measures import trak as precondition
 from indexer.measures.cholesky import Cholesky
 from indexer.measures.trak import grams
 from tests.support.drawn_stores import random_store

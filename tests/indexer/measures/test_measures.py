@@ -130,7 +130,7 @@ def test_an_index_of_each(store: Store, name: str) -> None:
     vectors = features(store, index.measure).astype(np.float64)
     found, _ = index.search(features(store, index.measure, 0, 3), 10)
     expected = vectors[:3] @ vectors.T
-    np.testing.assert_array_equal(found.rows, np.argsort(-expected, axis=1))
+    np.testing.assert_array_equal(found.samples, np.argsort(-expected, axis=1))
     np.testing.assert_allclose(found.scores, -np.sort(-expected, axis=1), rtol=1e-4, atol=1e-5)
     assert build_index(store, name).spec == index.spec
 

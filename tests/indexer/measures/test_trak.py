@@ -60,10 +60,10 @@ def test_the_index_of_tracin_serves_it(tmp_path: Path) -> None:
     assert answer.measure == "trak:0.1"
     expected = kernel(train, queries, 0.1)
     np.testing.assert_array_equal(
-        answer.proponents.rows, np.argsort(-expected, axis=1, kind="stable")[:, :10]
+        answer.proponents.samples, np.argsort(-expected, axis=1, kind="stable")[:, :10]
     )
     np.testing.assert_array_equal(
-        answer.opponents.rows, np.argsort(expected, axis=1, kind="stable")[:, :10]
+        answer.opponents.samples, np.argsort(expected, axis=1, kind="stable")[:, :10]
     )
     with pytest.raises(QueryError, match="is of tracin and does not serve retrac"):
         search(index, queries, 10, measure="retrac")

@@ -131,9 +131,9 @@ def test_parts_sum_to_the_score(tmp_path: Path, slots: int) -> None:
     features = Features.of(train, measure_of("tracin"))
     asked = features.range(queries)
     proponents, _ = ExactEngine(train, features).search(asked, 6)
-    found = explain(train, features, asked, proponents.rows)
+    found = explain(train, features, asked, proponents.samples)
     np.testing.assert_allclose(found.parts.sum(axis=2), proponents.scores, rtol=1e-4, atol=1e-5)
-    pairs = breakdown(train, queries, features, 2, int(proponents.rows[2, 0]))
+    pairs = breakdown(train, queries, features, 2, int(proponents.samples[2, 0]))
     assert pairs.shape == (2, 5, slots)
     np.testing.assert_allclose(pairs.sum(axis=(1, 2)), found.parts[2, 0], rtol=1e-4, atol=1e-5)
 
@@ -144,7 +144,7 @@ def test_matched_slots_are_taken_apart(tmp_path: Path) -> None:
     features = Features.of(train, measure_of("retrac"), matched=True)
     asked = features.range(queries)
     proponents, _ = ExactEngine(train, features).search(asked, 1)
-    pairs = breakdown(train, queries, features, 1, int(proponents.rows[1, 0]))
+    pairs = breakdown(train, queries, features, 1, int(proponents.samples[1, 0]))
     assert pairs.sum() == pytest.approx(proponents.scores[1, 0], rel=1e-4)
     assert np.count_nonzero(pairs) == 2 * 3
     other = random_store(tmp_path / "o.gradstore", 4, slots=2, seed=1, even=True)

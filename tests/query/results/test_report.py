@@ -59,13 +59,13 @@ def test_the_page_shows_every_answer(world: World, answers: list[Answer], tmp_pa
         for query in range(3)
         for answer in answers
         for ranking in answer.sides.values()
-        for row in ranking.rows[query]
+        for row in ranking.samples[query]
     ]
     assert shown == expected
     score = answers[0].proponents.scores[0, 0]
     assert f"{score:.3g}" in page.text
     steps = " ".join(
-        str(answers[0].store.rows(k).timestep[answers[0].proponents.rows[0, 0], 0])
+        str(answers[0].store.rows(k).timestep[answers[0].proponents.samples[0, 0], 0])
         for k in range(2)
     )
     assert f"t {steps}" in page.text

@@ -32,11 +32,11 @@ def test_tracin_has_hubs_and_they_are_long(tmp_path: Path) -> None:
         features = Features.of(train, measure_of(name))
         answer = search(ExactEngine(train, features), queries, 5)
         found[name] = hubness(answer)
-        counts = [int((answer.proponents.rows == row).sum()) for row in range(300)]
+        counts = [int((answer.proponents.samples == row).sum()) for row in range(300)]
         np.testing.assert_array_equal(found[name].counts, counts)
         sums = np.zeros(300)
         for row, score in zip(
-            answer.proponents.rows.ravel(), answer.proponents.scores.ravel(), strict=True
+            answer.proponents.samples.ravel(), answer.proponents.scores.ravel(), strict=True
         ):
             sums[row] += score / 40
         np.testing.assert_allclose(found[name].influence, sums, rtol=1e-6)

@@ -55,7 +55,7 @@ def test_as_many_events_at_once_as_are_fast(power: int, events: int) -> None:
     class Slow(StreamingEngine):
         """The time of a pass is constant, or grows with the square of the number of events."""
 
-        def __call__(self, given: Any, sink: Any) -> Tensor:
+        def __call__(self, given: Any, sink: Any, transform: Any = None) -> Tensor:
             sleep(0.02 * (len(given) / 8) ** power)
             return super().__call__(given, sink)
 

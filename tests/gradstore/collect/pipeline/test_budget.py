@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gradstore.collect import LoopEngine, ProjectorSpec, SjltProjector, TrakProjector
-from gradstore.collect.engines.choice import Choice
+from gradstore.collect.engines.choice import EngineChoice
 from gradstore.collect.pipeline.budget import Budget
 from gradstore.errors import ConfigError
 from gradstore.store.format.layout import Layout
@@ -40,7 +40,7 @@ def test_a_budget_is_never_overspent(
     spec = ProjectorSpec(proj_dim=dim, precision="bfloat16")
     projector = SjltProjector(spec) if sparse else TrakProjector(spec)
     layout = Layout.choose(samples, 1, dim, "float16")
-    choice = Choice("loop", LoopEngine, fixed, per_event, wanted)
+    choice = EngineChoice("loop", LoopEngine, fixed, per_event, wanted)
     try:
         budget = Budget.spend(
             total,
@@ -68,7 +68,7 @@ CPU = torch.device("cpu")
 def test_too_little_says_how_much_is_enough() -> None:
     projector = SjltProjector(ProjectorSpec(proj_dim=64))
     layout = Layout.choose(100, 1, 64, "float16")
-    choice = Choice("loop", LoopEngine, 0, 1 << 30, 32)
+    choice = EngineChoice("loop", LoopEngine, 0, 1 << 30, 32)
 
     def spend(total: int) -> Budget:
         return Budget.spend(

@@ -10,7 +10,7 @@ import torch
 from trak.projectors import BasicProjector
 
 from gradstore.collect import (
-    Checkpoints,
+    CheckpointCache,
     IdentityProjector,
     ProjectorSpec,
     SjltProjector,
@@ -238,7 +238,7 @@ def test_blocks_that_checkpoints_would_share_are_refused() -> None:
 
 def test_buckets_stay_with_the_models(world: World) -> None:
     """They are made once for all questions, at any memory budget."""
-    kept = Checkpoints(world.checkpoints)
+    kept = CheckpointCache(world.checkpoints)
     gradient = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 1000))).float()
 
     def sketch(projector: HeldProjector | SjltProjector, checkpoint: int) -> torch.Tensor:

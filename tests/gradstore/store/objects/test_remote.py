@@ -16,7 +16,6 @@ from benchmarks.worlds.s3 import Server
 from gradstore import delete, drop_checkpoint, merge, open_store, vacuum
 from gradstore.collect import ProjectorSpec, append, collect, plan
 from gradstore.errors import NotAStoreError, StoreError, UnsealedError
-from gradstore.store.format.rows import ARRAYS
 from gradstore.store.objects.location import objects_at
 from gradstore.store.verify import verify
 from gradstore.store.writer import create, unseal, write_shard
@@ -71,7 +70,7 @@ def test_the_whole_road(
     queries = collect_queries(store, world.queries, f"{bucket}/asked.gradstore")
     found = search(index, queries, k=3)
     expected = search(build_index(local, "retrac", tmp_path / "l"), queries, k=3)
-    np.testing.assert_array_equal(found.proponents.rows, expected.proponents.rows)
+    np.testing.assert_array_equal(found.proponents.samples, expected.proponents.samples)
     with pytest.raises(StoreError, match="is not a local folder"):
         _ = store.path
 
@@ -98,7 +97,7 @@ def test_damage_and_gaps_are_told(bucket: str) -> None:
     store = filled(f"{bucket}/s.gradstore")
     objects = store.objects
     objects.write("checkpoints/0/direction/c.0.0.0", b"short")
-    objects.remove("checkpoints/1/norm/c.1.0")
+    objects.remove("checkpoints/1/columns/c.1.0.0")
     unseal(store.parts[0], 1, 2)
     problems = [str(report) for report in verify(store) if report.problem]
     assert len(problems) == 3
@@ -127,7 +126,7 @@ def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> Non
         with s3_server.counted() as counts:
             write_shard(made.parts[0], 0, 0, rows(0))
         # Arrays and seal; the old seal is deleted.
-        assert counts == Counter(PUT=len(ARRAYS) + 1, POST=1, GET=manifests)
+        assert counts == Counter(PUT=3, POST=1, GET=manifests)
     for checkpoint in range(2):
         for shard in range(3):
             write_shard(made.parts[0], checkpoint, shard, rows(shard))
@@ -137,10 +136,10 @@ def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> Non
     assert counts == Counter(GET=2)
     with s3_server.counted() as counts:
         store.rows(0, 0, 4)
-    assert counts == Counter(HEAD=1, GET=len(ARRAYS))
+    assert counts == Counter(HEAD=1, GET=2)
     with s3_server.counted() as counts:
         store.take(0, [9, 1, 3, 5, 5])
-    assert counts == Counter(LIST=1, GET=3 * len(ARRAYS))  # per shard, for any number of rows
+    assert counts == Counter(LIST=1, GET=6)  # per shard, for any number of rows
     with s3_server.counted() as counts:
         store.column("norm", 1)
     assert counts == Counter(LIST=1, GET=3)
@@ -156,7 +155,7 @@ def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> Non
         # Checks that the index is current, and reads the directions of its candidates, here the
         # whole store, from all shards at once; the first query also reads the weights of all rows,
         # unless the build has read them.
-        directions, columns = Counter(LIST=2, GET=2 * 3), Counter(LIST=weighed, GET=weighed * 3 * 3)
+        directions, columns = Counter(LIST=2, GET=2 * 3), Counter(LIST=weighed, GET=weighed * 3)
         assert counts == Counter(GET=1) + directions + columns
     with s3_server.counted() as counts:
         store.is_current()

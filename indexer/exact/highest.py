@@ -91,7 +91,7 @@ class Highest:
         return Ranking(rows.reshape(shape), scores.reshape(shape))
 
 
-class Ends:
+class HighestAndLowest:
     """Highest and lowest scores of blocks that arrive in several threads.
 
     Args:

@@ -1,0 +1,61 @@
+"""The diagonal of the empirical Fisher matrix as a metric."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from gradstore.collect.metrics.whitening import Whitening
+from gradstore.collect.models.parameters import num_parameters
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from gradstore.collect.metrics.protocol import Fitting
+    from gradstore.store.format.spec import Identity
+
+
+class Fisher:
+    """Multiplies a gradient by `(F + damping · mean F)^(−½)`; F is the mean of g² over events.
+
+    Args:
+        damping: added to F, relative to its mean over all parameters.
+    """
+
+    name = "fisher"
+    layerwise = False
+    passes = 1
+
+    def __init__(self, damping: float = 0.1) -> None:
+        self.damping = damping
+
+    def identity(self) -> Identity:
+        """Name and damping."""
+        return {"name": self.name, "damping": self.damping}
+
+    def source(self, folder: Path) -> None:
+        """Nothing but the weights is read."""
+
+    def fit(self, fitting: Fitting) -> Whitening:
+        """See `Metric.fit`."""
+        engine = fitting.engine(fitting.model, fitting.objective)
+        moments = torch.zeros(num_parameters(fitting.model), device=fitting.device)
+        events = 0
+
+        def receive(start: int, piece: Tensor) -> None:
+            moments[start : start + piece.shape[1]] += piece.float().square().sum(0)
+
+        for batch in fitting.batches():
+            engine(batch, receive)
+            events += len(batch)
+        moments /= events
+        return Whitening(inverse_root(moments, self.damping))
+
+
+def inverse_root(moments: Tensor, damping: float) -> Tensor:
+    """`(m + damping · mean m)^(−½)`; 0 if all moments are 0, since there is no gradient then."""
+    damped = moments.double() + damping * moments.double().mean()
+    return torch.where(damped > 0, damped.rsqrt(), 0.0).float()

@@ -1,0 +1,193 @@
+"""A metric at one checkpoint: factors per layer, then a scale per parameter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from gradstore.collect.engines.kernels import KERNELS
+from gradstore.collect.models.parameters import num_parameters, trainable
+from gradstore.errors import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from gradstore.collect.engines.streaming import LayerGradients
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_SIDES = ("outputs", "inputs", "taps")
+
+
+def has_factors(layer: nn.Module) -> bool:
+    """Whether a layer's gradient is a sum of outer products that factors can whiten."""
+    if type(layer) is nn.Linear:
+        return True
+    return type(layer) in _CONVOLUTIONS and getattr(layer, "groups", None) == 1
+
+
+@dataclass(frozen=True)
+class Factors:
+    """A linear map of one layer's gradient, `outputs · G · (inputs ⊗ taps)`.
+
+    The gradient is a sum over positions of `δ aᵀ`, of the output's gradient δ and the input a. The
+    map is applied to δ and a, which costs about as much as one more such sum, however large the
+    layer; applied to G it would cost up to seventy times the sum (a 512 → 512 convolution).
+
+    Attributes:
+        outputs: float32 `[out, out]`, for δ.
+        inputs: float32 `[in, in]`, for a; `[in + 1, in + 1]` if the layer is linear with a bias,
+            whose input is the constant 1 appended to a. The bias of a convolution is only mapped by
+            `outputs`.
+        taps: float32 `[taps, taps]` for the positions of a convolution's kernel; None if it has one
+            position, and for a linear layer.
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+    taps: Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return sum(one.nbytes for one in (self.outputs, self.inputs, self.taps) if one is not None)
+
+    @property
+    def shapes(self) -> list[tuple[int, ...] | None]:
+        """Shapes of `outputs`, `inputs` and `taps`."""
+        sides = (self.outputs, self.inputs, self.taps)
+        return [None if one is None else tuple(one.shape) for one in sides]
+
+    def to(self, device: torch.device) -> Factors:
+        """The factors on a device."""
+        taps = None if self.taps is None else self.taps.to(device)
+        return Factors(self.outputs.to(device), self.inputs.to(device), taps)
+
+    def gradients(self, given: LayerGradients) -> dict[str, Tensor]:
+        """The mapped gradients of a layer's parameters, by their names in it."""
+        layer: Any = given.layer
+        inputs, grads = given.inputs.float(), given.grads.float()
+        if type(layer) is nn.Linear:
+            return self._linear(layer, inputs, grads, given.rows)
+        inputs, grads = (
+            torch.matmul(factor, one.flatten(2)).reshape(one.shape)
+            for factor, one in ((self.inputs, inputs), (self.outputs, grads))
+        )
+        found = KERNELS[type(layer)](layer, inputs, grads, given.rows)
+        if self.taps is not None:
+            weight = found["weight"]
+            mapped = F.linear(weight.reshape(-1, len(self.taps)), self.taps)
+            found["weight"] = mapped.reshape(weight.shape)
+        return found
+
+    def _linear(
+        self, layer: nn.Linear, inputs: Tensor, grads: Tensor, rows: int
+    ) -> dict[str, Tensor]:
+        width = layer.in_features
+        appended = len(self.inputs) > width
+        constant = self.inputs[:, width] if appended else None
+        inputs = F.linear(inputs, self.inputs[:, :width], constant)
+        inputs = inputs.reshape(rows, -1, len(self.inputs))
+        grads = F.linear(grads, self.outputs).reshape(rows, -1, layer.out_features)
+        whole = torch.bmm(grads.transpose(1, 2), inputs)
+        found = {"weight": whole[:, :, :width].flatten(1)}
+        if appended:
+            found["bias"] = whole[:, :, width]
+        return found
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """A metric at one checkpoint, as a linear map of gradients.
+
+    Attributes:
+        scale: float32 `[parameters]`; the map multiplies by it, after the factors.
+        factors: factors by the layer's name in the model.
+    """
+
+    scale: Tensor
+    factors: Mapping[str, Factors] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.scale.nbytes + sum(one.nbytes for one in self.factors.values())
+
+    def to(self, device: torch.device) -> Whitening:
+        """The map on a device."""
+        factors = {name: one.to(device) for name, one in self.factors.items()}
+        return Whitening(self.scale.to(device), factors)
+
+    def fits(self, model: nn.Module) -> bool:
+        """Whether the map has the shapes that a map of the model's gradients has."""
+        alike = neutral(model, layerwise=True)
+        return self.scale.shape == alike.scale.shape and all(
+            name in alike.factors and one.shapes == alike.factors[name].shapes
+            for name, one in self.factors.items()
+        )
+
+    def content(self) -> bytes:
+        """The map as a safetensors file."""
+        from safetensors.torch import save
+
+        tensors = {"scale": self.scale.cpu().contiguous()}
+        for name, one in self.factors.items():
+            for side in _SIDES:
+                tensor = getattr(one, side)
+                if tensor is not None:
+                    tensors[f"{side}:{name}"] = tensor.cpu().contiguous()
+        return save(tensors)
+
+    @classmethod
+    def parse(cls, content: bytes, *, where: str) -> Whitening:
+        """The map in a safetensors file.
+
+        Raises:
+            StoreError: if the file is damaged; `where` names it.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            tensors = load(content)
+            scale = tensors.pop("scale")
+            sides: dict[str, dict[str, Tensor]] = {}
+            for key, tensor in tensors.items():
+                side, name = key.split(":", 1)
+                sides.setdefault(name, {})[side] = tensor
+            factors = {name: Factors(**own) for name, own in sides.items()}
+        except (SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise StoreError(
+                f"{where} is damaged: {error}. Restore it from a copy of the store."
+            ) from error
+        return cls(scale, factors)
+
+
+def neutral(model: nn.Module, *, layerwise: bool) -> Whitening:
+    """A map that costs what a fitted one does, for a trial: it doubles every entry."""
+    scale = torch.full((num_parameters(model),), 2.0)
+    factors = {}
+    if layerwise:
+        mine = set(trainable(model).values())
+        for name, layer in model.named_modules():
+            if has_factors(layer) and layer.weight in mine:
+                factors[name] = _neutral(layer, bias=layer.bias in mine)
+    return Whitening(scale, factors)
+
+
+def _neutral(layer: Any, *, bias: bool) -> Factors:
+    if type(layer) is nn.Linear:
+        return Factors(torch.eye(layer.out_features), torch.eye(layer.in_features + bias))
+    taps = prod(layer.kernel_size)
+    return Factors(
+        torch.eye(layer.out_channels),
+        torch.eye(layer.in_channels),
+        torch.eye(taps) if taps > 1 else None,
+    )

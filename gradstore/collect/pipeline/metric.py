@@ -1,0 +1,294 @@
+"""A job's metric: fitted once per checkpoint, kept in the store, read by every later job.
+
+The root object of a store names the file of each checkpoint's fitted metric by its SHA-256. A
+process that needs a metric that the root does not name fits it, writes it, and commits its name;
+the first commit counts, so that all processes use one file. Other fits agree to rounding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from hashlib import blake2b, sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, get_args
+
+from gradstore.collect.engines import StreamingEngine
+from gradstore.collect.engines.allocated import peak_bytes
+from gradstore.collect.engines.choice import batch_of, forget
+from gradstore.collect.events.noise import noise_key
+from gradstore.collect.events.planned import PlannedEvents
+from gradstore.collect.metrics import Fitting, Metric, Whitening, from_spec
+from gradstore.collect.metrics.whitening import neutral
+from gradstore.collect.pipeline.batches import EventRows, read
+from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
+from gradstore.collect.recorded import Recorded
+from gradstore.errors import ConfigError, EngineError, StoreError
+from gradstore.progress import progress
+from gradstore.store.changes.commit import commit
+from gradstore.store.format.spec import EventSpec, MetricSpec
+from gradstore.store.metrics import metric_key, read_metric
+from gradstore.store.opening import open_store
+from gradstore.store.reader import Store
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import nn
+
+    from gradstore.collect.data.samples import Samples
+    from gradstore.collect.engines.choice import EngineChoice
+    from gradstore.collect.objectives.protocol import Batch, Objective
+    from gradstore.store.format.spec import Identity, StoreSpec
+    from gradstore.store.objects.protocol import Objects
+
+# Timesteps at which a metric is fitted, one noise each.
+_TIMESTEPS: Final = 10
+_LEAST_SAMPLES: Final = 32
+_MOST_SAMPLES: Final = 1000
+
+
+@dataclass(frozen=True)
+class JobMetric:
+    """The metric of a job.
+
+    Attributes:
+        metric: the metric.
+        samples: the training samples that it is fitted to; None if only a store's fits are used.
+        identity: its identity, with a digest of these samples.
+        stores: the stores that hold fits, or will: those that the job fills, or the store whose
+            metric it takes over.
+        source: the store whose metric is taken over; None if the job fits its own.
+        digests: SHA-256 of the file of each fit of this process, by the checkpoint's number.
+    """
+
+    metric: Metric
+    samples: Samples | None
+    identity: Identity
+    stores: Sequence[Objects]
+    source: Store | None = None
+    digests: dict[int, str] = field(default_factory=dict)
+    _fits: dict[int, Whitening] = field(default_factory=dict)
+
+    @property
+    def events(self) -> int:
+        """Events that a fit differentiates; 0 if it takes none, or a store has the fits."""
+        if self.samples is None:
+            return 0
+        return self.metric.passes * len(self.samples) * _TIMESTEPS
+
+    def trial(self, model: nn.Module) -> Whitening:
+        """A map of the fitted ones' shapes, to measure time and memory."""
+        return neutral(model, layerwise=self.metric.layerwise)
+
+    def at(
+        self, number: int, loaded: LoadedCheckpoint, objective: Objective, events: int
+    ) -> Whitening:
+        """The metric at a checkpoint: from the store, else fitted now and put there.
+
+        Args:
+            number: number of the checkpoint.
+            loaded: the checkpoint.
+            objective: the loss.
+            events: events at once, in a fit.
+        """
+        if number not in self._fits:
+            found = _stored(self.stores[0], number, loaded.model)
+            if found is None:
+                found = self._fitted(number, loaded, objective, events)
+            self._fits.clear()  # one is held at a time
+            self._fits[number] = found
+        return self._fits[number]
+
+    def _fitted(
+        self, number: int, loaded: LoadedCheckpoint, objective: Objective, events: int
+    ) -> Whitening:
+        if self.samples is None:
+            raise StoreError(
+                f"{self.stores[0].location} has no fitted metric for checkpoint {number}: its "
+                "training rows are not collected yet. Run its `gradstore collect` first."
+            )
+        if self.identity.get("fitted_on") not in {None, _digest(self.samples)}:
+            raise StoreError(
+                f"{self.stores[0].location} has no fitted metric for checkpoint {number}, and "
+                "these are not the samples to fit it to. Collect its first samples first; to add "
+                "queries, pass the training store: metric=open_store(…)."
+            )
+        samples, device = self.samples, loaded.device
+        steps = min(_TIMESTEPS, objective.num_train_timesteps)
+        spec = EventSpec(events="planned", timesteps=steps, draws=1)
+        plan = PlannedEvents(spec, objective.num_train_timesteps, "metric")
+        total = self.metric.passes * len(samples) * steps
+        with progress(total, f"fitting {self.metric.name}", "events") as bar:
+
+            def batches() -> Iterator[Batch]:
+                step = max(1, events // steps)
+                for start in range(0, len(samples), step):
+                    stop = min(start + step, len(samples))
+                    ids = samples.ids[start:stop]
+                    inputs = read(samples, start, stop, loaded.model, device)
+                    rows = EventRows(ids, *inputs, plan.at(number, ids))
+                    for first in range(0, len(rows), events):
+                        batch = rows.batch(slice(first, min(first + events, len(rows))))
+                        yield batch
+                        bar.update(len(batch))
+
+            found = self.metric.fit(
+                Fitting(
+                    folder=loaded.folder,
+                    model=loaded.model,
+                    objective=objective,
+                    engine=loaded.make_engine,
+                    batches=batches,
+                    device=device,
+                )
+            )
+        content = found.content()
+        digest = self.digests[number] = sha256(content).hexdigest()
+        for objects in self.stores:
+            _put(objects, number, digest, content)
+        # Another process may have been first.
+        return _stored(self.stores[0], number, loaded.model) or found
+
+
+def metric_of(given: Metric | MetricSpec | Store | str | None) -> Metric | None:
+    """The metric that is given, or that a specification, a name or a store describes, or None.
+
+    Raises:
+        ConfigError: if there is no metric of that name, or the store's is a custom one.
+    """
+    if isinstance(given, str):
+        names = get_args(MetricSpec.model_fields["metric"].annotation)
+        if given not in names:
+            raise ConfigError(f"there is no metric {given!r}; use one of {', '.join(names)}.")
+        given = MetricSpec.model_validate({"metric": given})
+    if isinstance(given, Store):
+        given = Recorded.of(given).metric_spec()
+    if given is None or isinstance(given, MetricSpec):
+        return from_spec(given or MetricSpec())
+    return given
+
+
+def job_metric(
+    given: Metric | MetricSpec | Store | str | None,
+    samples: Samples,
+    stores: Sequence[tuple[Objects, Store | None]],
+    *,
+    like: Store | None,
+) -> JobMetric | None:
+    """The metric of a job; None if gradients are compared as they are.
+
+    Args:
+        given: the metric.
+        samples: the samples of the job.
+        stores: location of each store, and the existing store if there is one.
+        like: the training store for which the rows are queries; they take over its metric.
+    """
+    source = like or (given if isinstance(given, Store) else None)
+    metric = metric_of(source if given is None else given)
+    if metric is None:
+        return None
+    own = metric.identity()
+    if source is not None:
+        recorded = source.spec.identity.get("metric")
+        # What differs from the recorded one is reported together with all other differences.
+        whole = {**recorded, **own} if isinstance(recorded, dict) else own
+        return JobMetric(metric, None, whole, [source.objects], source)
+    places = [objects for objects, _ in stores]
+    if metric.passes == 0:
+        return JobMetric(metric, samples, own, places)
+    chosen = _chosen(samples, given.metric_samples if isinstance(given, MetricSpec) else None)
+    fitted: Identity = {
+        "samples": len(chosen),
+        "timesteps": _TIMESTEPS,
+        "fitted_on": _digest(chosen),
+    }
+    for _, store in stores:
+        recorded = None if store is None else store.spec.identity.get("metric")
+        if isinstance(recorded, dict):  # more samples of a store are compared in its own metric
+            fitted = {name: recorded.get(name, value) for name, value in fitted.items()}
+    return JobMetric(metric, chosen, {**own, **fitted}, places)
+
+
+def _digest(samples: Samples) -> str:
+    """Digest of the content of samples."""
+    digests = dict(zip(samples.manifest.ids, samples.manifest.digests, strict=True))
+    digest = blake2b(digest_size=16)
+    for name in samples.ids:
+        digest.update(f"{name}\x1f{digests[name]}\x1e".encode())
+    return digest.hexdigest()
+
+
+def _chosen(samples: Samples, count: int | None) -> Samples:
+    """The samples that a metric is fitted to, the same in every process."""
+    if count is None:
+        count = min(_MOST_SAMPLES, max(_LEAST_SAMPLES, -(-len(samples) // 10)))
+    order = sorted(samples.ids, key=lambda name: noise_key("metric", name))
+    wanted = set(order[: min(count, len(samples))])
+    return samples.only([name for name in samples.ids if name in wanted])
+
+
+def _stored(objects: Objects, number: int, model: nn.Module) -> Whitening | None:
+    """The fitted metric of a checkpoint that the store's root names; None if it names none.
+
+    Raises:
+        StoreError: if the file is missing, differs from its name, or does not fit the model.
+    """
+    content = read_metric(open_store(objects), number)
+    if content is None:
+        return None
+    where = f"{objects.location}: the metric at checkpoint {number}"
+    found = Whitening.parse(content, where=where)
+    if not found.fits(model):
+        raise StoreError(f"{where} is not one of this model. Use the store's checkpoints.")
+    return found
+
+
+def _put(objects: Objects, number: int, digest: str, content: bytes) -> None:
+    """Write a fitted metric, and name it in the root if that names none for the checkpoint."""
+    objects.write(metric_key(digest), content)
+    objects.flush([metric_key(digest)])
+
+    def change(now: Store) -> StoreSpec:
+        spec = now.spec
+        if not any(one.number == number and one.metric is None for one in spec.checkpoints):
+            return spec  # another process was first, or the checkpoint is added later
+        if metric_key(digest) in spec.retired:
+            raise StoreError(
+                f"{objects.location}/{metric_key(digest)} is just being removed by vacuum. Run the "
+                "same command again."
+            )
+        named = [
+            one.model_copy(update={"metric": digest}) if one.number == number else one
+            for one in spec.checkpoints
+        ]
+        return spec.model_copy(update={"checkpoints": named})
+
+    commit(open_store(objects), change)
+
+
+def with_metric(
+    choice: EngineChoice, metric: JobMetric, model: nn.Module, objective: Objective, rows: Batch
+) -> EngineChoice:
+    """An engine with the memory that it takes with a metric, measured on a few rows.
+
+    Raises:
+        EngineError: if the metric needs another engine.
+    """
+    if metric.metric.layerwise and choice.make is not StreamingEngine:
+        raise EngineError(
+            f"metric {metric.metric.name} maps the inputs and output gradients of layers, which "
+            f"only the streaming engine has, and the engine is {choice.name}. Use --engine "
+            "streaming, which names the layers that it does not know, or --metric fisher."
+        )
+    device = rows.inputs.device
+    loaded = LoadedCheckpoint(Path(), model, objective, choice.make, device)
+    own = metric.trial(model).to(device)
+    loaded.whiten(own, "trial")
+    held = [
+        peak_bytes(partial(loaded.differentiate, batch_of(rows, 0, count), count, forget), device)
+        for count in range(1, len(rows) + 1)
+    ]
+    per_event = max(choice.per_event, held[-1] - held[0] if len(held) > 1 else held[0])
+    fixed = max(choice.fixed, held[0] - per_event, 0)
+    return replace(choice, fixed=fixed + own.nbytes, per_event=per_event)
