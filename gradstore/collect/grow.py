@@ -184,7 +184,7 @@ def add_checkpoint(
     if metric is not None:
         jobs = [replace(job, metric=metric) for job in jobs]
         jobs[0].load(0)
-        spec = spec.model_copy(update={"metric": metric.digests[number]})
+        spec = spec.model_copy(update={"metric": metric.fits[number]})
     parts = []
     for job in jobs:
         for part in job.open():

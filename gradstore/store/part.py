@@ -366,6 +366,11 @@ class Part:
             StoreError: if an object is missing or damaged.
         """
         self.require_sealed(number, np.unique(rows // self.layout.shard_samples).tolist())
+        unknown = sorted(set(names) - {*self.columns, "raw_norm"})
+        if unknown:
+            raise StoreError(
+                f"{self.location} has no column {unknown[0]!r}; it has {', '.join(self.columns)}."
+            )
         # Without a metric, a gradient has one norm.
         stored = {name: name if name in self.columns else "norm" for name in names}
         picked = self._picked(number, tuple(dict.fromkeys(stored.values())), rows)

@@ -53,7 +53,7 @@ class Minus:
     indexed: ClassVar[Measure] = TracIn()
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or self.rank != int(self.rank):
+        if not self.rank >= 1 or not float(self.rank).is_integer():
             raise ConfigError(f"minus: rank is {self.rank:g}; it must be a whole number above 0")
 
     @property

@@ -25,7 +25,7 @@ def _trak(share: float = 1.0) -> Measure:
 def _minus(rank: float) -> Measure:
     from indexer.measures.minus import Minus
 
-    return Minus(int(rank) if rank == int(rank) else rank)  # type: ignore[arg-type]
+    return Minus(int(rank) if rank.is_integer() else rank)  # type: ignore[arg-type]
 
 
 MEASURES: dict[str, Callable[[], Measure]] = {

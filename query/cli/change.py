@@ -81,7 +81,7 @@ def delete(store: str, ids: str | None, ids_file: str | None) -> None:
 
 @cli.command()
 @click.argument("store")
-@click.option("--upgrade", is_flag=True, help="Rewrite a store of an older format in the present.")
+@click.option("--upgrade", is_flag=True, help="Rewrite an older format in the present one.")
 def vacuum(store: str, *, upgrade: bool) -> None:
     """Free bytes of deleted, dropped and interrupted data. No other process may write then."""
     from gradstore import open_store

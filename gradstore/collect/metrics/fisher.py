@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from gradstore.collect import devices
 from gradstore.collect.metrics.whitening import Whitening
 from gradstore.collect.models.parameters import num_parameters
 
@@ -56,6 +57,10 @@ class Fisher:
 
 
 def inverse_root(moments: Tensor, damping: float) -> Tensor:
-    """`(m + damping · mean m)^(−½)`; 0 if all moments are 0, since there is no gradient then."""
-    damped = moments.double() + damping * moments.double().mean()
-    return torch.where(damped > 0, damped.rsqrt(), 0.0).float()
+    """`(m + damping · mean m)^(−½)`; 0 if all moments are 0, since there is no gradient then.
+
+    NaN stays NaN, for the caller to find.
+    """
+    exact = devices.exact(moments)
+    damped = exact + damping * exact.mean()
+    return torch.where(damped == 0, 0.0, damped.rsqrt()).float().to(moments.device)

@@ -65,7 +65,7 @@ class Kfac:
         """See `Metric.fit`."""
         moments, matrices = _matrices(fitting)
         factors = {
-            layer: Factors(**{side: self._map(one) for side, one in own.items()})
+            layer: Factors(**{side: self._map(one) for side, one in own.items()}).to(fitting.device)
             for layer, own in matrices.items()
         }
         return self._scaled(fitting, factors, moments)
@@ -73,7 +73,7 @@ class Kfac:
     def _map(self, matrix: Tensor) -> Tensor:
         values, vectors = _eigen(matrix)
         damped = values + self.damping * values.mean()
-        root = torch.where(damped > 0, damped.rsqrt(), 0.0)
+        root = torch.where(damped == 0, 0.0, damped.rsqrt())
         return ((vectors * root) @ vectors.T).float().to(matrix.device)
 
     def _scaled(
@@ -233,6 +233,8 @@ def _patches(layer: Any, inputs: Tensor) -> Tensor:
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, at least 0, and eigenvectors of a symmetric matrix."""
+    """Eigenvalues, at least 0, and eigenvectors of a symmetric matrix; NaN if it is not finite."""
+    if not bool(matrix.isfinite().all()):
+        return torch.full_like(matrix[0], torch.nan), torch.full_like(matrix, torch.nan)
     values, vectors = torch.linalg.eigh(devices.exact(matrix))
     return values.clamp(min=0), vectors

@@ -133,6 +133,13 @@ class Whitening:
             for name, one in self.factors.items()
         )
 
+    def works(self) -> bool:
+        """Whether all numbers are finite, and some gradient is not mapped to zero."""
+        tensors = [self.scale]
+        for one in self.factors.values():
+            tensors += [side for side in (one.outputs, one.inputs, one.taps) if side is not None]
+        return all(bool(one.isfinite().all()) for one in tensors) and bool(self.scale.any())
+
     def content(self) -> bytes:
         """The map as a safetensors file."""
         from safetensors.torch import save
@@ -158,6 +165,8 @@ class Whitening:
         try:
             tensors = load(content)
             scale = tensors.pop("scale")
+            if any(one.dtype != torch.float32 for one in (scale, *tensors.values())):
+                raise ValueError("it is not float32")
             sides: dict[str, dict[str, Tensor]] = {}
             for key, tensor in tensors.items():
                 side, name = key.split(":", 1)

@@ -109,17 +109,22 @@ def _foreign(file: Path, model: nn.Module) -> _Moments:
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         groups, states = found["param_groups"], found["state"]
         numbers = [number for group in groups for number in group["params"]]
+        if not isinstance(states, dict):
+            raise TypeError("state is not a mapping")
     except Exception as error:  # torch.load may raise anything on a foreign file
         reason = " ".join((str(error) or repr(error)).split())[:300]
         raise CheckpointError(
             f"{file} cannot be read as an optimizer's state_dict: {reason} {_MEND}"
         ) from error
-    # The file names parameters by number, in the order in which the optimiser got them.
-    parameters = {name: one for name, one in model.named_parameters() if one.requires_grad}
+    # The file names parameters by number, in the order in which the optimiser got them: all of
+    # the model's, or, if some were frozen in training, those that are not.
+    every = dict(model.named_parameters())
+    some = {name: one for name, one in every.items() if one.requires_grad}
+    parameters = every if len(numbers) == len(every) else some
     if len(numbers) != len(parameters):
         raise CheckpointError(
-            f"{file} has the states of {len(numbers)} parameters and the model has "
-            f"{len(parameters)}: they cannot be assigned to each other. {_MEND}"
+            f"{file} has the states of {len(numbers)} parameters and the model has {len(every)}: "
+            f"they cannot be assigned to each other. {_MEND}"
         )
     given = {number: group for group in groups for number in group["params"]}
     moments: _Moments = {}

@@ -49,6 +49,7 @@ class Budget:
         draws: int,
         num_parameters: int,
         device: torch.device,
+        sums: int = 1,
     ) -> Budget:
         """Divide the memory; the engine gets up to half of what nothing else needs.
 
@@ -60,6 +61,7 @@ class Budget:
             draws: noises per row; if they are split, a row's sum is also held.
             num_parameters: length of a gradient.
             device: device of gradients and buffers.
+            sums: gradients held per row if its draws are split.
 
         Raises:
             ConfigError: if not even one event fits.
@@ -84,8 +86,9 @@ class Budget:
         room = (total - needed) // 2 - fixed
         fitting = max(1, min(events, room // per_event))
         if fitting < draws:
-            fixed += 4 * num_parameters
-            fitting = max(1, min(fitting, (room - 4 * num_parameters) // per_event))
+            held = 4 * num_parameters * sums
+            fixed += held
+            fitting = max(1, min(fitting, (room - held) // per_event))
         engine = fixed + fitting * per_event
         if needed + engine > total:
             enough = -(-(needed + engine) * 120 // 2**30) / 100

@@ -105,12 +105,15 @@ class Job:
         """
         found = self._loaded(place)
         metric, number = self.metric, self.numbers[place]
-        if metric is not None and found.whitened != (number, trial):
-            if trial:
-                own = metric.trial(found.model)
-            else:
-                own = metric.at(number, found, self.survey.objective, self.budget.events)
-            found.whiten(own, (number, trial))
+        if metric is None:
+            return found
+        if trial:
+            found.whiten(metric.trial(found.model), "trial")
+            return found
+        named = metric.named(number)
+        if named is None or found.whitened != named:
+            own = metric.at(number, found, self.survey.objective, self.budget.events)
+            found.whiten(own, metric.fits[number])
         return found
 
     def _loaded(self, number: int) -> LoadedCheckpoint:

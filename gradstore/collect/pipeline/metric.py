@@ -2,7 +2,7 @@
 
 The root object of a store names the file of each checkpoint's fitted metric by its SHA-256. A
 process that needs a metric that the root does not name fits it, writes it, and commits its name;
-the first commit counts, so that all processes use one file. Other fits agree to rounding.
+the first commit counts, so that all processes use one file.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from functools import partial
 from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, get_args
+
+import torch
 
 from gradstore.collect.engines import StreamingEngine
 from gradstore.collect.engines.allocated import peak_bytes
@@ -23,12 +25,12 @@ from gradstore.collect.metrics.whitening import neutral
 from gradstore.collect.pipeline.batches import EventRows, read
 from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
 from gradstore.collect.recorded import Recorded
-from gradstore.errors import ConfigError, EngineError, StoreError
+from gradstore.errors import ConfigError, EngineError, GradientError, StoreError
 from gradstore.progress import progress
-from gradstore.store.changes.commit import commit
+from gradstore.store.changes.commit import commit, failed
 from gradstore.store.format.spec import EventSpec, MetricSpec
 from gradstore.store.metrics import metric_key, read_metric
-from gradstore.store.opening import open_store
+from gradstore.store.opening import looks_like_store, open_store
 from gradstore.store.reader import Store
 
 if TYPE_CHECKING:
@@ -59,7 +61,7 @@ class JobMetric:
         stores: the stores that hold fits, or will: those that the job fills, or the store whose
             metric it takes over.
         source: the store whose metric is taken over; None if the job fits its own.
-        digests: SHA-256 of the file of each fit of this process, by the checkpoint's number.
+        fits: SHA-256 of the file of each fit that was used, by the checkpoint's number.
     """
 
     metric: Metric
@@ -67,8 +69,8 @@ class JobMetric:
     identity: Identity
     stores: Sequence[Objects]
     source: Store | None = None
-    digests: dict[int, str] = field(default_factory=dict)
-    _fits: dict[int, Whitening] = field(default_factory=dict)
+    fits: dict[int, str] = field(default_factory=dict)
+    _contents: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def events(self) -> int:
@@ -81,38 +83,81 @@ class JobMetric:
         """A map of the fitted ones' shapes, to measure time and memory."""
         return neutral(model, layerwise=self.metric.layerwise)
 
+    def named(self, number: int) -> str | None:
+        """SHA-256 of the fit at a checkpoint that all stores name; None if one names none."""
+        names = self._names(number)
+        return names.pop() if len(names) == 1 else None
+
+    def _names(self, number: int) -> set[str | None]:
+        specs = [open_store(objects).spec for objects in self._present()]
+        return {
+            next((one.metric for one in spec.checkpoints if one.number == number), None)
+            for spec in specs
+        }
+
+    def _present(self) -> list[Objects]:
+        return [objects for objects in self.stores if looks_like_store(objects)]
+
     def at(
         self, number: int, loaded: LoadedCheckpoint, objective: Objective, events: int
     ) -> Whitening:
-        """The metric at a checkpoint: from the store, else fitted now and put there.
+        """The metric at a checkpoint: from a store, else fitted now; all stores get and name it.
 
         Args:
             number: number of the checkpoint.
             loaded: the checkpoint.
             objective: the loss.
             events: events at once, in a fit.
-        """
-        if number not in self._fits:
-            found = _stored(self.stores[0], number, loaded.model)
-            if found is None:
-                found = self._fitted(number, loaded, objective, events)
-            self._fits.clear()  # one is held at a time
-            self._fits[number] = found
-        return self._fits[number]
 
+        Raises:
+            StoreError: if the stores name different fits, or one is damaged.
+        """
+        known = self.named(number)
+        if number in self.fits and known in {None, self.fits[number]}:
+            # A checkpoint that is being added is named by no root yet.
+            return self._parsed(number, self._contents[number], loaded.model)
+        stored = (read_metric(open_store(objects), number) for objects in self._present())
+        content = next((one for one in stored if one is not None), None)
+        if content is None:
+            content = self._fitted(number, loaded, objective, events).content()
+        if self.source is None:
+            for objects in self._present():
+                _put(objects, number, sha256(content).hexdigest(), content)
+        names = self._names(number) - {None}
+        if len(names) > 1:
+            raise StoreError(
+                f"{' and '.join(one.location for one in self.stores)} hold different fits of the "
+                "metric, so they cannot be filled together. Collect them one by one."
+            )
+        if names:  # another process may have been first
+            content = read_metric(open_store(self._present()[0]), number) or content
+        self.fits[number] = sha256(content).hexdigest()
+        self._contents.clear()  # one is held at a time
+        self._contents[number] = content
+        return self._parsed(number, content, loaded.model)
+
+    def _parsed(self, number: int, content: bytes, model: nn.Module) -> Whitening:
+        where = f"{self.stores[0].location}: the metric at checkpoint {number}"
+        found = Whitening.parse(content, where=where)
+        if not found.fits(model):
+            raise StoreError(f"{where} is not one of this model. Use the store's checkpoints.")
+        return found
+
+    @torch.inference_mode(mode=False)  # the caller may be in inference mode
+    @torch.enable_grad()
     def _fitted(
         self, number: int, loaded: LoadedCheckpoint, objective: Objective, events: int
     ) -> Whitening:
         if self.samples is None:
             raise StoreError(
-                f"{self.stores[0].location} has no fitted metric for checkpoint {number}: its "
-                "training rows are not collected yet. Run its `gradstore collect` first."
+                f"{self.stores[0].location} has no fitted metric for checkpoint {number}. Run its "
+                "`gradstore collect`, which fits it."
             )
         if self.identity.get("fitted_on") not in {None, _digest(self.samples)}:
             raise StoreError(
                 f"{self.stores[0].location} has no fitted metric for checkpoint {number}, and "
-                "these are not the samples to fit it to. Collect its first samples first; to add "
-                "queries, pass the training store: metric=open_store(…)."
+                "these are not the samples that its metric is fitted to (some may be deleted). "
+                "Collect into another store."
             )
         samples, device = self.samples, loaded.device
         steps = min(_TIMESTEPS, objective.num_train_timesteps)
@@ -143,12 +188,12 @@ class JobMetric:
                     device=device,
                 )
             )
-        content = found.content()
-        digest = self.digests[number] = sha256(content).hexdigest()
-        for objects in self.stores:
-            _put(objects, number, digest, content)
-        # Another process may have been first.
-        return _stored(self.stores[0], number, loaded.model) or found
+        if not found.works():
+            raise GradientError(
+                f"metric {self.metric.name} cannot be fitted at checkpoint {loaded.folder}: its "
+                "gradients are not finite, or all zero. Inspect the checkpoint and the samples."
+            )
+        return found
 
 
 def metric_of(given: Metric | MetricSpec | Store | str | None) -> Metric | None:
@@ -228,26 +273,16 @@ def _chosen(samples: Samples, count: int | None) -> Samples:
     return samples.only([name for name in samples.ids if name in wanted])
 
 
-def _stored(objects: Objects, number: int, model: nn.Module) -> Whitening | None:
-    """The fitted metric of a checkpoint that the store's root names; None if it names none.
-
-    Raises:
-        StoreError: if the file is missing, differs from its name, or does not fit the model.
-    """
-    content = read_metric(open_store(objects), number)
-    if content is None:
-        return None
-    where = f"{objects.location}: the metric at checkpoint {number}"
-    found = Whitening.parse(content, where=where)
-    if not found.fits(model):
-        raise StoreError(f"{where} is not one of this model. Use the store's checkpoints.")
-    return found
-
-
 def _put(objects: Objects, number: int, digest: str, content: bytes) -> None:
     """Write a fitted metric, and name it in the root if that names none for the checkpoint."""
-    objects.write(metric_key(digest), content)
-    objects.flush([metric_key(digest)])
+    store = open_store(objects)
+    if any(one.number == number and one.metric is not None for one in store.spec.checkpoints):
+        return
+    try:
+        objects.write(metric_key(digest), content)
+        objects.flush([metric_key(digest)])
+    except OSError as error:
+        raise failed(store, error) from error
 
     def change(now: Store) -> StoreSpec:
         spec = now.spec
@@ -264,7 +299,7 @@ def _put(objects: Objects, number: int, digest: str, content: bytes) -> None:
         ]
         return spec.model_copy(update={"checkpoints": named})
 
-    commit(open_store(objects), change)
+    commit(store, change)
 
 
 def with_metric(

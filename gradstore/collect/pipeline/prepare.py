@@ -43,6 +43,7 @@ from gradstore.store.format.spec import (
 )
 from gradstore.store.objects.location import objects_at
 from gradstore.store.opening import looks_like_store, open_store
+from gradstore.store.reader import Store
 from gradstore.store.writer import refuse_existing
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
     from gradstore.collect.objectives.protocol import Batch, Objective
     from gradstore.collect.pipeline.options import Projected
     from gradstore.collect.projectors import Projector
-    from gradstore.store.reader import Store
+    from gradstore.store.objects.protocol import Objects
 
 
 _log = logging.getLogger("gradstore")
@@ -101,16 +102,12 @@ def _prepared(
     into: Destination,
     given: CollectOptions,
 ) -> Job:
-    places = [objects_at(location) for location in stores]
-    standing = [open_store(place) if looks_like_store(place) else None for place in places]
-    for place, there in zip(places, standing, strict=True):
-        if there is None:
-            refuse_existing(place)
+    places, standing = _standing(stores)
     samples = Samples.of(dataset)
     device = devices.choose(given["device"])
     kept = checkpoints if isinstance(checkpoints, CheckpointCache) else None
     folders = find_checkpoints(checkpoints)
-    numbers = _numbers(len(folders), into, [*standing, given["like"]])
+    numbers = _numbers(len(folders), into, [*standing, given["like"], given["metric"]])
     now = _places(len(folders), given["only"])
     gradients = given["gradients"] or GradientSpec()
     start = perf_counter()
@@ -149,6 +146,8 @@ def _prepared(
     begun = _begun(targets[0].part)
     if begun is not None and wanted == "auto":
         wanted, most = begun
+    if metric is not None and metric.metric.layerwise and wanted == "auto":
+        wanted = "streaming"
     asked = begun is None and timed
 
     def chosen() -> tuple[EngineChoice, Objective]:
@@ -179,6 +178,7 @@ def _prepared(
         draws=draws,
         num_parameters=num_parameters(model),
         device=device,
+        sums=1 if metric is None else 2,
     )
     _warn_of_drawing(targets, budget, num_parameters(model), device)
     if begun is None:
@@ -210,6 +210,18 @@ def _prepared(
         kept=kept,
         kept_as=(key, precision(objective), metric and fingerprint(metric.identity)),
     )
+
+
+def _standing(
+    stores: Mapping[str, Projected] | Mapping[Path, Projected],
+) -> tuple[list[Objects], list[Store | None]]:
+    """Location of each store, and the store that exists there; anything else is refused."""
+    places = [objects_at(location) for location in stores]
+    standing = [open_store(place) if looks_like_store(place) else None for place in places]
+    for place, there in zip(places, standing, strict=True):
+        if there is None:
+            refuse_existing(place)
+    return places, standing
 
 
 def _scanned(samples: Samples, model: Any) -> float:
@@ -331,11 +343,11 @@ def _event_plan(
     return PlannedEvents(events, objective.num_train_timesteps, role)
 
 
-def _numbers(count: int, into: Destination, stores: Sequence[Store | None]) -> list[int]:
+def _numbers(count: int, into: Destination, stores: Sequence[object]) -> list[int]:
     """The checkpoints' numbers: as in the existing or the queried store, else 0, 1, 2, …."""
     if into.number is not None:
         return [into.number]
-    known = next((store.numbers for store in stores if store is not None), None)
+    known = next((store.numbers for store in stores if isinstance(store, Store)), None)
     return known if known is not None and len(known) == count else list(range(count))
 
 

@@ -169,6 +169,14 @@ def targets_of(
         }
         if metric is not None:
             identity["metric"] = metric.identity
+        if metric is not None and metric.source is not None and like is None:
+            require_same(
+                metric.source.spec.identity,
+                identity,
+                expected_name=metric.source.location,
+                found_name="this collection",
+                sections=("model", "checkpoints"),
+            )
         if like is not None:
             require_same(
                 like.spec.identity,

@@ -21,7 +21,7 @@ from pydantic import (
 )
 
 from gradstore.errors import ConfigError
-from gradstore.store.format.layout import Layout
+from gradstore.store.format.layout import Layout, row_columns
 
 FORMAT_VERSION: Final = 2
 
@@ -223,6 +223,13 @@ class LayoutSpec(Spec):
     chunk_samples: Annotated[int, Field(ge=1, le=1 << 32)]
     shard_samples: Annotated[int, Field(ge=1, le=1 << 32)]
     columns: Annotated[list[ColumnName], Field(max_length=16)] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _known_columns(self) -> LayoutSpec:
+        possible = [list(row_columns(self.dtype, metric=one)) for one in (False, True)]
+        if self.columns and self.columns not in possible:
+            raise ValueError(f"columns are {self.columns}, not {possible[0]} or {possible[1]}")
+        return self
 
     @classmethod
     def of(cls, layout: Layout) -> LayoutSpec:

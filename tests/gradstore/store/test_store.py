@@ -16,11 +16,14 @@ import gradstore
 from gradstore.errors import StoreError, UnsealedError
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.rows import ARRAYS, Rows
+from gradstore.store.format.spec import LayoutSpec
 from gradstore.store.opening import open_store
 from gradstore.store.reader import Store
 from gradstore.store.verify import describe_anew, verify
 from gradstore.store.writer import create, unseal, write_shard
-from tests.support.written_stores import filled, manifest, rows, spec
+from tests.support.written_stores import LAYOUT, filled, manifest, rows, spec
+
+SPEC_LAYOUT = LayoutSpec.of(LAYOUT).model_dump()
 
 
 @pytest.fixture
@@ -255,6 +258,12 @@ def test_missing_data_is_never_returned(store: Store) -> None:
             store.column(name, 1)
 
 
+def test_an_unknown_column_is_named(store: Store) -> None:
+    with pytest.raises(StoreError):
+        store.column("los", 0)
+    np.testing.assert_array_equal(store.column("raw_norm", 0), store.column("norm", 0))
+
+
 def test_damaged_seals(store: Store) -> None:
     (store.path / "seals/0/1.json").write_text("{")
     found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
@@ -308,6 +317,7 @@ def test_unsealed_samples_are_skipped_and_said(
     [
         ("format_version", 3, "store format 3; this gradstore reads formats 1 to 2"),
         ("format_version", 1, "parts are not of its format version"),
+        ("parts", [{"layout": {**SPEC_LAYOUT, "columns": ["loss"]}}], "columns are"),
         ("fingerprint", "xyz", "attribute fingerprint is wrong"),
         ("parts", [{"layout": {"samples": 10**15}}], "attribute parts.0.layout"),
         ("parts", [{"path": "../x"}], "attribute parts.0.path is wrong"),

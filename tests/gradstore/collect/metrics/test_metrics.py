@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
@@ -19,8 +20,14 @@ from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.metrics import Whitening
 from gradstore.collect.models.loading import load
 from gradstore.collect.models.optimizer import load_steps
-from gradstore.errors import CheckpointError, ConfigError, EngineError, FingerprintError
-from gradstore.store.format.spec import EventSpec, MetricSpec
+from gradstore.errors import (
+    CheckpointError,
+    ConfigError,
+    EngineError,
+    FingerprintError,
+    GradientError,
+)
+from gradstore.store.format.spec import EventSpec, GradientSpec, MetricSpec
 from tests.support import naive_metrics as naive
 from tests.support.worlds import NAMES, World, images, unet
 
@@ -367,3 +374,81 @@ def test_an_unknown_metric_is_refused(trained: Path, world: World, tmp_path: Pat
         gs.collect(world.train, [trained], tmp_path / "x.gradstore", metric="hessian")
     with pytest.raises(ConfigError):
         MetricSpec(damping=0)
+
+
+def test_several_stores_and_later_ones_share_what_they_name(
+    trained: Path, world: World, tmp_path: Path
+) -> None:
+    """With models that stay in memory, too: each store names the fit that its rows went through."""
+    held = gs.CheckpointCache([trained])
+    options: Any = {"events": "planned", "metric": "ekfac"}
+    both = gs.collect_each(
+        world.train, held, {tmp_path / name: "sjlt" for name in ("a.gradstore", "b.gradstore")},
+        **options,
+    )  # fmt: skip
+    assert both[0].spec.checkpoints[0].metric == both[1].spec.checkpoints[0].metric
+    third = gs.collect(world.train, held, tmp_path / "c.gradstore", projector="sjlt", **options)
+    for number, store in enumerate([*both, third]):
+        assert {file.stem for file in (store.path / "metrics").iterdir()} == {
+            store.spec.checkpoints[0].metric
+        }
+        asked = gs.collect_queries(
+            store, world.queries, tmp_path / f"asked-{number}.gradstore", checkpoints=held
+        )
+        assert np.isfinite(gs.search(store, asked, 2, measure="retrac").proponents.scores).all()
+
+
+def test_a_checkpoint_that_is_not_finite_is_named(
+    trained: Path, world: World, tmp_path: Path
+) -> None:
+    model = load(trained).model
+    with torch.no_grad():
+        next(model.parameters()).fill_(float("nan"))
+    folder = tmp_path / "epoch-01"
+    DDIMPipeline(model, SCHEDULER).save_pretrained(folder)
+    for metric in ("fisher", "kfac"):
+        with pytest.raises((GradientError, EngineError)):
+            gs.collect(
+                world.train, [folder], tmp_path / f"{metric}.gradstore", events="planned",
+                metric=metric, projector="sjlt", objective="l2",
+            )  # fmt: skip
+
+
+def test_some_parameters_in_the_metric_of_a_foreign_state(
+    trained: Path, world: World, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(trained, tmp_path / "epoch-01"))
+    (folder / "adam.safetensors").unlink()
+    shutil.copy(trained.parent / "state.bin", folder / "optimizer.bin")
+    options: Any = {
+        "events": "planned", "projector": "identity", "metric": "adam", "dtype": "float32",
+        "gradients": GradientSpec(params="conv_in"),
+    }  # fmt: skip
+    found = [
+        gs.collect(world.train, [one], tmp_path / f"{number}.gradstore", **options).rows(0)
+        for number, one in enumerate((trained, folder))
+    ]
+    np.testing.assert_array_equal(found[0].direction, found[1].direction)
+
+
+def test_queries_after_a_checkpoint_was_dropped(
+    trained: Path, world: World, tmp_path: Path
+) -> None:
+    later = tmp_path / "epoch-02"
+    DDIMPipeline(unet(2), SCHEDULER).save_pretrained(later)
+    Recorder(0, 1000).save(later, ids=NAMES, epoch=2, learning_rate_sum=0.3, loss="l1")
+    store = gs.collect(
+        world.train, [trained, later], tmp_path / "a.gradstore", events="planned", metric="kfac",
+        projector="identity", dtype="float32",
+    )  # fmt: skip
+    store = gs.drop_checkpoint(store, 0)
+    asked = gs.collect_queries(store, world.queries, tmp_path / "q.gradstore", dtype="float32")
+    found = gs.search(store, asked, 7, measure="tracin")
+    again = gs.rerank(
+        found, gs.Features.of(store, "tracin"), 7,
+        gs.Sources(train=world.train, queries=world.queries),
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        again.proponents.scores, found.proponents.scores,
+        atol=1e-3 * np.abs(found.proponents.scores).max(),
+    )  # fmt: skip
