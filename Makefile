@@ -26,7 +26,7 @@ test: .venv/test.stamp
 test-avx2: .venv/test.stamp
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(BIN)/pytest -n 2 tests/indexer \
 	  tests/gradstore/collect/engines tests/gradstore/collect/test_arithmetic.py \
-	  tests/gradstore/collect/projectors tests/gradstore/collect/pipeline/test_estimate.py \
+	  tests/gradstore/collect/metrics tests/gradstore/collect/projectors tests/gradstore/collect/pipeline/test_estimate.py \
 	  tests/query/test_searching.py tests/benchmarks/test_collect.py tests/benchmarks/test_search.py \
 	  --deselect tests/gradstore/collect/engines/test_engines.py::test_a_compiled_model
 

@@ -1,4 +1,4 @@
-"""EngineChoice of the fastest arithmetic on this machine, measured once per process.
+"""Choice of the fastest arithmetic on this machine, measured once per process.
 
 bfloat16 products are five times as fast as float32 on processors that have instructions for them,
 and a hundred times slower where torch emulates them. The processor's type does not decide this:

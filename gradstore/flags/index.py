@@ -17,7 +17,8 @@ class IndexConfig(Spec):
     measures: list[str] = Field(
         ["tracin", "retrac"],
         min_length=1,
-        description="measures to build an index for: tracin (also serves trak), retrac, "
+        description="measures to build an index for: tracin (also serves trak and minus:R), "
+        "retrac, "
         "power:ALPHA, clip:Q, calibrated",
     )
     etas: list[float] | None = Field(

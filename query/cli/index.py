@@ -41,7 +41,7 @@ def index(config: Path | None, **given: Any) -> None:
         expected = estimated_nbytes(store, measure, etas=etas, matched=matched, factory=factory)
         click.echo(f"{measure}: building an index of about {expected / 1e6:,.1f} MB")
         if isinstance(measure_of(measure), KernelMeasure):
-            click.echo(f"{build_kernel(store)}: serves trak with every λ")
+            click.echo(f"{build_kernel(store)}: serves every trak and minus")
         built = build_index(
             store, measure, etas=etas, matched=matched, factory=factory, queries=queries
         )

@@ -15,20 +15,19 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from gradstore.collect.engines import GradientEngine
     from gradstore.collect.metrics.protocol import Fitting
     from gradstore.store.format.spec import Identity
 
 
-class Fisher:
-    """Multiplies a gradient by `(F + damping · mean F)^(−½)`; F is the mean of g² over events.
+class Damped:
+    """A metric that is fitted to events and damped; a base class.
 
     Args:
-        damping: added to F, relative to its mean over all parameters.
+        damping: added to eigenvalues, relative to their mean.
     """
 
-    name = "fisher"
-    layerwise = False
-    passes = 1
+    name: str
 
     def __init__(self, damping: float = 0.1) -> None:
         self.damping = damping
@@ -40,20 +39,36 @@ class Fisher:
     def source(self, folder: Path) -> None:
         """Nothing but the weights is read."""
 
+
+class Fisher(Damped):
+    """Multiplies a gradient by `(F + damping · mean F)^(−½)`; F is the mean of g² over events.
+
+    Args:
+        damping: added to F, relative to its mean over all parameters.
+    """
+
+    name = "fisher"
+    layerwise = False
+    passes = 1
+
     def fit(self, fitting: Fitting) -> Whitening:
         """See `Metric.fit`."""
         engine = fitting.engine(fitting.model, fitting.objective)
-        moments = torch.zeros(num_parameters(fitting.model), device=fitting.device)
-        events = 0
+        return Whitening(inverse_root(second_moments(fitting, engine), self.damping))
 
-        def receive(start: int, piece: Tensor) -> None:
-            moments[start : start + piece.shape[1]] += piece.float().square().sum(0)
 
-        for batch in fitting.batches():
-            engine(batch, receive)
-            events += len(batch)
-        moments /= events
-        return Whitening(inverse_root(moments, self.damping))
+def second_moments(fitting: Fitting, engine: GradientEngine) -> Tensor:
+    """Means over events of the squares of an engine's gradients, float32 `[parameters]`."""
+    moments = torch.zeros(num_parameters(fitting.model), device=fitting.device)
+    events = 0
+
+    def receive(start: int, piece: Tensor) -> None:
+        moments[start : start + piece.shape[1]] += piece.float().square().sum(0)
+
+    for batch in fitting.batches():
+        engine(batch, receive)
+        events += len(batch)
+    return moments / events
 
 
 def inverse_root(moments: Tensor, damping: float) -> Tensor:

@@ -13,25 +13,25 @@ from torch.nn import functional as F  # noqa: N812
 
 from gradstore.collect import devices
 from gradstore.collect.engines.streaming import StreamingEngine
-from gradstore.collect.metrics.fisher import inverse_root
+from gradstore.collect.metrics.fisher import Damped, inverse_root, second_moments
 from gradstore.collect.metrics.whitening import Factors, Whitening, has_factors
-from gradstore.collect.models.parameters import num_parameters, trainable
+from gradstore.collect.models.parameters import trainable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from torch import Tensor
 
+    from gradstore.collect.engines import Receive
     from gradstore.collect.engines.streaming import LayerGradients, Transform
     from gradstore.collect.metrics.protocol import Fitting
-    from gradstore.store.format.spec import Identity
+    from gradstore.collect.objectives.protocol import Batch
 
 # Entries of the patches of a convolution's input that are unfolded at once.
 _UNFOLDED = 1 << 24
 
 
-class Kfac:
+class Kfac(Damped):
     """Whitens each layer's gradient G by Kronecker factors of the Fisher matrix.
 
     A row's entries of a layer are `(S + d·s·1)^(−½) G (A + d·a·1)^(−½)` (arXiv 1503.05671), where S
@@ -50,16 +50,6 @@ class Kfac:
     name = "kfac"
     layerwise = True
     passes = 1
-
-    def __init__(self, damping: float = 0.1) -> None:
-        self.damping = damping
-
-    def identity(self) -> Identity:
-        """Name and damping."""
-        return {"name": self.name, "damping": self.damping}
-
-    def source(self, folder: Path) -> None:
-        """Nothing but the weights is read."""
 
     def fit(self, fitting: Fitting) -> Whitening:
         """See `Metric.fit`."""
@@ -108,7 +98,7 @@ class Ekfac(Kfac):
             own = factors.get(given.layer)
             return given.found if own is None else own.gradients(given)
 
-        moments = _second_moments(fitting, lambda: rotated)
+        moments = second_moments(fitting, _Transformed(fitting, lambda: rotated))
         scale = torch.empty_like(moments)
         for own, _ in _pieces(fitting.model):
             scale[own] = inverse_root(moments[own], self.damping)
@@ -127,24 +117,21 @@ def _named(model: nn.Module, factors: dict[nn.Module, Factors]) -> dict[str, Fac
     return {name: factors[layer] for name, layer in model.named_modules() if layer in factors}
 
 
-def _second_moments(fitting: Fitting, transform: Callable[[], Transform]) -> Tensor:
-    """Means over events of the squares of transformed gradients, float32 `[parameters]`.
+class _Transformed:
+    """An engine of transformed gradients.
 
     Args:
-        fitting: the checkpoint and the events.
+        fitting: model and objective.
         transform: makes the transform of a batch's gradients.
     """
-    engine = StreamingEngine(fitting.model, fitting.objective)
-    moments = torch.zeros(num_parameters(fitting.model), device=fitting.device)
-    events = 0
 
-    def receive(start: int, piece: Tensor) -> None:
-        moments[start : start + piece.shape[1]] += piece.square().sum(0)
+    def __init__(self, fitting: Fitting, transform: Callable[[], Transform]) -> None:
+        self._engine = StreamingEngine(fitting.model, fitting.objective)
+        self._transform = transform
 
-    for batch in fitting.batches():
-        engine(batch, receive, transform())
-        events += len(batch)
-    return moments / events
+    def __call__(self, batch: Batch, receive: Receive) -> Tensor:
+        """See `GradientEngine`."""
+        return self._engine(batch, receive, self._transform())
 
 
 def _matrices(fitting: Fitting) -> tuple[Tensor, dict[nn.Module, dict[str, Tensor]]]:
@@ -173,7 +160,7 @@ def _matrices(fitting: Fitting) -> tuple[Tensor, dict[nn.Module, dict[str, Tenso
             sums[layer].add(given.inputs.float(), given.grads.float(), given.rows)
         return given.found
 
-    moments = _second_moments(fitting, lambda: partial(add, set()))
+    moments = second_moments(fitting, _Transformed(fitting, lambda: partial(add, set())))
     return moments, {layer: one.means() for layer, one in sums.items() if layer not in shared}
 
 

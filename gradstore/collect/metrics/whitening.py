@@ -60,10 +60,12 @@ class Factors:
         return sum(one.nbytes for one in (self.outputs, self.inputs, self.taps) if one is not None)
 
     @property
-    def shapes(self) -> list[tuple[int, ...] | None]:
-        """Shapes of `outputs`, `inputs` and `taps`."""
-        sides = (self.outputs, self.inputs, self.taps)
-        return [None if one is None else tuple(one.shape) for one in sides]
+    def sizes(self) -> tuple[int, ...] | None:
+        """Sizes of `outputs`, `inputs` and `taps` (1 if None); None if one is not square."""
+        sides = [one for one in (self.outputs, self.inputs, self.taps) if one is not None]
+        if any(one.ndim != 2 or len(one) != one.shape[1] for one in sides):
+            return None
+        return len(self.outputs), len(self.inputs), 1 if self.taps is None else len(self.taps)
 
     def to(self, device: torch.device) -> Factors:
         """The factors on a device."""
@@ -127,10 +129,9 @@ class Whitening:
 
     def fits(self, model: nn.Module) -> bool:
         """Whether the map has the shapes that a map of the model's gradients has."""
-        alike = neutral(model, layerwise=True)
-        return self.scale.shape == alike.scale.shape and all(
-            name in alike.factors and one.shapes == alike.factors[name].shapes
-            for name, one in self.factors.items()
+        sizes = _sizes(model)
+        return tuple(self.scale.shape) == (num_parameters(model),) and all(
+            name in sizes and one.sizes == sizes[name] for name, one in self.factors.items()
         )
 
     def works(self) -> bool:
@@ -181,22 +182,23 @@ class Whitening:
 
 def neutral(model: nn.Module, *, layerwise: bool) -> Whitening:
     """A map that costs what a fitted one does, for a trial: it doubles every entry."""
-    scale = torch.full((num_parameters(model),), 2.0)
-    factors = {}
-    if layerwise:
-        mine = set(trainable(model).values())
-        for name, layer in model.named_modules():
-            if has_factors(layer) and layer.weight in mine:
-                factors[name] = _neutral(layer, bias=layer.bias in mine)
-    return Whitening(scale, factors)
+    factors = {
+        name: Factors(torch.eye(outputs), torch.eye(inputs), torch.eye(taps) if taps > 1 else None)
+        for name, (outputs, inputs, taps) in (_sizes(model) if layerwise else {}).items()
+    }
+    return Whitening(torch.full((num_parameters(model),), 2.0), factors)
 
 
-def _neutral(layer: Any, *, bias: bool) -> Factors:
-    if type(layer) is nn.Linear:
-        return Factors(torch.eye(layer.out_features), torch.eye(layer.in_features + bias))
-    taps = prod(layer.kernel_size)
-    return Factors(
-        torch.eye(layer.out_channels),
-        torch.eye(layer.in_channels),
-        torch.eye(taps) if taps > 1 else None,
-    )
+def _sizes(model: nn.Module) -> dict[str, tuple[int, int, int]]:
+    """Sizes of `outputs`, `inputs` and `taps` of each layer that may have factors."""
+    mine = set(trainable(model).values())
+    found = {}
+    for name, layer in model.named_modules():
+        if not has_factors(layer) or layer.weight not in mine:
+            continue
+        one: Any = layer
+        if type(layer) is nn.Linear:
+            found[name] = one.out_features, one.in_features + (one.bias in mine), 1
+        else:
+            found[name] = one.out_channels, one.in_channels, prod(one.kernel_size)
+    return found

@@ -113,7 +113,7 @@ class JobMetric:
             StoreError: if the stores name different fits, or one is damaged.
         """
         known = self.named(number)
-        if number in self.fits and known in {None, self.fits[number]}:
+        if number in self._contents and known in {None, self.fits[number]}:
             # A checkpoint that is being added is named by no root yet.
             return self._parsed(number, self._contents[number], loaded.model)
         stored = (read_metric(open_store(objects), number) for objects in self._present())

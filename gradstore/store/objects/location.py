@@ -1,4 +1,4 @@
-"""EngineChoice of the storage backend by a path or URL."""
+"""Choice of the storage backend by a path or URL."""
 
 from __future__ import annotations
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from copy import deepcopy
 from hashlib import sha256
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from diffusers import DDIMPipeline, DDIMScheduler
 from torch import Tensor, nn
 
 import gradstore as gs
-from gradstore.collect import DiffusionLoss, Recorder
+from gradstore.collect import DiffusionLoss, InProcess, Recorder, Task
+from gradstore.collect.engines.streaming import StreamingEngine
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.metrics import Whitening
 from gradstore.collect.models.loading import load
@@ -56,6 +59,28 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     torch.save(optimizer.state_dict(), folder.parent / "state.bin")
     return folder
+
+
+@pytest.fixture
+def later(tmp_path: Path) -> Path:
+    """A later checkpoint, without an optimiser's state."""
+    folder = tmp_path / "epoch-02"
+    DDIMPipeline(unet(2), SCHEDULER).save_pretrained(folder)
+    Recorder(0, 1000).save(folder, ids=NAMES, epoch=2, learning_rate_sum=0.3, loss="l1")
+    return folder
+
+
+def require_true_scores(store: gs.Store, asked: gs.Store, world: World) -> None:
+    """Full gradients, computed anew, give the scores of unprojected rows."""
+    found = gs.search(store, asked, 7, measure="tracin")
+    again = gs.rerank(
+        found, gs.Features.of(store, "tracin"), 7,
+        gs.Sources(train=world.train, queries=world.queries),
+    )  # fmt: skip
+    np.testing.assert_allclose(
+        again.proponents.scores, found.proponents.scores,
+        atol=1e-3 * np.abs(found.proponents.scores).max(),
+    )  # fmt: skip
 
 
 def flat(gradients: dict[str, Tensor]) -> np.ndarray:
@@ -306,11 +331,8 @@ def test_a_query_store_is_not_fitted_to_queries(
 
 
 def test_a_checkpoint_that_is_added_gets_its_own_fit(
-    trained: Path, world: World, tmp_path: Path
+    trained: Path, later: Path, world: World, tmp_path: Path
 ) -> None:
-    later = tmp_path / "epoch-02"
-    DDIMPipeline(unet(2), SCHEDULER).save_pretrained(later)
-    Recorder(0, 1000).save(later, ids=NAMES, epoch=2, learning_rate_sum=0.3, loss="l1")
     options: Any = {"events": "planned", "projector": "sjlt", "metric": "kfac", "dtype": "float32"}
     grown = gs.collect(world.train, [trained], tmp_path / "a.gradstore", **options)
     grown = gs.add_checkpoint(grown, later, datasets=[world.train])
@@ -332,15 +354,7 @@ def test_true_gradients_are_in_the_metric(trained: Path, world: World, tmp_path:
         projector="identity", dtype="float32",
     )  # fmt: skip
     asked = gs.collect_queries(store, world.queries, tmp_path / "asked.gradstore", dtype="float32")
-    found = gs.search(store, asked, 7, measure="tracin")
-    again = gs.rerank(
-        found, gs.Features.of(store, "tracin"), 7,
-        gs.Sources(train=world.train, queries=world.queries),
-    )  # fmt: skip
-    np.testing.assert_allclose(
-        again.proponents.scores, found.proponents.scores,
-        atol=1e-3 * np.abs(found.proponents.scores).max(),
-    )  # fmt: skip
+    require_true_scores(store, asked, world)
 
 
 def test_the_states_of_other_trainers_are_read_or_refused(
@@ -432,23 +446,60 @@ def test_some_parameters_in_the_metric_of_a_foreign_state(
 
 
 def test_queries_after_a_checkpoint_was_dropped(
-    trained: Path, world: World, tmp_path: Path
+    trained: Path, later: Path, world: World, tmp_path: Path
 ) -> None:
-    later = tmp_path / "epoch-02"
-    DDIMPipeline(unet(2), SCHEDULER).save_pretrained(later)
-    Recorder(0, 1000).save(later, ids=NAMES, epoch=2, learning_rate_sum=0.3, loss="l1")
     store = gs.collect(
         world.train, [trained, later], tmp_path / "a.gradstore", events="planned", metric="kfac",
         projector="identity", dtype="float32",
     )  # fmt: skip
     store = gs.drop_checkpoint(store, 0)
     asked = gs.collect_queries(store, world.queries, tmp_path / "q.gradstore", dtype="float32")
-    found = gs.search(store, asked, 7, measure="tracin")
-    again = gs.rerank(
-        found, gs.Features.of(store, "tracin"), 7,
-        gs.Sources(train=world.train, queries=world.queries),
-    )  # fmt: skip
-    np.testing.assert_allclose(
-        again.proponents.scores, found.proponents.scores,
-        atol=1e-3 * np.abs(found.proponents.scores).max(),
-    )  # fmt: skip
+    require_true_scores(store, asked, world)
+
+
+class Alternating(InProcess):
+    """Goes from checkpoint to checkpoint, shard by shard."""
+
+    def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
+        return sorted(tasks, key=lambda task: (task.shard, task.checkpoint))
+
+
+def test_rows_do_not_depend_on_the_order_of_checkpoints(
+    trained: Path, later: Path, world: World, tmp_path: Path
+) -> None:
+    options: Any = {
+        "events": "planned", "projector": "sjlt", "metric": "kfac", "shard_samples": 2,
+    }  # fmt: skip
+    stores = [
+        gs.collect(
+            world.train, [trained, later], tmp_path / f"{number}.gradstore", executor=executor,
+            **options,
+        )
+        for number, executor in enumerate((InProcess(), Alternating()))
+    ]  # fmt: skip
+    for checkpoint in range(2):
+        found, expected = (store.rows(checkpoint) for store in stores)
+        np.testing.assert_array_equal(found.direction, expected.direction)
+
+
+def test_factors_use_the_streaming_engine_also_where_another_is_faster(
+    trained: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradstore.collect.pipeline.prepare._TIMED_EVENTS", 1)
+    fast = StreamingEngine.__call__
+
+    def slow(self: Any, *given: Any) -> Tensor:
+        sleep(0.2)
+        return fast(self, *given)
+
+    monkeypatch.setattr(StreamingEngine, "__call__", slow)
+    events = EventSpec(events="planned", timesteps=1)
+    options: Any = {"events": events, "projector": "sjlt", "batch_size": 8}
+    plain, mapped = (
+        gs.collect(
+            world.train, [trained], tmp_path / f"{metric}.gradstore", metric=metric, **options
+        )
+        for metric in ("none", "kfac")
+    )
+    engines = [store.spec.parts[0].made_by["engine"] for store in (plain, mapped)]
+    assert engines == ["vmap", "streaming"]
