@@ -231,11 +231,9 @@ def _norms(piece: Tensor) -> Tensor:
 
 def _segmented(piece: Tensor) -> Tensor:
     """L2 norm of each row, from float32 sums over segments."""
-    norms: Tensor
-    if piece.shape[1] <= _SEGMENT:
-        norms = devices.exact(torch.linalg.vector_norm(piece, dim=1))
-    else:
-        pieces = torch.split(piece, _SEGMENT, dim=1)
-        segments = [torch.linalg.vector_norm(one, dim=1) for one in pieces]
-        norms = torch.linalg.vector_norm(devices.exact(torch.stack(segments, 1)), dim=1)
+    whole = piece.shape[1] // _SEGMENT * _SEGMENT
+    norms: Tensor = devices.exact(torch.linalg.vector_norm(piece[:, whole:], dim=1))
+    if whole:
+        segments = torch.linalg.vector_norm(piece[:, :whole].unflatten(1, (-1, _SEGMENT)), dim=2)
+        norms = torch.linalg.vector_norm(devices.exact(segments), dim=1).hypot(norms)
     return norms

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 
 from gradstore.collect.data.samples import Samples
+from gradstore.collect.pipeline.allocator import kept_memory
 from gradstore.collect.pipeline.claims import Claims
 from gradstore.collect.pipeline.estimate import Estimate, estimate
 from gradstore.collect.pipeline.executors import (
@@ -124,8 +125,7 @@ def plan(
         (7, 2, 14)
     """
     job = prepare(dataset, checkpoints, {str(store): projector}, **options)
-    with quietly(job.quiet):
-        return estimate(job, alternatives=True)
+    return _foretold(job)
 
 
 def collect_config(config: CollectConfig, *, executor: Executor | None = None) -> Store:
@@ -135,7 +135,12 @@ def collect_config(config: CollectConfig, *, executor: Executor | None = None) -
 
 def plan_config(config: CollectConfig) -> Estimate:
     """`plan` with a `CollectConfig`."""
-    return estimate(prepare_config(config), alternatives=True)
+    return _foretold(prepare_config(config))
+
+
+def _foretold(job: Job) -> Estimate:
+    with quietly(job.quiet), kept_memory():
+        return estimate(job, alternatives=True)
 
 
 def prepare_config(
@@ -182,7 +187,7 @@ def run(job: Job, executor: Executor | None = None) -> list[Part]:
 
     All their shards are sealed, except those that other ranks hold; a warning then says so.
     """
-    with quietly(job.quiet):
+    with quietly(job.quiet), kept_memory():
         return _run(job, executor)
 
 
