@@ -199,9 +199,10 @@ class Exact:
     def ridge(self, proj_dim: int) -> float:
         """λ by gradstore's rule, averaged over checkpoints for peers that take a single λ.
 
-        The mean eigenvalue of a projected ΦᵀΦ is Σ‖g‖² / dimensions.
+        The mean eigenvalue of a projected ΦᵀΦ that is not zero is Σ‖g‖² / min(dim, samples).
         """
-        return float(np.trace(self.grams, axis1=1, axis2=2).mean()) / proj_dim
+        total = float(np.trace(self.grams, axis1=1, axis2=2).mean())
+        return total / min(proj_dim, self.grams.shape[1])
 
 
 def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from contextlib import contextmanager, suppress
+from glob import escape
+from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from gradstore.store.reader import Store
 
 S = TypeVar("S", bound=Spec)
+
+_TRIES: Final = 5
 
 
 def samples_hash(store: Store) -> str:
@@ -70,7 +73,7 @@ def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
     Raises:
         SearchIndexError: if the artifact is missing, damaged, or of another version.
     """
-    if not path.exists():
+    if not stands(path):
         raise SearchIndexError(f"there is no {kind} {path}. Build it: {build}")
     try:
         return spec.model_validate_json(objects_at(path).read(name))
@@ -79,6 +82,28 @@ def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
             f"{path} exists and is not a whole {kind} ({name} is missing or damaged, or of "
             f"another version). Remove {path} and build it again: {build}"
         ) from error
+
+
+def stands(path: Path) -> bool:
+    """Whether there is an artifact; if its replacement was cut off, the earlier one is put back."""
+    if not path.exists():
+        _put_back(path)
+    return path.exists()
+
+
+def _put_back(path: Path) -> None:
+    for old in _replaced(path)[:1]:
+        with suppress(OSError):  # the replacement ended, or another process was first
+            old.rename(path)
+
+
+def _replaced(path: Path) -> list[Path]:
+    """Earlier artifacts that a process moved away and did not remove, the newest first."""
+    found = {}
+    for old in path.parent.glob(f".{escape(path.name)}.old-*"):
+        with suppress(OSError):
+            found[old] = old.stat().st_ctime_ns
+    return sorted(found, key=lambda old: -found[old])
 
 
 @contextmanager
@@ -98,18 +123,25 @@ def exchanged(kind: str, path: Path) -> Iterator[Path]:
         SearchIndexError: if the artifact cannot be written.
     """
     building = path.with_name(f".{path.name}.building-{uuid4().hex}")
-    old = path.with_name(f".{path.name}.old-{uuid4().hex}")
     try:
         building.mkdir(parents=True)
         yield building
-        if path.exists():
-            path.rename(old)
-        building.rename(path)
+        for again in reversed(range(_TRIES)):
+            if path.exists():
+                path.rename(path.with_name(f".{path.name}.old-{uuid4().hex}"))
+            try:
+                building.rename(path)
+                break
+            except OSError:  # a reader that found no artifact has put the earlier one back
+                if not again or not path.exists():
+                    raise
     except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError if the disk is full
         raise SearchIndexError(
             f"{kind} {path} cannot be written: {error}. Free disk space or choose another path, "
             "then run the same command again."
         ) from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        if not path.exists():
+            _put_back(path)
+        for left in (building, *_replaced(path)):
+            shutil.rmtree(left, ignore_errors=True)

@@ -63,10 +63,12 @@ class KernelMeasure(QuerySide, Protocol):
     def is_fitted(self) -> bool:
         """Whether it is fitted already."""
 
-    def of(self, grams: Iterable[NDArray[np.float64]]) -> Self:
-        """The measure fitted to ΦᵀΦ of each checkpoint, `[dim, dim]`, given in order.
+    def of(self, grams: Iterable[NDArray[np.float64]], samples: int) -> Self:
+        """The measure fitted to ΦᵀΦ of each checkpoint.
 
-        The arrays may be overwritten.
+        Args:
+            grams: ΦᵀΦ, `[dim, dim]`, of each checkpoint in order; they may be overwritten.
+            samples: number of samples, the rows of Φ.
         """
 
 

@@ -16,7 +16,15 @@ from pydantic import Field
 
 from gradstore.errors import SearchIndexError
 from gradstore.store.format.spec import Spec
-from indexer.artifact import differing, exchanged, file_hash, read_spec, require_file, samples_hash
+from indexer.artifact import (
+    differing,
+    exchanged,
+    file_hash,
+    read_spec,
+    require_file,
+    samples_hash,
+    stands,
+)
 from indexer.measures.trak import grams
 
 if TYPE_CHECKING:
@@ -78,7 +86,7 @@ def build_kernel(store: Store) -> Path:
     """
     path, wanted = kernel_path(store), _built_from(store)
     store.require_complete()
-    if path.exists() and differing(_spec(path, store), wanted) != "samples":
+    if stands(path) and differing(_spec(path, store), wanted) != "samples":
         _require_it(path, store)
         return path
     with exchanged("kernel", path) as building:
@@ -99,7 +107,7 @@ def fitted_by_kernel(measure: M, store: Store) -> M:
     """
     path = kernel_path(store)
     spec = _require_it(path, store)
-    return measure.of(_read(path, spec, store))
+    return measure.of(_read(path, spec, store), store.samples)
 
 
 def _require_it(path: Path, store: Store) -> KernelSpec:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gradstore.errors import QueryError
+from gradstore.errors import FingerprintError, QueryError
 from gradstore.store.format.fingerprint import COMPARED, require_same
 
 if TYPE_CHECKING:
@@ -23,6 +23,16 @@ def require_comparable(store: Store, queries: Store) -> None:
         sections=COMPARED,
         mend=f"collect the queries again: gradstore query --store {store.location}",
     )
+    fits = {one.number: one.metric_sha256 for one in store.spec.checkpoints}
+    for number in queries.numbers:
+        for part in queries.parts if fits.get(number) else ():
+            for shard in part.sealed(number):
+                if part.seal(number, shard).metric != fits[number]:
+                    raise FingerprintError(
+                        f"{queries.location} went through another fit of the metric at checkpoint "
+                        f"{number} than {store.location} has: it was collected again since. "
+                        f"Collect the queries again: gradstore query --store {store.location}"
+                    )
 
 
 def require_averaged(measure: QuerySide, *, matched: bool) -> None:

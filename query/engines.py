@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from gradstore.errors import SearchIndexError
 from indexer import ExactEngine, Features, index_path, measure_of, open_index
+from indexer.artifact import stands
 from indexer.measure import KernelMeasure, QuerySide
 from indexer.measures.registry import indexed
 from indexer.trak_kernel import build_kernel, fitted_by_kernel, kernel_path
@@ -31,7 +32,7 @@ def engine_of(
 ) -> SearchIndex | ExactEngine:
     """Index of a store under a measure and checkpoint weights, else the exact engine."""
     path = index_path(store, measure, etas=etas, matched=matched)
-    if path.exists():
+    if stands(path):
         return open_index(path, store, measure, etas=etas, matched=matched)
     return exact_engine(store, measure, etas, matched=matched)
 
@@ -60,7 +61,7 @@ def fitted(measure: Measure, store: Store) -> Measure:
     """
     if not isinstance(measure, KernelMeasure) or measure.is_fitted:
         return measure.fitted(store)
-    if not kernel_path(store).exists():
+    if not stands(kernel_path(store)):
         try:
             build_kernel(store)
         except SearchIndexError as error:

@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gradstore.store.opening import as_store, open_store
+from gradstore.text import printable
 
 if TYPE_CHECKING:
     from gradstore.store.opening import StoreLike
@@ -19,6 +20,7 @@ def describe(location: str) -> str:
         found["location"],
         f"  format       {found['format_version']}",
         f"  fingerprint  {found['fingerprint']}",
+        f"  changes      {found['revision']:,}{_last(found)}",
         f"  samples      {found['samples']:,} (columns {', '.join(found['columns'])})",
         f"  deleted      {found['deleted']:,}, hidden from every reader"
         + (f"; free their bytes with: gradstore vacuum {location}" if found["deleted"] else ""),
@@ -53,7 +55,7 @@ def describe(location: str) -> str:
         f"made by {_short(_maker(one['made_by']))}"
         for one in found["parts"]
     ]
-    return "\n".join(map(_plain, lines))
+    return "\n".join(printable(line).replace("\n", "\\n") for line in lines)
 
 
 def examine(store: StoreLike) -> dict[str, Any]:
@@ -63,7 +65,8 @@ def examine(store: StoreLike) -> dict[str, Any]:
         The content of `gradstore info --json`. Each of `checkpoints` has the number of `sealed` and
         `missing` shards, and of `deleted` samples that are not vacuumed yet. `nbytes` counts all
         bytes below the store, `retired_nbytes` those no longer part of it. `made_by` in each of
-        `parts` is its recorded provenance.
+        `parts` is its recorded provenance. `digest` is that of the root object, which every change
+        of the store replaces; None in format 1.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -98,6 +101,9 @@ def examine(store: StoreLike) -> dict[str, Any]:
         "location": store.location,
         "format_version": spec.format_version,
         "fingerprint": spec.fingerprint,
+        "revision": spec.revision,
+        "change": spec.change,
+        "digest": spec.digest,
         "samples": store.samples,
         "columns": ["id", *store.manifest.metadata],
         "deleted": len(store.deletions),
@@ -157,15 +163,12 @@ def _maker(made_by: dict[str, Any]) -> dict[str, Any]:
     return {**_section(made_by, "versions"), **shown, **used}
 
 
+def _last(found: dict[str, Any]) -> str:
+    return f", the last one: {found['change']}; digest {found['digest']}" if found["digest"] else ""
+
+
 def _size(nbytes: int) -> str:
     return f"{nbytes / 1e6:,.1f} MB" if nbytes >= 1e5 else f"{nbytes / 1e3:,.1f} kB"
-
-
-def _plain(line: str) -> str:
-    """Escape unprintable characters, since a store's untrusted text could control a terminal."""
-    return "".join(
-        one if one.isprintable() else one.encode("unicode_escape").decode() for one in line
-    )
 
 
 def _short(value: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Any, Unpack
 
 from gradstore.collect.data.samples import Samples
@@ -142,6 +143,8 @@ def add_checkpoint(
         >>> gs.add_checkpoint("train.gradstore", "run/later/epoch-03", datasets=["my_images"])
         Store('train.gradstore', checkpoints=3, samples=7, slots=1, dim=64)
     """
+    if eta is not None and not 0 <= eta < inf:
+        raise ConfigError(f"--eta is {eta:g}; a weight is a number from 0 on.")
     store = as_store(store)
     store = open_store(store.objects)
     store.require_complete()
@@ -184,12 +187,16 @@ def add_checkpoint(
     if metric is not None:
         jobs = [replace(job, metric=metric) for job in jobs]
         jobs[0].load(0)
-        spec = spec.model_copy(update={"metric": metric.fits[number]})
+        spec = spec.model_copy(update={"metric": metric.name(number)})
     parts = []
+    fits = {number: metric.fits[number]} if metric is not None else {}
     for job in jobs:
         for part in job.open():
+            part.fits |= fits
             unseal_unfit(part, number)
         parts += run(job, InProcess())
+    for part in parts:
+        part.fits |= fits
     identity = with_checkpoint(store.spec.identity, found.identity)
     return commit_checkpoint(store, parts, spec, identity)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from gradstore.store.format.spec import Spec
+from gradstore.store.format.spec import COMMAS, Spec
 
 
 class IndexConfig(Spec):
@@ -17,6 +17,7 @@ class IndexConfig(Spec):
     measures: list[str] = Field(
         ["tracin", "retrac"],
         min_length=1,
+        json_schema_extra=COMMAS,
         description="measures to build an index for: tracin (also serves trak and minus:R), "
         "retrac, "
         "power:ALPHA, clip:Q, calibrated",

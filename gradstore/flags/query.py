@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from gradstore.errors import ConfigError
 from gradstore.flags.dataset import DatasetSpec, Device
 from gradstore.flags.fast import FAST
+from gradstore.store.format.spec import COMMAS
 
 
 class QueryConfig(DatasetSpec):
@@ -29,7 +30,10 @@ class QueryConfig(DatasetSpec):
     )
     minus: str | None = Field(None, description="name of the query to subtract from all others")
     measures: list[str] = Field(
-        ["tracin", "retrac"], min_length=1, description="measures to rank by"
+        ["tracin", "retrac"],
+        min_length=1,
+        json_schema_extra=COMMAS,
+        description="measures to rank by",
     )
     etas: list[float] | None = Field(
         None, description="weight η of each checkpoint, 0 to omit it [default: the store's]"

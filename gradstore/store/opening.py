@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import ValidationError
 
 from gradstore.errors import NotAStoreError, StoreError
-from gradstore.store.format.root import ROOT
+from gradstore.store.format.fingerprint import fingerprint
+from gradstore.store.format.root import ROOT, root_digest
 from gradstore.store.format.spec import FORMAT_VERSION, StoreSpec
 from gradstore.store.objects.location import objects_at
 from gradstore.store.part import MANIFEST
@@ -72,6 +73,7 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
         )
     try:
         spec = StoreSpec.model_validate(attributes)
+        _require_unchanged(spec, attributes)
         _require_plausible(objects, spec.parts)
         return Store(objects, spec, root, skip_unsealed=skip_unsealed)
     except ValidationError as error:
@@ -88,6 +90,14 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
 def as_store(store: StoreLike) -> Store:
     """Return a store, after opening it if a path or URL is given."""
     return store if isinstance(store, Store) else open_store(store)
+
+
+def _require_unchanged(spec: StoreSpec, attributes: dict[str, Any]) -> None:
+    """Raise `StoreError` if a root object does not have its own digests."""
+    if fingerprint(spec.identity) != spec.fingerprint:
+        raise StoreError("fingerprint is not that of identity")
+    if spec.format_version > 1 and spec.digest != root_digest(attributes):
+        raise StoreError("digest is not that of the other attributes: one was changed by hand")
 
 
 def _require_plausible(objects: Objects, parts: Sequence[PartSpec]) -> None:

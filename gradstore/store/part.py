@@ -16,10 +16,16 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from gradstore.errors import StoreError, UnsealedError
-from gradstore.store.format.encoding import ShardCodec, decode_column
+from gradstore.store.format.encoding import (
+    ShardCodec,
+    column_nbytes,
+    column_sum,
+    decode_column,
+)
 from gradstore.store.format.layout import DTYPES, row_columns
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.spec import Spec
+from gradstore.store.objects.protocol import ChangedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -43,10 +49,23 @@ _MOST_VERSIONS = 65_536
 
 
 class SealedObject(Spec):
-    """A seal's entry for one object: its size in bytes and its SHA-256, as `sha256sum` shows it."""
+    """A seal's entry for one object.
+
+    Attributes:
+        nbytes: its size in bytes.
+        sha256: its SHA-256, as `sha256sum` shows it.
+        crc32c: the CRC32C of each of its chunks, in order, 8 hex digits each, little endian. A
+            reader of a few chunks compares them. None in format 1.
+    """
 
     nbytes: Annotated[int, Field(ge=0)]
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    crc32c: Annotated[str, Field(pattern="^([0-9a-f]{8})+$")] | None = None
+
+    @property
+    def sums(self) -> NDArray[np.uint32] | None:
+        """The checksums of its chunks."""
+        return None if self.crc32c is None else np.frombuffer(bytes.fromhex(self.crc32c), "<u4")
 
 
 class Seal(Spec):
@@ -58,12 +77,14 @@ class Seal(Spec):
         samples_sha256: hash of these samples, from `Manifest.samples_sha256`. The fingerprint does
             not identify them: all shards share it, and so do stores of other samples. None in
             older seals.
+        metric: SHA-256 of the fitted metric that the rows went through; None without a metric.
         objects: entry for the object of each array.
     """
 
     fingerprint: str
     rows: int
     samples_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    metric: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     objects: dict[str, SealedObject]
 
 
@@ -76,9 +97,26 @@ class Part:
         layout: shapes and partition.
         location: path or URL, as users write it.
         fingerprints: fingerprint of the rows at each checkpoint, by the checkpoint's number.
+        fits: SHA-256 of the fitted metric at each checkpoint that has one, by its number.
+
+    Args:
+        objects: see above.
+        spec: see above.
+        fingerprints: see above.
+        is_current: whether the store is still as it was when the part was opened.
+        fits: see above.
     """
 
-    def __init__(self, objects: Objects, spec: PartSpec, fingerprints: Mapping[int, str]) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        spec: PartSpec,
+        fingerprints: Mapping[int, str],
+        is_current: Callable[[], bool] = lambda: True,
+        fits: Mapping[int, str] | None = None,
+    ) -> None:
+        self.fits = dict(fits or {})
+        self._is_current = is_current
         self.objects = objects
         self.spec = spec
         self.layout: Layout = spec.layout.layout()
@@ -88,6 +126,7 @@ class Part:
         names = self.layout.columns or row_columns(self.layout.dtype)
         self.columns = {name: DTYPES[name] for name in names}
         self._versions: dict[tuple[str, int, int], Hashable] = {}
+        self._seals: dict[tuple[int, int], dict[str, NDArray[np.uint32] | None]] = {}
 
     def __len__(self) -> int:
         return self.layout.samples
@@ -153,19 +192,88 @@ class Part:
                 "available."
             ) from error
         try:
-            return Seal.model_validate_json(content[:_MOST_SEAL_BYTES])
+            most = _MOST_SEAL_BYTES + 8 * self.codec.chunks(self.layout.shard_samples)
+            return Seal.model_validate_json(content[:most])
         except ValidationError as error:
             raise StoreError(
                 f"{where} is damaged. Recreate it and its shard: gradstore verify "
                 f"{self.objects.location} --repair"
             ) from error
 
+    def problem(self, number: int, shard: int, seal: Seal) -> str | None:
+        """Why a seal cannot be that of a shard, as far as the layout tells; None if it can."""
+        start, stop = self.layout.span(shard)
+        if seal.fingerprint != self.fingerprints[number]:
+            return "its seal has another fingerprint: it comes from another run"
+        if seal.rows != stop - start:
+            return f"its seal counts {seal.rows} rows, the layout {stop - start}"
+        if seal.metric != self.fits.get(number, seal.metric):
+            return "its rows went through another fit of the metric"
+        if set(seal.objects) != set(self.arrays):
+            return f"its seal names {', '.join(seal.objects)}, not {', '.join(self.arrays)}"
+        for name, one in seal.objects.items():
+            chunks, nbytes = 1, self._column_nbytes(name)
+            if name == "direction":
+                chunks, nbytes = self.codec.chunks(seal.rows), self.codec.nbytes(seal.rows)
+            if one.nbytes != nbytes or (one.crc32c is not None and len(one.crc32c) != 8 * chunks):
+                return f"its seal is of another {name} than one of {nbytes} bytes"
+        return None
+
+    def _column_nbytes(self, name: str) -> int:
+        shape = self.layout.shard_samples, self.layout.slots
+        if name == COLUMNS:
+            return column_nbytes((*shape, len(self.layout.columns)), "float32")
+        return column_nbytes(shape, self.columns.get(name, "float32"))
+
+    def _sums(self, number: int, shard: int, name: str) -> NDArray[np.uint32] | None:
+        """Checksums of an object's chunks by its shard's seal, which is read once."""
+        known = self._seals.get((number, shard))
+        if known is None:
+            seal = self.seal(number, shard)
+            problem = self.problem(number, shard, seal)
+            if problem is not None:
+                raise StoreError(
+                    f"{self.location}: checkpoint {number}, shard {shard}: {problem}. Collect it "
+                    f"again: gradstore verify {self.objects.location} --repair"
+                )
+            known = {object_name: one.sums for object_name, one in seal.objects.items()}
+            self._seals[number, shard] = known
+        return known[name]
+
+    def chunk_sums(self, name: str, content: bytes | bytearray, samples: int) -> NDArray[np.uint32]:
+        """Checksums of the chunks in the object of an array, of a shard of `samples` samples."""
+        if name == "direction":
+            return self.codec.sums(content, samples)
+        return column_sum(content)
+
+    def _require_sealed_sums(
+        self,
+        number: int,
+        shard: int,
+        name: str,
+        found: NDArray[np.uint32],
+        chunks: NDArray[np.int64] | slice,
+    ) -> None:
+        """Raise `StoreError` unless chunks have the checksums that their shard's seal holds."""
+        for _ in range(2):
+            sums = self._sums(number, shard, name)
+            if sums is None or np.array_equal(sums[chunks], found):
+                return
+            # Another process may have sealed the shard again since its seal was read.
+            self._seals.pop((number, shard), None)
+        raise StoreError("it is not the object that its seal describes")
+
     def missing(self, number: int) -> list[int]:
         """The shards of a checkpoint that are not sealed."""
         return sorted(set(range(self.layout.shards)) - self.sealed(number))
 
-    def unsealed(self, number: int, shards: Iterable[int]) -> UnsealedError:
-        """The error to raise if shards are not sealed."""
+    def unsealed(self, number: int, shards: Iterable[int]) -> StoreError:
+        """The error to raise if shards are not sealed: `ChangedError` if the store was changed."""
+        if not self._is_current():
+            return ChangedError(
+                f"{self.objects.location} was changed by another process since it was opened. "
+                "Open it again."
+            )
         listed = sorted(shards)
         shown = ", ".join(map(str, listed[:5])) + (", …" if len(listed) > 5 else "")
         return UnsealedError(
@@ -190,6 +298,17 @@ class Part:
             return False
         return True
 
+    def _trust(self, number: int, shards: Sequence[int]) -> None:
+        """Require seals, and read those of shards that are read for the first time.
+
+        Raises:
+            UnsealedError: if a shard is not sealed.
+            StoreError: if a seal is not of its shard.
+        """
+        self.require_sealed(number, shards)
+        new = [shard for shard in shards if (number, shard) not in self._seals]
+        self.in_parallel(lambda shard: self._sums(number, shard, "direction"), new)
+
     def read(self, number: int, start: int, stop: int) -> Arrays:
         """Stored arrays of samples `start` to `stop` at a checkpoint; all must be sealed.
 
@@ -198,7 +317,7 @@ class Part:
             StoreError: if an object is missing or damaged.
         """
         shards = self.layout.shards_of(start, stop)
-        self.require_sealed(number, shards)
+        self._trust(number, shards)
 
         def one(shard: int) -> Arrays:
             low, high = self.layout.span(shard)
@@ -233,11 +352,11 @@ class Part:
         names = tuple(self.columns) if columns is None else columns
         shard, place = divmod(int(rows[0]), layout.shard_samples)
         if place + len(rows) <= layout.shard_samples and (np.diff(rows) == 1).all():
-            self.require_sealed(number, {shard})
+            self._trust(number, [shard])
             return self._shard(number, shard, slice(place, place + len(rows)), names)
         wanted, back = np.unique(rows, return_inverse=True)
         shards = np.unique(wanted // layout.shard_samples)
-        self.require_sealed(number, shards.tolist())
+        self._trust(number, shards.tolist())
         # Each needed chunk once, contiguous in one buffer.
         chunks = np.unique(wanted // step)
         ends = np.searchsorted(chunks, (shards + 1) * (layout.shard_samples // step))
@@ -279,23 +398,29 @@ class Part:
         """
         layout = self.layout
         shard, first = divmod(start, layout.shard_samples)
-        self.require_sealed(number, {shard})
+        self._trust(number, [shard])
         skip, left = first % layout.chunk_samples, stop - start
         place, nbytes = self.codec.span(first, first + left)
-        with self._reading(number, "direction", shard) as key:
-            for chunks in self._checked(key, place, nbytes, scratch):
+        with self._reading(number, "direction", shard):
+            for chunks in self._checked(number, shard, place, nbytes, scratch):
                 direction = self.codec.rows(chunks)[skip : skip + left]
                 skip, left = 0, left - len(direction)
                 yield direction
 
     def _checked(
-        self, key: str, first: int, nbytes: int, out: NDArray[np.uint8] | None = None
+        self,
+        number: int,
+        shard: int,
+        first: int,
+        nbytes: int,
+        out: NDArray[np.uint8] | None = None,
     ) -> Iterator[NDArray[np.uint8]]:
-        """Checked whole chunks of an object from byte `first` on, as many at a time as fit `out`.
+        """Checked whole chunks of directions from byte `first` on, as many at a time as fit `out`.
 
         A checksum takes as long as a read from the system's cache. So data that every query reads
         is checked when it is first read, and again after its file has changed.
         """
+        key = self.array_key(number, "direction", shard)
         place = key, first, nbytes
         before = self.objects.version(key)
         known = before is not None and self._versions.get(place) == before
@@ -304,8 +429,17 @@ class Part:
             if out is None
             else self.objects.read_pieces(key, first, nbytes, out)
         )
+        chunk = first // self.codec.stride
         for content in pieces:
-            yield self.codec.whole(content) if known else self.codec.checked(content)
+            if known:
+                yield self.codec.whole(content)
+                continue
+            chunks = self.codec.checked(content)
+            here = slice(chunk, chunk + len(chunks))
+            sums = self.codec.stored_sums(chunks)
+            self._require_sealed_sums(number, shard, "direction", sums, here)
+            chunk = here.stop
+            yield chunks
         if before is None:
             return
         if self.objects.version(key) == before:
@@ -340,7 +474,10 @@ class Part:
                 spans.append((chunk * stride, stride))
         with self._reading(number, "direction", shard) as key:
             flat = None if out is None else out.reshape(-1)
-            return self.codec.checked(self.objects.read_ranges(key, spans, out=flat))
+            found = self.codec.checked(self.objects.read_ranges(key, spans, out=flat))
+            sums = self.codec.stored_sums(found)
+            self._require_sealed_sums(number, shard, "direction", sums, own)
+            return found
 
     def _shard(
         self,
@@ -351,9 +488,9 @@ class Part:
     ) -> Arrays:
         """Arrays of consecutive samples in a shard, by their positions in it."""
         first, nbytes = self.codec.span(here.start, here.stop)
-        with self._reading(number, "direction", shard) as key:
+        with self._reading(number, "direction", shard):
             skip = here.start % self.layout.chunk_samples
-            (chunks,) = self._checked(key, first, nbytes)
+            (chunks,) = self._checked(number, shard, first, nbytes)
             direction = self.codec.rows(chunks)[skip : skip + here.stop - here.start]
         found = self._columns(number, tuple(columns), shard)
         return {"direction": direction, **{name: one[here].copy() for name, one in found.items()}}
@@ -365,7 +502,7 @@ class Part:
             UnsealedError: if a shard is not sealed.
             StoreError: if an object is missing or damaged.
         """
-        self.require_sealed(number, np.unique(rows // self.layout.shard_samples).tolist())
+        self._trust(number, np.unique(rows // self.layout.shard_samples).tolist())
         unknown = sorted(set(names) - {*self.columns, "raw_norm"})
         if unknown:
             raise StoreError(
@@ -404,6 +541,8 @@ class Part:
         with self._reading(number, COLUMNS, shard) as key:
             content = self.objects.read(key)
             whole = decode_column(content, (*shape, len(self.layout.columns)), "float32")
+            found_sum = column_sum(content)
+            self._require_sealed_sums(number, shard, COLUMNS, found_sum, slice(None))
         filled = {name: whole[..., place(name)] for name in names}
         return {
             name: np.nan_to_num(values, nan=-1).astype(np.int32)

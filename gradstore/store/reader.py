@@ -77,7 +77,11 @@ class Store:
             checkpoint.number: row_fingerprint(spec.identity, place)
             for place, checkpoint in enumerate(spec.checkpoints)
         }
-        self.parts = [Part(objects, part, fingerprints) for part in spec.parts]
+        fits = {one.number: one.metric_sha256 for one in spec.checkpoints}
+        known = {number: fit for number, fit in fits.items() if fit is not None}
+        self.parts = [
+            Part(objects, part, fingerprints, self.is_current, known) for part in spec.parts
+        ]
         self._starts = np.cumsum([0, *(len(part) for part in self.parts)])
         self.skip_unsealed = skip_unsealed
 

@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from gradstore.errors import StoreError
+from gradstore.store.commits import check_commits
 from gradstore.store.format.root import ROOT
 from gradstore.store.metrics import read_metric
+from gradstore.store.objects.protocol import ChangedError
 from gradstore.store.writer import array_objects, unseal
 
 if TYPE_CHECKING:
@@ -45,7 +49,8 @@ def verify(store: Store) -> Iterator[ShardReport]:
     """Compare every object of every shard with its seal, and yield one report per shard.
 
     Raises:
-        StoreError: if array metadata is damaged, so that nothing can be compared, or a metric is.
+        StoreError: if the root object is not the last that was committed, array metadata is
+            damaged, so that nothing can be compared, or a metric is damaged.
 
     Examples:
         >>> import gradstore as gs
@@ -54,6 +59,7 @@ def verify(store: Store) -> Iterator[ShardReport]:
         checkpoint 0, shard 0: columns has 7 bytes, not 88
         checkpoint 1, shard 0: None
     """
+    check_commits(store)
     for part in store.parts:
         _check_description(part, store.numbers)
     _ = store.deletions  # reading the table compares it with its name
@@ -158,6 +164,8 @@ def check(part: Part, number: int, shard: int) -> str | None:
     """Compare every byte of a sealed shard with its seal; return the problem, or None."""
     try:
         seal = part.seal(number, shard)
+    except ChangedError:
+        raise
     except StoreError as error:
         return str(error)
     problem = _problem(part, number, shard, seal)
@@ -174,19 +182,19 @@ def check(part: Part, number: int, shard: int) -> str | None:
             wrong.append(f"{name} has {len(content)} bytes, not {one.nbytes}")
         elif sha256(content).hexdigest() != one.sha256:
             wrong.append(f"{name} differs from its seal")
+        elif one.sums is not None and not np.array_equal(
+            one.sums, part.chunk_sums(name, content, seal.rows)
+        ):
+            wrong.append(f"its seal has other checksums of {name} than the object")
     return "; ".join(wrong) or None
 
 
 def _problem(part: Part, number: int, shard: int, seal: Seal) -> str | None:
     """The problem with a seal's content, or None."""
-    start, stop = part.layout.span(shard)
-    if seal.fingerprint != part.fingerprints[number]:
-        return "its seal has another fingerprint: it comes from another run"
-    if seal.rows != stop - start:
-        return f"its seal counts {seal.rows} rows, the layout {stop - start}"
-    if seal.samples_sha256 not in {None, part.manifest.samples_sha256(start, stop)}:
+    problem = part.problem(number, shard, seal)
+    if problem is not None:
+        return problem
+    own = part.manifest.samples_sha256(*part.layout.span(shard))
+    if seal.samples_sha256 not in {None, own}:
         return "its seal is of other samples: it comes from another shard or another store"
-    names = part.arrays
-    if set(seal.objects) != set(names):
-        return f"its seal names {', '.join(seal.objects)}, not {', '.join(names)}"
     return None

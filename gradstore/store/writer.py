@@ -201,7 +201,9 @@ def reached(step: str) -> None:
     """Called at each of `STEPS`. Does nothing; tests replace it."""
 
 
-def write_shard(part: Part, number: int, shard: int, rows: Rows) -> None:
+def write_shard(
+    part: Part, number: int, shard: int, rows: Rows, *, metric: str | None = None
+) -> None:
     """Write one whole shard, then its seal.
 
     The seal is a single small object, written last and atomically. A shard without a seal does not
@@ -213,6 +215,7 @@ def write_shard(part: Part, number: int, shard: int, rows: Rows) -> None:
         number: number of the checkpoint.
         shard: number of the shard.
         rows: exactly the rows of the shard.
+        metric: SHA-256 of the fitted metric that they went through.
 
     Raises:
         StoreError: if the rows do not fit the shard, are not finite, or cannot be written.
@@ -232,7 +235,7 @@ def write_shard(part: Part, number: int, shard: int, rows: Rows) -> None:
             raise StoreError(f"{where}: {name} is {array.dtype} {array.shape}, not {dtype} {shape}")
         if not _finite(array):
             raise StoreError(f"{where}: {name} is not finite")
-    write_arrays(part, number, shard, rows.stored(layout.dtype))
+    write_arrays(part, number, shard, rows.stored(layout.dtype), metric)
 
 
 def _finite(array: NDArray[Any]) -> bool:
@@ -241,7 +244,13 @@ def _finite(array: NDArray[Any]) -> bool:
     return bool(np.isfinite(array).all())
 
 
-def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArray[Any]]) -> None:
+def write_arrays(
+    part: Part,
+    number: int,
+    shard: int,
+    arrays: Mapping[str, NDArray[Any]],
+    metric: str | None = None,
+) -> None:
     """`write_shard` for arrays in their stored form."""
     where = f"{part.location}: checkpoint {number}, shard {shard}"
     objects, layout = part.objects, part.layout
@@ -272,12 +281,18 @@ def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArr
             fingerprint=part.fingerprints[number],
             rows=len(arrays["direction"]),
             samples_sha256=part.manifest.samples_sha256(*layout.span(shard)),
+            metric=metric,
             objects={
-                name: SealedObject(nbytes=len(content), sha256=found.hexdigest())
+                name: SealedObject(
+                    nbytes=len(content),
+                    sha256=found.hexdigest(),
+                    crc32c=_chunk_sums(part, name, content, len(arrays["direction"])),
+                )
                 for (name, content), found in zip(contents.items(), sums, strict=True)
             },
         )
-        objects.write(part.seal_key(number, shard), seal.model_dump_json(indent=1).encode())
+        sealed = seal.model_dump_json(indent=1, exclude_none=True).encode()
+        objects.write(part.seal_key(number, shard), sealed)
         reached("sealed")
         objects.flush([part.seal_key(number, shard)])
         reached("seal flushed")
@@ -286,6 +301,12 @@ def write_arrays(part: Part, number: int, shard: int, arrays: Mapping[str, NDArr
             f"{where} cannot be written: {error.strerror or error}. Sealed shards are safe. Free "
             "disk space or restore the disk, and run the same command again to resume."
         ) from error
+
+
+def _chunk_sums(part: Part, name: str, content: bytes | bytearray, samples: int) -> str | None:
+    if not part.layout.columns:
+        return None  # readers of format 1 refuse them
+    return part.chunk_sums(name, content, samples).astype("<u4").tobytes().hex()
 
 
 def unseal(part: Part, number: int, shard: int) -> None:

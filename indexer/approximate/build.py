@@ -36,7 +36,7 @@ from indexer.approximate.spec import (
     built_from,
     index_path,
 )
-from indexer.artifact import differing, exchanged, file_hash
+from indexer.artifact import differing, exchanged, file_hash, stands
 from indexer.exact.engine import ExactEngine
 from indexer.feature import Features, RowWeights
 from indexer.measures.registry import indexed
@@ -119,9 +119,10 @@ def build_index(
     path = Path(path)
     store.require_complete()
     features = Features.of(store, measure, etas=etas, matched=matched)
+    standing = stands(path)
     factory = _factory(factory, path)
     wanted = built_from(store, features, factory)
-    if path.exists():
+    if standing:
         stage, start, was = _outdated(path, wanted, store, features)
         if stage is None:
             return open_index(path, store, measure, etas=etas, matched=matched, factory=factory)

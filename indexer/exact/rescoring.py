@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from gradstore.workers import in_order
+from indexer.dots import dots
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,8 +63,7 @@ def rescored(
         for some in range(low, high, step):
             here = order[some : min(some + step, high)]
             rows, asking = vectors[place.flat[here] - start], queries[here // place.shape[1]]
-            # No BLAS product: its rounding depends on a row's position, and equal rows must tie.
-            scores.flat[here] = np.einsum("nd,nd->n", rows, asking)
+            scores.flat[here] = dots(rows, asking)
 
     starts = range(0, len(wanted), step)
     if len(starts) <= 1:

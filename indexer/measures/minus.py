@@ -76,9 +76,9 @@ class Minus:
 
     def fitted(self, store: Store) -> Self:
         """Fit to ΦᵀΦ of a store in one pass over it; return itself if already fitted."""
-        return self if self.is_fitted else self.of(grams(store))
+        return self if self.is_fitted else self.of(grams(store), store.samples)
 
-    def of(self, grams: Iterable[NDArray[np.float64]]) -> Self:
+    def of(self, grams: Iterable[NDArray[np.float64]], samples: int) -> Self:  # noqa: ARG002
         """Fit to ΦᵀΦ of each checkpoint, given in order."""
         return replace(self, _removed=tuple(leading(gram, int(self.rank)) for gram in grams))
 

@@ -45,12 +45,13 @@ class Trak:
     without its weighting by the loss's derivative. With rows of ‖ε_θ‖² (`loss: square`), it is
     D-TRAK (arXiv 2311.00500).
 
-    λ is chosen without any test score: `share` times the mean eigenvalue of ΦᵀΦ, which is its trace
-    divided by dim. It therefore scales with the number of samples and with the gradients, and the
-    matrix's condition number is at most dim / share + 1.
+    λ is chosen without any test score: `share` times the mean of the eigenvalues of ΦᵀΦ that can be
+    other than zero, its trace divided by the smaller of dim and the number of samples. With fewer
+    samples than dim, that is the mean squared length of a sample's features. It therefore scales
+    with the gradients, and the matrix's condition number is at most dim / share + 1.
 
     Attributes:
-        share: λ as a multiple of the mean eigenvalue.
+        share: λ as a multiple of that mean eigenvalue.
         lambdas: λ at each checkpoint; None before fitting.
 
     Examples:
@@ -67,7 +68,9 @@ class Trak:
 
     def __post_init__(self) -> None:
         if not (np.isfinite(self.share) and self.share > 0):
-            raise ConfigError(f"trak: λ is {self.share:g} × mean eigenvalue; it must be above 0")
+            raise ConfigError(
+                f"trak: λ is {self.share:g} × mean eigenvalue; the factor must be above 0"
+            )
 
     @property
     def name(self) -> str:
@@ -96,14 +99,14 @@ class Trak:
         """
         if self.is_fitted:
             return self
-        return self.of(grams(store))
+        return self.of(grams(store), store.samples)
 
-    def of(self, grams: Iterable[NDArray[np.float64]]) -> Self:
+    def of(self, grams: Iterable[NDArray[np.float64]], samples: int) -> Self:
         """Fit to ΦᵀΦ of each checkpoint, given in order; the arrays are overwritten."""
         lambdas, factors = [], list[Cholesky | None]()
         held = 0
         for gram in grams:
-            lambdas.append(self.share * float(np.trace(gram)) / len(gram))
+            lambdas.append(self.share * float(np.trace(gram)) / min(len(gram), samples))
             gram[np.diag_indices(len(gram))] += lambdas[-1]
             factor = Cholesky(gram) if lambdas[-1] > 0 else None
             del gram  # frees it before the next one is computed

@@ -54,18 +54,18 @@ def append(config: Path | None, **given: Any) -> None:
 
 @cli.command()
 @click.argument("store")
-@click.option("--ids", metavar="A,B,…", help="ids of the samples")
+@click.option("--ids", multiple=True, help="id of a sample; repeat the flag for more")
 @click.option(
     "--ids-file", type=click.Path(exists=True, dir_okay=False), help="text file, one id per line"
 )
-def delete(store: str, ids: str | None, ids_file: str | None) -> None:
+def delete(store: str, ids: tuple[str, ...], ids_file: str | None) -> None:
     """Delete samples: hides them from every query; vacuum frees their bytes."""
     from pathlib import Path
 
     from gradstore import delete as remove
     from gradstore import open_store
 
-    wanted = ids.split(",") if ids else []
+    wanted = list(ids)
     if ids_file:
         try:
             lines = Path(ids_file).read_text(encoding="utf-8").splitlines()

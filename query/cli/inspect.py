@@ -9,6 +9,7 @@ import click
 
 from gradstore.errors import StoreError
 from gradstore.flags.demo import DemoConfig
+from gradstore.text import printable
 from query.cli.group import cli, tell
 from query.cli.parsing import flags, parse
 
@@ -45,7 +46,7 @@ def verify(store: str, *, repair: bool) -> None:
         click.echo(f"{key}: rewritten")
     problems = [report for report in check(opened) if report.problem]
     for report in problems:
-        click.echo(str(report))
+        click.echo(printable(str(report)))
     damaged = [report for report in problems if report.sealed]
     unsealed = len(problems) - len(damaged)
     if damaged and repair:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 SETTINGS: Final = "Settings"
 ADVANCED: Final = "Advanced"
+
+# Settings that are paths.
+_PATHS: Final = {"checkpoints", "dataset", "out", "queries", "results", "store"}
+
+# Settings that may name a class to import.
+_MEASURES: Final = {"measure", "measures"}
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,6 +59,7 @@ def flags(model: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[...
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, field in reversed(model.model_fields.items()):
             kind, many = _kind(field.annotation)
+            commas = _commas(model, name)
             text = field.description or ""
             default = field.get_default(call_default_factory=True)
             flag, heading = f"--{name.replace('_', '-')}", _heading(model, name)
@@ -68,9 +76,17 @@ def flags(model: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[...
                 flag,
                 name,
                 type=str if many else kind,
-                metavar="A,B,…" if many else None,
-                help=text,
+                multiple=many,
+                metavar="A,B,…" if commas else None,
+                help=text + ("" if commas or not many else "; repeat the flag for more"),
                 **settings,
+            )(command)
+        if _MEASURES & model.model_fields.keys():
+            command = click.option(
+                "--allow-imports",
+                is_flag=True,
+                help="import a measure PACKAGE.MODULE.NAME that the YAML file names, which runs "
+                "that module; one given by flag is imported without this",
             )(command)
         return click.argument(
             "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -96,22 +112,66 @@ def parse(model: type[Model], config: Path | None, given: dict[str, Any]) -> Mod
     Raises:
         ConfigError: names the file or flag, what was found, and what is allowed.
     """
-    values: dict[str, Any] = {}
-    if config is not None:
-        try:
-            values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{config} is not YAML: {error}. Correct the file.") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{config} is not a mapping of settings to values. Correct the file.")
+    allowed = given.pop("allow_imports", False)
+    values = {} if config is None else _read(config)
+    for name in _MEASURES & values.keys():
+        for measure in values[name] if isinstance(values[name], list) else [values[name]]:
+            if not allowed and "." in str(measure).partition("@")[0].partition(":")[0]:
+                raise ConfigError(
+                    f"{config}: {name} has {measure!r}, which would import and run a module. If "
+                    "you trust the file, add --allow-imports."
+                )
+    values |= {name: _home(values[name]) for name in _PATHS & values.keys()}
+    given = {name: value for name, value in given.items() if value not in (None, ())}
     for name, value in given.items():
-        if value is not None:
-            many = _kind(model.model_fields[name].annotation)[1]
-            values[name] = value.split(",") if many else value
+        if _commas(model, name):
+            values[name] = [one for text in value for one in text.split(",")]
+        else:
+            values[name] = list(value) if isinstance(value, tuple) else value
+        if name in _PATHS:  # a shell expands `--store ~/x` but not `--store=~/x`
+            values[name] = _home(values[name])
     try:
         return model.model_validate(values)
     except ValidationError as error:
         raise ConfigError(_explain(error, config, model, given)) from error
+
+
+class _Plain(yaml.SafeLoader):
+    """Reads settings. Aliases can make a short file huge, and no setting needs one."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, "it has an alias", self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def _home(value: Any) -> Any:
+    """A path, or a list of paths, with `~` replaced by the home folder."""
+    if isinstance(value, list):
+        return [_home(one) for one in value]
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111, unknown users stay
+
+
+def _read(config: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(config.read_text(encoding="utf-8"), _Plain) or {}  # noqa: S506, it is safe
+    # A number may have too many digits, and brackets may be nested too deeply.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"{config} is not YAML: {reason}. Correct the file.") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{config} is not a mapping of settings to values. Correct the file.")
+    return {str(name): value for name, value in values.items()}
+
+
+def _commas(model: type[BaseModel], name: str) -> bool:
+    """Whether one flag may give several values, separated by commas, which none can contain."""
+    field = model.model_fields[name]
+    kind, many = _kind(field.annotation)
+    extra = field.json_schema_extra
+    return many and (kind is not str or (isinstance(extra, dict) and bool(extra.get("commas"))))
 
 
 def _explain(

@@ -6,8 +6,9 @@ because their timesteps happened to give large gradient norms (arXiv 2401.09031,
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from query.results.answer import Answer
 
 
+# Names of measures become names of files; this file may come from a stranger.
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,99}")
 _COLUMNS = ["query_id", "measure", "side", "sample_id", "score"]
 
 
@@ -169,6 +172,11 @@ def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
             for row in batch.to_pylist():
                 if row["side"] == "proponent":
                     measure = row["measure"]
+                    if not (isinstance(measure, str) and _NAME.fullmatch(measure)):
+                        raise QueryError(
+                            f"{results} has a measure {measure!r}, which is not a measure's name. "
+                            "Give the results.parquet of gradstore query."
+                        )
                     own = counts.setdefault(measure, np.zeros(store.samples, np.int64))
                     own[place[row["sample_id"]]] += 1
                     total = sums.setdefault(measure, np.zeros(store.samples))

@@ -81,7 +81,11 @@ def test_what_is_written_today_is_the_golden_store(name: str, tmp_path: Path) ->
         return {
             str(file.relative_to(root)): file.read_bytes()
             for file in root.rglob("*")
-            if file.is_file() and file.suffix != ".parquet" and file.name != "zarr.json"
+            # Parquet's bytes depend on the version of pyarrow, and digests of them with it.
+            if file.is_file()
+            and file.suffix != ".parquet"
+            and file.name != "zarr.json"
+            and file.parent.name != "commits"
         }
 
     assert objects(tmp_path / "s.gradstore") == objects(make.HERE / name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from gradstore.store.changes.append import add_parts, open_part, part_path
 from gradstore.store.format.fingerprint import fingerprint
 from gradstore.store.format.layout import Layout
 from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.root import root_digest
 from gradstore.store.format.rows import ARRAYS, Rows
 from gradstore.store.format.spec import CheckpointSpec, Identity, LayoutSpec, PartSpec, StoreSpec
 from gradstore.store.reader import Store
@@ -120,6 +123,24 @@ def other_store(path: Path | str, ids: list[str], **changes: Any) -> Store:
             rows = Rows(**{name: getattr(whole, name)[low:high] for name in ARRAYS})
             write_shard(made.parts[0], number, shard, rows)
     return made
+
+
+def edit_root(path: Path, change: Callable[[Any], object], *, recorded: bool = True) -> None:
+    """Change a root object by hand, with the right digest.
+
+    Args:
+        path: the store.
+        change: changes the attribute `gradstore`.
+        recorded: remove the commit's record, which the changed root contradicts.
+    """
+    document = json.loads((path / "zarr.json").read_text())
+    state = document["attributes"]["gradstore"]
+    change(state)
+    if "digest" in state:
+        state["digest"] = root_digest(state)
+    (path / "zarr.json").write_text(json.dumps(document))
+    if recorded:
+        (path / f"commits/{state['revision']}.json").unlink(missing_ok=True)
 
 
 def contains(folder: Path, content: bytes) -> list[str]:

@@ -1,8 +1,8 @@
 """A job's metric: fitted once per checkpoint, kept in the store, read by every later job.
 
-The root object of a store names the file of each checkpoint's fitted metric by its SHA-256. A
-process that needs a metric that the root does not name fits it, writes it, and commits its name;
-the first commit counts, so that all processes use one file.
+The root object of a store names the file of each checkpoint's fitted metric. A process that needs a
+metric that the root does not name fits it, writes it, and commits its name; the first commit
+counts, so that all processes use one file.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
 from gradstore.collect.recorded import Recorded
 from gradstore.errors import ConfigError, EngineError, GradientError, StoreError
 from gradstore.progress import progress
-from gradstore.store.changes.commit import commit, failed
+from gradstore.store.changes.commit import commit, failed, require_generation
 from gradstore.store.format.spec import EventSpec, MetricSpec
-from gradstore.store.metrics import metric_key, read_metric
+from gradstore.store.metrics import metric_key, metric_name, read_metric
 from gradstore.store.opening import looks_like_store, open_store
 from gradstore.store.reader import Store
 
@@ -71,6 +71,7 @@ class JobMetric:
     source: Store | None = None
     fits: dict[int, str] = field(default_factory=dict)
     _contents: dict[int, bytes] = field(default_factory=dict)
+    _written: dict[int, str] = field(default_factory=dict)
 
     @property
     def events(self) -> int:
@@ -85,15 +86,20 @@ class JobMetric:
 
     def named(self, number: int) -> str | None:
         """SHA-256 of the fit at a checkpoint that all stores name; None if one names none."""
-        names = self._names(number)
-        return names.pop() if len(names) == 1 else None
+        known = self._known(number)
+        return known.pop() if len(known) == 1 else None
 
-    def _names(self, number: int) -> set[str | None]:
+    def name(self, number: int) -> str | None:
+        """Name of the file of the fit that was used at a checkpoint."""
+        return self._written.get(number)
+
+    def _known(self, number: int) -> set[str | None]:
         specs = [open_store(objects).spec for objects in self._present()]
-        return {
-            next((one.metric for one in spec.checkpoints if one.number == number), None)
+        named = [
+            next((one.metric_sha256 for one in spec.checkpoints if one.number == number), None)
             for spec in specs
-        }
+        ]
+        return set(named)
 
     def _present(self) -> list[Objects]:
         return [objects for objects in self.stores if looks_like_store(objects)]
@@ -122,8 +128,8 @@ class JobMetric:
             content = self._fitted(number, loaded, objective, events).content()
         if self.source is None:
             for objects in self._present():
-                _put(objects, number, sha256(content).hexdigest(), content)
-        names = self._names(number) - {None}
+                self._written[number] = _put(objects, number, content)
+        names = self._known(number) - {None}
         if len(names) > 1:
             raise StoreError(
                 f"{' and '.join(one.location for one in self.stores)} hold different fits of the "
@@ -273,14 +279,20 @@ def _chosen(samples: Samples, count: int | None) -> Samples:
     return samples.only([name for name in samples.ids if name in wanted])
 
 
-def _put(objects: Objects, number: int, digest: str, content: bytes) -> None:
-    """Write a fitted metric, and name it in the root if that names none for the checkpoint."""
+def _put(objects: Objects, number: int, content: bytes) -> str:
+    """Write a fitted metric, and name it in the root if that names none for the checkpoint.
+
+    Returns:
+        The name of the checkpoint's metric.
+    """
     store = open_store(objects)
-    if any(one.number == number and one.metric is not None for one in store.spec.checkpoints):
-        return
+    for one in store.spec.checkpoints:
+        if one.number == number and one.metric is not None:
+            return one.metric
+    name = metric_name(content, store.spec.generation)
     try:
-        objects.write(metric_key(digest), content)
-        objects.flush([metric_key(digest)])
+        objects.write(metric_key(name), content)
+        objects.flush([metric_key(name)])
     except OSError as error:
         raise failed(store, error) from error
 
@@ -288,18 +300,15 @@ def _put(objects: Objects, number: int, digest: str, content: bytes) -> None:
         spec = now.spec
         if not any(one.number == number and one.metric is None for one in spec.checkpoints):
             return spec  # another process was first, or the checkpoint is added later
-        if metric_key(digest) in spec.retired:
-            raise StoreError(
-                f"{objects.location}/{metric_key(digest)} is just being removed by vacuum. Run the "
-                "same command again."
-            )
+        require_generation(now, store)
         named = [
-            one.model_copy(update={"metric": digest}) if one.number == number else one
+            one.model_copy(update={"metric": name}) if one.number == number else one
             for one in spec.checkpoints
         ]
         return spec.model_copy(update={"checkpoints": named})
 
-    commit(store, change)
+    after = commit(store, "fit", change).spec.checkpoints
+    return next((one.metric for one in after if one.number == number and one.metric), name)
 
 
 def with_metric(

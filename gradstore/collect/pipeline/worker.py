@@ -81,7 +81,8 @@ class Worker:
         made = self._rows(task, start, stop, wanted)
         for place, rows in zip(wanted, made, strict=True):
             number = self._numbers[task.checkpoint]
-            write_shard(self._parts[place][0], number, task.shard, rows)
+            part = self._parts[place][0]
+            write_shard(part, number, task.shard, rows, metric=self._loaded.whitened)
 
     def _prepare(self, place: int) -> None:
         self._prepared = None

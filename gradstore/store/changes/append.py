@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from gradstore.errors import StoreError
-from gradstore.store.changes.commit import attributes, commit, failed, require_whole
+from gradstore.store.changes.commit import (
+    attributes,
+    commit,
+    failed,
+    require_generation,
+    require_whole,
+)
 from gradstore.store.format.root import ROOT
 from gradstore.store.format.spec import PartSpec
 from gradstore.store.objects.protocol import digest
@@ -20,19 +26,28 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from gradstore.store.format.manifest import Manifest
-    from gradstore.store.format.spec import StoreSpec
+    from gradstore.store.format.spec import ChangeName, StoreSpec
     from gradstore.store.reader import Store
 
 
 def part_path(store: Store, manifest: Manifest) -> str:
     """Path of a part of these samples, the same in every process and at every attempt.
 
-    The path is never that of a part with deleted samples, nor that of a part to be removed.
+    The path is never that of a part with deleted samples, nor that of a part that was ever retired:
+    every retirement begins a new generation. Format 1 keeps its list of retired names instead.
     """
-    taken = set(store.spec.retired)
-    taken |= {part.path for part in store.spec.parts if len(store.deletions.rows(part.path))}
     samples = (list(manifest.ids), list(manifest.digests))
-    attempts = chain([samples], ((*samples, number) for number in count(1)))
+    for part in store.parts:
+        if (
+            part.spec.path
+            and len(part) == len(manifest)
+            and not len(store.deletions.rows(part.spec.path))
+            and (list(part.manifest.ids), list(part.manifest.digests)) == samples
+        ):
+            return part.spec.path
+    taken = set(store.spec.retired) | {part.path for part in store.spec.parts}
+    own = (*samples, store.spec.generation) if store.spec.generation else samples
+    attempts = chain([own], ((*own, number) for number in count(1)))
     paths = (f"parts/{digest(repr(one).encode())}" for one in attempts)
     return next(path for path in paths if path not in taken)
 
@@ -66,7 +81,8 @@ def open_part(store: Store, spec: PartSpec, manifest: Manifest) -> Part:
             store.objects.create(spec.path, contents)
         except FileExistsError:
             made = begun_part(store, spec.path) or made
-        part = Part(store.objects, made, store.parts[0].fingerprints)
+        own = store.parts[0]
+        part = Part(store.objects, made, own.fingerprints, fits=own.fits)
         describe(part, store.numbers)  # the store may have other checkpoints by now
         for number in store.numbers:
             unseal_unfit(part, number)
@@ -75,8 +91,13 @@ def open_part(store: Store, spec: PartSpec, manifest: Manifest) -> Part:
     return part
 
 
-def add_parts(store: Store, parts: Sequence[Part]) -> Store:
+def add_parts(store: Store, parts: Sequence[Part], name: ChangeName = "append") -> Store:
     """Commit finished parts to their store, all or none.
+
+    Args:
+        store: the store, as it was when the parts were begun.
+        parts: the parts.
+        name: name of the change.
 
     Raises:
         UnsealedError: if a part is not finished.
@@ -93,6 +114,7 @@ def add_parts(store: Store, parts: Sequence[Part]) -> Store:
                 f"the checkpoints of {store.location} were changed by another process. Run the "
                 "same command again: collected rows are kept."
             )
+        require_generation(now, store)
         for part in new:
             require_new(now, part.manifest)
             for number in now.numbers:
@@ -101,7 +123,7 @@ def add_parts(store: Store, parts: Sequence[Part]) -> Store:
             update={"parts": [*now.spec.parts, *(part.spec for part in new)]}
         )
 
-    return commit(store, change)
+    return commit(store, name, change)
 
 
 def require_new(store: Store, manifest: Manifest) -> None:

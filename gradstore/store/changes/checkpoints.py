@@ -29,8 +29,8 @@ _WEIGHTS: Final = "gradstore_weights"
 def next_number(store: Store, weights: str) -> int:
     """Number of a new checkpoint with these weights, the same at every attempt.
 
-    The store does not use the number, its objects are not to be removed, and no interrupted or
-    concurrent process began it with other weights.
+    The store never used the number, nor retired it, and no interrupted or concurrent process began
+    it with other weights.
 
     Raises:
         StoreError: if the store cannot be read.
@@ -40,7 +40,7 @@ def next_number(store: Store, weights: str) -> int:
     try:
         return next(
             number
-            for number in count(1 + max([*store.numbers, *retired]))
+            for number in count(max(store.spec.next_number, 1 + max([*store.numbers, *retired])))
             if _begun_with(store.parts[0], number) in {None, weights}
         )
     except OSError as error:
@@ -101,7 +101,7 @@ def drop_checkpoint(store: StoreLike, checkpoint: int) -> Store:
             }
         )
 
-    return commit(store, change)
+    return commit(store, "drop-checkpoint", change)
 
 
 def _weighed(checkpoints: list[CheckpointSpec]) -> list[CheckpointSpec]:
@@ -170,6 +170,10 @@ def commit_checkpoint(
                 f"{store.location} was changed by another process. Run the same command again: "
                 "collected rows are kept."
             )
+        if checkpoint.number < now.spec.next_number:
+            raise StoreError(
+                f"{store.location} was vacuumed while this ran. Run the same command again."
+            )
         for part in parts:
             require_whole(now, part, checkpoint.number)
         return now.spec.model_copy(
@@ -180,4 +184,4 @@ def commit_checkpoint(
             }
         )
 
-    return commit(store, change)
+    return commit(store, "add-checkpoint", change)

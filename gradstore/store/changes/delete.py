@@ -68,4 +68,4 @@ def delete(store: StoreLike, ids: Sequence[str]) -> Store:
         # The replaced table stays for readers that opened the store before.
         return now.spec.model_copy(update={"deleted": key})
 
-    return commit(store, change) if wanted else store
+    return commit(store, "delete", change) if wanted else store

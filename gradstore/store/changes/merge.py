@@ -10,7 +10,7 @@ from gradstore.errors import FingerprintError
 from gradstore.store.changes.append import add_parts, require_new
 from gradstore.store.changes.vacuum import copy
 from gradstore.store.format.fingerprint import require_same
-from gradstore.store.opening import as_store
+from gradstore.store.opening import as_store, open_store
 
 if TYPE_CHECKING:
     from gradstore.store.opening import StoreLike
@@ -38,7 +38,7 @@ def merge(store: StoreLike, other: StoreLike) -> Store:
         9
     """
     other = as_store(other)
-    store = as_store(store)
+    store = open_store(as_store(store).objects)
     require_same(
         store.spec.identity,
         other.spec.identity,
@@ -52,6 +52,12 @@ def merge(store: StoreLike, other: StoreLike) -> Store:
             f"{other.location} has checkpoint weights {other.etas}, {store.location} has "
             f"{store.etas}. Collect both with the same --etas."
         )
+    fits = [[one.metric_sha256 for one in each.spec.checkpoints] for each in (store, other)]
+    if fits[0] != fits[1]:
+        raise FingerprintError(
+            f"{other.location} and {store.location} hold different fits of their metric. Collect "
+            f"the other store's samples into {store.location}: gradstore append"
+        )
     other.require_complete()
     require_new(store, other.manifest)
     made = []
@@ -59,4 +65,4 @@ def merge(store: StoreLike, other: StoreLike) -> Store:
         kept = np.setdiff1d(np.arange(len(part)), other.deletions.rows(part.spec.path))
         if len(kept):
             made.append(copy(store, part, kept))
-    return add_parts(store, made)
+    return add_parts(store, made, "merge")

@@ -37,7 +37,7 @@ _PART = re.compile("parts/[0-9a-f]{32}(?=/)")
 
 _CHECKPOINT = re.compile("(parts/[0-9a-f]{32}/)?(checkpoints|seals)/(?P<number>[0-9]{1,7})(?=/)")
 
-_METRIC = re.compile(r"metrics/[0-9a-f]{64}\.safetensors$")
+_METRIC = re.compile(r"metrics/[0-9a-f]{64}\.[0-9]{1,16}\.safetensors$")
 
 _TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.(building-)?[0-9a-f]{32}(?=/|$)")
 
@@ -80,6 +80,7 @@ def vacuum(store: StoreLike, *, upgrade: bool = False) -> Store:
 
         def change(now: Store) -> StoreSpec:
             same = (now.spec.deleted, now.spec.identity) == (old.deleted, old.identity)
+            same = same and now.spec.generation == old.generation
             if not same or (old_format and now.spec.parts != old.parts):
                 raise StoreError(
                     f"{before.location} was changed by another process. Run vacuum again."
@@ -98,7 +99,7 @@ def vacuum(store: StoreLike, *, upgrade: bool = False) -> Store:
                 }
             )
 
-        return _clean(commit(before, change))
+        return _clean(commit(before, "vacuum", change))
     return before
 
 
@@ -123,7 +124,7 @@ def _clean(store: Store) -> Store:
                 return now.spec
             return now.spec.model_copy(update={"retired": [*now.spec.retired, *more]})
 
-        store = commit(store, retire)
+        store = commit(store, "vacuum", retire)
         gone = store.spec.retired
         for prefix in gone:
             if prefix.startswith(("deleted/", "metrics/")):
@@ -135,10 +136,11 @@ def _clean(store: Store) -> Store:
             remove(temporary)
     except OSError as error:
         raise failed(store, error) from error
-    if not gone:
+    if not gone or store.spec.format_version == 1:  # which has no generations, see `part_path`
         return store
     return commit(
         store,
+        "vacuum",
         lambda now: now.spec.model_copy(
             update={"retired": [prefix for prefix in now.spec.retired if prefix not in gone]}
         ),
@@ -200,7 +202,9 @@ def copy(
     total = len(rows) * len(store.numbers)
     with progress(total, f"writing {spec.path}", "samples") as bar:
         for number in store.numbers:
+            metrics = set()
             for shard in np.unique(rows // old.shard_samples).tolist():
+                metrics.add(source.seal(number, shard).metric)
                 problem = check(source, number, shard)
                 if problem:
                     raise StoreError(
@@ -208,9 +212,15 @@ def copy(
                         f"Nothing was changed. Run: gradstore verify {source.objects.location} "
                         "--repair"
                     )
+            if len(metrics) > 1:
+                raise StoreError(
+                    f"{source.location}: the rows of checkpoint {number} went through different "
+                    "fits of the metric. Nothing was changed. Collect them again."
+                )
+            (metric,) = metrics
             for shard in range(layout.shards):
                 start, stop = layout.span(shard)
                 arrays = source.take(number, rows[start:stop])
-                write_arrays(part, number, shard, arrays)
+                write_arrays(part, number, shard, arrays, metric)
                 bar.update(stop - start)
     return part

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gradstore.errors import StoreError
+from gradstore.store.format.parquet import read_bounded, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -70,19 +71,20 @@ class Deletions:
             StoreError: if it is not such a table, or names rows that no part has.
         """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         samples = {part.path: part.layout.samples for part in parts}
         try:
-            file = pq.ParquetFile(BytesIO(content))
-            if file.metadata.num_rows > sum(samples.values()):
-                raise ValueError("it has more rows than there are samples")
-            table = file.read(columns=["part", "row"])
-            names = table["part"].to_numpy(zero_copy_only=False).astype(str)
+            table = read_bounded(content, sum(samples.values()), ["part", "row"])
+            names = values_of(table["part"])
+            order = {path: place for place, path in enumerate(dict.fromkeys(names))}
+            unknown = order.keys() - samples.keys()
+            if unknown:
+                raise ValueError(f"there is no part {str(min(map(str, unknown)))[:40]!r}")
+            places = np.array([order[name] for name in names], np.int64)
             rows = table["row"].to_numpy().astype(np.int64)
             found = {}
-            for path in np.unique(names).tolist():
-                own = np.unique(rows[names == path])
+            for path, place in order.items():
+                own = np.unique(rows[places == place])
                 if own[0] < 0 or own[-1] >= samples[path]:
                     raise ValueError(f"part {path!r} has no row {own[-1]}")
                 found[path] = own

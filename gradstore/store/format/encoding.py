@@ -43,11 +43,21 @@ def decode_column(content: bytes, shape: tuple[int, ...], dtype: str) -> NDArray
         StoreError: if the bytes are too few or too many, or their checksum differs.
     """
     little = np.dtype(dtype).newbyteorder("<")
-    _require_size(len(content), prod(shape) * little.itemsize + _CRC_BYTES)
+    _require_size(len(content), column_nbytes(shape, dtype))
     if _crc(content[:-_CRC_BYTES]) != content[-_CRC_BYTES:]:
         raise StoreError("its checksum differs")
     values = np.frombuffer(content, little, prod(shape)).reshape(shape)
     return values.astype(dtype, copy=False)
+
+
+def column_nbytes(shape: tuple[int, ...], dtype: str) -> int:
+    """Size in bytes of a chunk of a shape, with its checksum."""
+    return prod(shape) * np.dtype(dtype).itemsize + _CRC_BYTES
+
+
+def column_sum(content: bytes | bytearray) -> NDArray[np.uint32]:
+    """The checksum that a chunk ends with, `[1]`."""
+    return np.frombuffer(content[-_CRC_BYTES:], "<u4")
 
 
 class ShardCodec:
@@ -70,22 +80,23 @@ class ShardCodec:
         self.sample_bytes = layout.slots * layout.dim * self._dtype.itemsize
         self.stride = layout.chunk_samples * self.sample_bytes + _CRC_BYTES
 
-    def _chunks(self, samples: int) -> int:
+    def chunks(self, samples: int) -> int:
+        """Number of chunks of a shard with `samples` samples."""
         return -(-samples // self._layout.chunk_samples)
 
     def nbytes(self, samples: int) -> int:
         """Size in bytes of the object of a shard with `samples` samples."""
         index = self._layout.shard_samples // self._layout.chunk_samples * 16 + _CRC_BYTES
-        return self._chunks(samples) * self.stride + index
+        return self.chunks(samples) * self.stride + index
 
     def most_bytes(self, samples: int) -> int:
         """Maximum bytes of the chunks that hold `samples` consecutive samples."""
-        return (self._chunks(samples) + 1) * self.stride
+        return (self.chunks(samples) + 1) * self.stride
 
     def encode(self, direction: NDArray[Any]) -> bytearray:
         """Encode `direction` as the object of a shard."""
         layout = self._layout
-        chunks = self._chunks(len(direction))
+        chunks = self.chunks(len(direction))
         content = bytearray(self.nbytes(len(direction)))
         end = chunks * self.stride
         body = np.frombuffer(content, np.uint8, end).reshape(chunks, self.stride)
@@ -106,9 +117,20 @@ class ShardCodec:
         content[-_CRC_BYTES:] = _crc(bytes(content[end:-_CRC_BYTES]))
         return content
 
+    def sums(self, content: bytes | bytearray, samples: int) -> NDArray[np.uint32]:
+        """Checksums of the chunks in the object of a shard with `samples` samples."""
+        chunks = self.chunks(samples)
+        body = np.frombuffer(content, np.uint8, chunks * self.stride)
+        return self.stored_sums(body.reshape(chunks, self.stride))
+
+    def stored_sums(self, chunks: NDArray[np.uint8]) -> NDArray[np.uint32]:
+        """The checksums that whole chunks, uint8 `[chunks, stride]`, end with."""
+        found: NDArray[np.uint32] = chunks[:, -_CRC_BYTES:].copy().view("<u4")[:, 0]
+        return found
+
     def span(self, start: int, stop: int) -> tuple[int, int]:
         """First byte and number of bytes of the chunks of a shard's samples `start` to `stop`."""
-        first, last = start // self._layout.chunk_samples, self._chunks(stop)
+        first, last = start // self._layout.chunk_samples, self.chunks(stop)
         return first * self.stride, (last - first) * self.stride
 
     def checked(self, content: NDArray[np.uint8]) -> NDArray[np.uint8]:

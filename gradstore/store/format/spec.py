@@ -30,11 +30,15 @@ Identity = dict[str, JsonValue]
 # Prefixes that a store may remove; a hostile file cannot name anything outside the store.
 _OWN_PREFIX: Final = (
     r"^(parts/[0-9a-f]{32}|samples|(parts/[0-9a-f]{32}/)?(checkpoints|seals)(/[0-9]{1,7})?"
-    r"|deleted/[0-9a-f]{32}\.parquet|metrics/[0-9a-f]{64}\.safetensors)$"
+    r"|deleted/[0-9a-f]{32}\.parquet|metrics/[0-9a-f]{64}\.[0-9]{1,16}\.safetensors)$"
 )
+
+_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 # Marks a field that few users need; `--help` shows it last.
 ADVANCED: Final[dict[str, JsonValue]] = {"advanced": True}
+# Marks a list whose values contain no commas, so that one flag can give several.
+COMMAS: Final[dict[str, JsonValue]] = {"commas": True}
 
 
 if TYPE_CHECKING:
@@ -198,8 +202,9 @@ class CheckpointSpec(Spec):
             the difference of two such sums. None if weights were given by hand.
         number: names its arrays in the store and seeds its projection. It stays the same when
             another checkpoint is dropped.
-        metric: SHA-256 of the fitted metric, the file `metrics/SHA256.safetensors`; None if there
-            is no metric, or not yet, or in a query store, whose training store has the file.
+        metric: name of the file of the fitted metric, its SHA-256 and a generation (see
+            `gradstore.store.metrics`); None if there is no metric, or not yet, or in a query store,
+            whose training store has the file.
     """
 
     path: str
@@ -207,7 +212,12 @@ class CheckpointSpec(Spec):
     epoch: int | None = None
     learning_rate_sum: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     number: Annotated[int, Field(ge=0, lt=1 << 20)]
-    metric: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    metric: Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.[0-9]{1,16}$")] | None = None
+
+    @property
+    def metric_sha256(self) -> str | None:
+        """SHA-256 of the fitted metric."""
+        return None if self.metric is None else self.metric.split(".")[0]
 
 
 ColumnName = Literal["norm", "raw_norm", "loss", "timestep", "scale"]
@@ -255,8 +265,14 @@ class PartSpec(Spec):
 
     path: Annotated[str, Field(pattern="^(parts/[0-9a-f]{32})?$")] = ""
     layout: LayoutSpec
-    manifest_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    manifest_sha256: _Sha256 | None = None
     made_by: dict[str, Any] = Field(default_factory=dict)
+
+
+ChangeName = Literal[
+    "create", "append", "merge", "delete", "vacuum", "add-checkpoint", "drop-checkpoint", "fit"
+]
+"""Names of changes, as the root object records them; `fit` names a fitted metric."""
 
 
 class StoreSpec(Spec):
@@ -276,6 +292,12 @@ class StoreSpec(Spec):
         retired: prefixes and tables that no longer belong to the store and are to be removed.
         revision: number of changes of the store. It makes each root object unique, so that a
             conditional replacement detects every change.
+        generation: number of changes that retired a part or a metric. New parts and metrics have
+            it in their names, so that no retired name is used again.
+        next_number: no number from this one on was ever a checkpoint's; 0 in a new store.
+        change: the last change. See `gradstore.store.commits`.
+        previous: digest of the root object before it; None in the first one.
+        digest: digest of this root object, from `root_digest`; computed when it is written.
     """
 
     format_version: Literal[1, 2] = FORMAT_VERSION
@@ -286,6 +308,11 @@ class StoreSpec(Spec):
     deleted: Annotated[str, Field(pattern=r"^deleted/[0-9a-f]{32}\.parquet$")] | None = None
     retired: list[Annotated[str, Field(pattern=_OWN_PREFIX)]] = Field(default_factory=list)
     revision: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    generation: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
+    next_number: Annotated[int, Field(ge=0, le=1 << 20)] = 0
+    change: ChangeName = "create"
+    previous: _Sha256 | None = None
+    digest: _Sha256 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> StoreSpec:

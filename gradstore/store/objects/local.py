@@ -34,6 +34,9 @@ class LocalObjects:
     loss, a seal could exist without the data that it covers. So content is flushed before the
     rename, and `flush` flushes the folders that hold the names.
 
+    A store may come from a stranger, so no symbolic link below the root is followed: it might lead
+    a reader, or a removal, outside. The root itself may be one.
+
     Args:
         root: the folder.
     """
@@ -44,14 +47,34 @@ class LocalObjects:
         self.root = root
         self.location = str(root)
         self._unflushed: set[Path] = set()
+        self._real: set[str] = {""}
 
     def _path(self, key: str) -> str:
-        """The path of an object as a string: creating a `Path` takes ten times as long."""
+        """The path of an object as a string: creating a `Path` takes ten times as long.
+
+        Raises:
+            OSError: if a folder above it is a symbolic link.
+        """
+        self._folder(key.rpartition("/")[0])
         return f"{self.location}/{key}"
+
+    def _folder(self, prefix: str) -> str:
+        """The path of a folder. Each is looked at once, since blocks are read from few folders.
+
+        Raises:
+            OSError: if it, or a folder above it, is a symbolic link.
+        """
+        path = f"{self.location}/{prefix}"
+        if prefix not in self._real:
+            self._folder(prefix.rpartition("/")[0])
+            with suppress(FileNotFoundError):
+                _require_no_link(path)
+                self._real.add(prefix)
+        return path
 
     def read(self, key: str) -> bytes:
         """See `Objects`."""
-        with _open(self.root / key) as file:
+        with _open(self._path(key)) as file:
             return file.readall()
 
     def read_ranges(
@@ -60,7 +83,7 @@ class LocalObjects:
         """See `Objects`."""
         # Not a memory map: if a file is truncated or its disk disappears, a map kills the process
         # with a signal, and a read raises an error.
-        with _open(self.root / key) as file:
+        with _open(self._path(key)) as file:
             size = os.fstat(file.fileno()).st_size
             if any(start + length > size for start, length in ranges):
                 raise OSError(errno.EIO, f"it has only {size} bytes")
@@ -85,6 +108,7 @@ class LocalObjects:
     def write(self, key: str, content: bytes | bytearray) -> None:
         """See `Objects`."""
         file = self.root / key
+        self._path(key)
         self._make(file.parent)
         writing = file.with_name(f".{file.name}.{uuid4().hex}")
         try:
@@ -111,6 +135,7 @@ class LocalObjects:
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
         """See `Objects`. Built under a temporary name and renamed, so never visible in part."""
         folder = self.root / prefix
+        self._path(prefix)
         building = folder.with_name(f".{folder.name}.building-{uuid4().hex}")
         try:
             for key, content in contents.items():
@@ -156,17 +181,21 @@ class LocalObjects:
 
     def remove(self, key: str) -> None:
         """See `Objects`."""
-        (self.root / key).unlink(missing_ok=True)
+        Path(self._path(key)).unlink(missing_ok=True)
 
     def remove_all(self, prefix: str) -> None:
         """See `Objects`."""
-        if (self.root / prefix).is_dir():
-            shutil.rmtree(self.root / prefix)
+        self._real = {""}  # removed folders may come back as links
+        folder = Path(self._path(prefix))
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.is_dir():
+            shutil.rmtree(folder)
 
     def names(self, prefix: str) -> set[str]:
         """See `Objects`."""
         try:
-            with os.scandir(self.root / prefix) as entries:
+            with os.scandir(self._folder(prefix)) as entries:
                 return {
                     entry.name
                     for entry in entries
@@ -179,16 +208,16 @@ class LocalObjects:
 
     def size(self, key: str) -> int:
         """See `Objects`."""
-        return os.stat(self._path(key)).st_size  # noqa: PTH116, called for every block
+        return _require_no_link(self._path(key)).st_size
 
     def version(self, key: str) -> Hashable:
         """See `Objects`."""
-        now = os.stat(self._path(key))  # noqa: PTH116
+        now = _require_no_link(self._path(key))
         return now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See `Objects`."""
-        for folder, _, files in os.walk(self.root / prefix):
+        for folder, _, files in os.walk(self._folder(prefix)):
             for name in files:
                 if locks.is_lock(name):
                     continue
@@ -205,18 +234,46 @@ def _write(file: Path, content: bytes | bytearray) -> None:
 
 
 # Windows has no pipes in folders, cannot open folders, and opens files as text by default.
-_READING: Final = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_READING: Final = (
+    os.O_RDONLY
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_BINARY", 0)
+    | getattr(os, "O_NOFOLLOW", 0)
+)
 
 _FOLDER: Final[int | None] = getattr(os, "O_DIRECTORY", None)
 
 
 def _open(file: str | Path) -> FileIO:
     """Open a regular file for reading. Anything else, such as a pipe, might block the reader."""
-    opened = os.open(file, _READING)
+    if not hasattr(os, "O_NOFOLLOW") and os.path.islink(file):  # noqa: PTH114, it may be a string
+        raise _linked(file)
+    try:
+        opened = os.open(file, _READING)
+    except OSError as error:
+        if os.path.islink(file):  # noqa: PTH114
+            raise _linked(file) from error
+        raise
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise OSError(errno.EINVAL, "it is not a regular file", str(file))
     return FileIO(opened)
+
+
+def _require_no_link(path: str) -> os.stat_result:
+    found = os.lstat(path)
+    if stat.S_ISLNK(found.st_mode):
+        raise _linked(path)
+    return found
+
+
+def _linked(path: str | Path) -> OSError:
+    return OSError(
+        errno.ELOOP,
+        "it is a symbolic link, and none below a store is followed (copy the store without links, "
+        "for example with cp -rL)",
+        str(path),
+    )
 
 
 def _fill(file: FileIO, view: memoryview, start: int) -> None:

@@ -23,11 +23,13 @@ from hypothesis import strategies as st
 
 from gradstore import delete, open_store, vacuum
 from gradstore.errors import GradstoreError, NotAStoreError, StoreError
+from gradstore.store.format.root import root_digest
+from gradstore.store.objects.protocol import digest
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
 from indexer import build_index, open_index
 from query.info import examine
-from tests.support.written_stores import filled, grown
+from tests.support.written_stores import edit_root, filled, grown
 
 MOST_BYTES = 300 * 2**20
 MOST_SECONDS = 20.0
@@ -139,6 +141,9 @@ def mutate_json(data: Any, file: Path) -> None:
             holder[place[-1]] = copy.deepcopy(value)
         elif isinstance(holder, dict):
             del holder[place[-1]]
+    with contextlib.suppress(LookupError, TypeError, ValueError):
+        state = document["attributes"]["gradstore"]  # otherwise nothing behind the digest is tried
+        state["digest"] = root_digest(state)
     file.write_text(json.dumps(document), encoding="utf-8", errors="surrogatepass")
 
 
@@ -196,10 +201,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def change_root(folder: Path, change: Any) -> None:
-    file = folder / "s.gradstore" / "zarr.json"
-    document = json.loads(file.read_text())
-    change(document["attributes"]["gradstore"])
-    file.write_text(json.dumps(document))
+    edit_root(folder / "s.gradstore", change)
 
 
 def test_the_template_is_whole() -> None:
@@ -265,12 +267,41 @@ def manifest_of(**columns: Any) -> bytes:
         manifest_of(id=[{"a": str(n)} for n in range(10)], digest=["0"] * 10),
         manifest_of(id=[str(n).encode() + b"\xff" for n in range(10)], digest=["0"] * 10),
         manifest_of(id=["x" * 10**6 + str(n) for n in range(10)], digest=["0"] * 10),
+        manifest_of(
+            id=[str(n) for n in range(10)], digest=["0"] * 10, tags=[[0] * 10**7, *[[]] * 9]
+        ),
+        manifest_of(
+            id=[str(n) for n in range(10)], digest=["0"] * 10, tags=[[[None] * 10**7], *[[]] * 9]
+        ),
     ],
-    ids=["rows", "texts", "numbers", "nulls", "lists", "structs", "bytes", "long"],
-)
+    ids=[
+        "rows", "texts", "numbers", "nulls", "lists", "structs", "bytes", "long", "nested", "deep",
+    ],
+)  # fmt: skip
 def test_hostile_manifests(folder: Path, content: bytes) -> None:
     (folder / "s.gradstore/samples/manifest.parquet").write_bytes(content)
     require_bounded(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        manifest_of(part=["x" * 10**7] * 12, row=list(range(12))),
+        manifest_of(part=[""] * 3, row=[[0] * 10**7, [1], [2]]),
+        manifest_of(part=[""] * 10**6, row=[0] * 10**6),
+        manifest_of(part=[None] * 3, row=[0, 1, 2]),
+    ],
+    ids=["texts", "lists", "rows", "nulls"],
+)
+def test_hostile_deletions(folder: Path, content: bytes) -> None:
+    key = f"deleted/{digest(content)}.parquet"
+
+    def change(root: Any) -> None:
+        root["deleted"] = key
+
+    (folder / "s.gradstore" / key).write_bytes(content)
+    change_root(folder, change)
+    assert require_bounded(folder)
 
 
 def test_vacuum_removes_nothing_outside(folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from time import sleep
@@ -36,7 +37,8 @@ def test_what_is_written_is_read(store: Store) -> None:
     opened.require_complete()
     listed = sha256((store.path / "samples/manifest.parquet").read_bytes()).hexdigest()
     part = spec().parts[0].model_copy(update={"manifest_sha256": listed})
-    assert opened.spec == spec(parts=[part])
+    expected_spec = spec(parts=[part])
+    assert opened.spec == expected_spec.model_copy(update={"digest": opened.spec.digest})
     assert opened.manifest.ids == manifest().ids
     for name in ARRAYS:
         expected = np.concatenate([getattr(rows(shard, 1), name) for shard in range(3)])
@@ -324,7 +326,10 @@ def test_unsealed_samples_are_skipped_and_said(
         ("retired", [""], "attribute retired.0 is wrong"),
         ("retired", ["samples/.."], "attribute retired.0 is wrong"),
         ("deleted", "deleted/../zarr.json", "attribute deleted is wrong"),
-        ("identity", {"checkpoints": 1}, "does not list the checkpoints"),
+        ("identity", {"checkpoints": 1}, "fingerprint is not that of identity"),
+        ("fingerprint", "0" * 64, "fingerprint is not that of identity"),
+        ("digest", "0" * 64, "digest is not that of the other attributes"),
+        ("revision", 7, "digest is not that of the other attributes"),
         ("checkpoints", [], "attribute checkpoints is wrong"),
         ("surprise", 1, "attribute surprise is wrong"),
     ],
@@ -367,3 +372,76 @@ def test_int8_of_very_small_directions() -> None:
     stored = Rows(given, one, one, one.astype(np.int32)).stored("int8")
     np.testing.assert_array_equal(stored["direction"][:, 0], [[0, 0], [127, -127], [0, 0]])
     np.testing.assert_allclose(stored["scale"][:, 0], [0, 1 / 127, 0])
+
+
+def _reads(path: Path) -> list[Callable[[], object]]:
+    """Every way to read shard 0 of checkpoint 0, each with its own view of the store."""
+
+    def of(read: Callable[[Store], object]) -> Callable[[], object]:
+        return lambda: read(open_store(path))
+
+    return [
+        of(lambda one: one.rows(0, 0, 4)),
+        of(lambda one: one.take(0, [3, 0, 8])),
+        of(lambda one: one.column("norm", 0)),
+        of(lambda one: list(one.iter_rows(0))),
+        of(lambda one: one.parts[0].read(0, 1, 3)),
+    ]
+
+
+def test_a_seal_is_held_to_what_it_says(store: Store) -> None:
+    """An object of another checkpoint is well-formed, and only its seal tells it apart."""
+    for name in ("direction/c.0.0.0", "columns/c.0.0.0"):
+        one, other = (store.path / f"checkpoints/{number}/{name}" for number in (0, 1))
+        kept = one.read_bytes()
+        one.write_bytes(other.read_bytes())
+        wrong = 0
+        for read in _reads(store.path):
+            try:
+                read()
+            except StoreError as error:
+                wrong += "not the object that its seal describes" in str(error)
+        assert wrong >= 4, name
+        one.write_bytes(kept)
+    for read in _reads(store.path):
+        read()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"objects": {}},
+        {"rows": 3},
+        {"fingerprint": "0" * 64},
+        {"objects": {"direction": {"nbytes": 0, "sha256": "0" * 64}}},
+    ],
+    ids=["emptied", "rows", "fingerprint", "object"],
+)
+def test_an_untrue_seal_is_not_believed(store: Store, change: dict[str, Any]) -> None:
+    seal = store.path / "seals/0/0.json"
+    seal.write_text(json.dumps(json.loads(seal.read_text()) | change))
+    for read in _reads(store.path):
+        with pytest.raises(StoreError):
+            read()
+
+
+def test_verify_compares_the_checksums_of_a_seal(store: Store) -> None:
+    seal = store.path / "seals/0/0.json"
+    content = json.loads(seal.read_text())
+    sums = content["objects"]["direction"]["crc32c"]
+    content["objects"]["direction"]["crc32c"] = ("1" if sums[0] != "1" else "2") + sums[1:]
+    seal.write_text(json.dumps(content))
+    with pytest.raises(StoreError, match="not the object that its seal describes"):
+        open_store(store.path).rows(0)
+    found = {(r.checkpoint, r.shard): r.problem for r in verify(open_store(store.path))}
+    assert found.pop((0, 0)) == "its seal has other checksums of direction than the object"
+    assert set(found.values()) == {None}
+
+
+def test_a_reader_goes_on_when_a_shard_is_sealed_again(store: Store) -> None:
+    reader = open_store(store.path)
+    before = reader.rows(0)
+    write_shard(store.parts[0], 0, 0, rows(0, seed=9))
+    after = reader.rows(0)
+    np.testing.assert_array_equal(after.norm[:4], rows(0, seed=9).norm)
+    np.testing.assert_array_equal(after.norm[4:], before.norm[4:])

@@ -80,14 +80,16 @@ class StoreStates(RuleBasedStateMachine):
         if place > writer.STEPS.index("begun"):
             self.damaged.discard((checkpoint, shard))
 
-    @precondition(lambda self: self.sealed)
+    @precondition(lambda self: self.sealed.keys() - self.damaged)
     @rule(
         data=st.data(),
         name=st.sampled_from(["direction", "columns"]),
         how=st.sampled_from(["flip", "cut", "gone"]),
     )
     def damage(self, data: Any, name: str, how: str) -> None:
-        checkpoint, shard = data.draw(st.sampled_from(sorted(self.sealed)))
+        # The same bit flipped twice would be no damage.
+        whole = sorted(self.sealed.keys() - self.damaged)
+        checkpoint, shard = data.draw(st.sampled_from(whole))
         file = self.store.path / f"checkpoints/{checkpoint}/{name}/c.{shard}.0.0"
         content = bytearray(file.read_bytes()) if file.exists() else bytearray()
         if how == "gone" or not content:

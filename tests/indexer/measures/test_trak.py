@@ -33,7 +33,8 @@ def kernel(train: Store, queries: Store, share: float) -> NDArray[np.float64]:
     for k, eta in enumerate(ETAS):
         own = phi(train, k)
         gram = own.T @ own
-        ridge = share * np.mean(np.linalg.eigvalsh(gram))
+        values = np.linalg.eigvalsh(gram)  # ascending; no more than `samples` are not zero
+        ridge = share * np.mean(values[-min(len(gram), train.samples) :])
         total += eta * phi(queries, k) @ np.linalg.inv(gram + ridge * np.eye(len(gram))) @ own.T
     return total
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,16 @@ from tests.support.commands import Run
 from tests.support.worlds import World, images, save_checkpoint
 
 
+def flags(name: str, values: Iterable[object]) -> list[object]:
+    return [word for value in values for word in (name, value)]
+
+
 @pytest.fixture
 def store(run: Run, world: World, image_folder: Path, tmp_path: Path) -> Path:
     path = tmp_path / "s.gradstore"
     run(
         "collect", "--dataset", image_folder, "--store", path, "--proj-dim", 32,
-        "--checkpoints", ",".join(map(str, world.checkpoints)), "--events", "planned",
+        *flags("--checkpoints", world.checkpoints), "--events", "planned",
         "--timesteps", 2, "--loss", "l1", "--shard-samples", 2,
     )  # fmt: skip
     run("index", "--store", path)
@@ -86,7 +91,7 @@ def test_merging(run: Run, store: Path, tmp_path: Path, world: World) -> None:
     other = tmp_path / "o.gradstore"
     run(
         "collect", "--dataset", more, "--store", other, "--proj-dim", 32,
-        "--checkpoints", ",".join(map(str, world.checkpoints)), "--events", "planned",
+        *flags("--checkpoints", world.checkpoints), "--events", "planned",
         "--timesteps", 2, "--loss", "l1",
     )  # fmt: skip
     assert "6 samples, now 8" in run("merge", store, other)

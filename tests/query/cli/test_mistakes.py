@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 from gradstore.store.format.fingerprint import fingerprint
 from tests.support.drawn_stores import random_store
+from tests.support.written_stores import edit_root
 
 HEAVY = ("torch", "diffusers", "datasets", "trak", "faiss", "sklearn", "matplotlib")
 # Each command has its own process, forked with only the command line imported.
@@ -45,12 +47,12 @@ def place(tmp_path: Path) -> Path:
     random_store(folder / "train.gradstore", 20, metadata={"label": [n % 3 for n in range(20)]})
     random_store(folder / "asked.gradstore", 3, seed=1)
     random_store(folder / "other.gradstore", 3, seed=1)
-    root = folder / "other.gradstore" / "zarr.json"
-    content = json.loads(root.read_text())
-    spec = content["attributes"]["gradstore"]
-    spec["identity"]["model"]["num_parameters"] += 1
-    spec["fingerprint"] = fingerprint(spec["identity"])
-    root.write_text(json.dumps(content))
+
+    def other_model(spec: Any) -> None:
+        spec["identity"]["model"]["num_parameters"] += 1
+        spec["fingerprint"] = fingerprint(spec["identity"])
+
+    edit_root(folder / "other.gradstore", other_model)
     (folder / "images").mkdir()
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / "images" / "0.png")
     (folder / "epoch-1" / "unet").mkdir(parents=True)

@@ -3,12 +3,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy.stats import spearmanr
 
+from gradstore.errors import QueryError
 from indexer import ExactEngine, Features, measure_of
 from query import search
-from query.studies.hubness import hubness, spearman
+from query.studies.hubness import hubness, hubness_of_results, spearman
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
@@ -59,3 +62,18 @@ def test_tracin_has_hubs_and_they_are_long(tmp_path: Path) -> None:
     assert table["norm"][0].as_py() == pytest.approx(expected)
     tracin.plot(tmp_path / "hubs.png")
     assert (tmp_path / "hubs.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("measure", ["../../x", "/etc/x", "a/b", ".hidden", "", "\x1b[2J", None])
+def test_a_measure_s_name_never_leads_outside(tmp_path: Path, measure: str | None) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    row = {
+        "query_id": "q",
+        "measure": measure,
+        "side": "proponent",
+        "sample_id": "s0",
+        "score": 1.0,
+    }
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "results.parquet")
+    with pytest.raises(QueryError, match="is not a measure's name"):
+        hubness_of_results(train, tmp_path / "results.parquet")

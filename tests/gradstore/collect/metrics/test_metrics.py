@@ -33,6 +33,7 @@ from gradstore.errors import (
 from gradstore.store.format.spec import EventSpec, GradientSpec, MetricSpec
 from tests.support import naive_metrics as naive
 from tests.support.worlds import NAMES, World, images, unet
+from tests.support.written_stores import edit_root
 
 SCHEDULER = DDIMScheduler(beta_schedule="squaredcos_cap_v2")
 OBJECTIVE = DiffusionLoss(SCHEDULER, "l1")
@@ -309,12 +310,31 @@ def test_a_fit_of_another_model_is_not_used(trained: Path, world: World, tmp_pat
     )  # fmt: skip
     (file,) = (store.path / "metrics").iterdir()
     content = Whitening(torch.ones(3)).content()
-    digest = sha256(content).hexdigest()
-    file.with_name(f"{digest}.safetensors").write_bytes(content)
-    root = store.path / "zarr.json"
-    root.write_text(root.read_text().replace(file.stem, digest))
-    with pytest.raises(gs.StoreError):
+    name = f"{sha256(content).hexdigest()}.0"
+    file.with_name(f"{name}.safetensors").write_bytes(content)
+
+    def other_fit(root: Any) -> None:
+        root["checkpoints"][0]["metric"] = name
+
+    edit_root(store.path, other_fit)
+    with pytest.raises(gs.StoreError, match="is not one of this model"):
         gs.collect_queries(store, world.queries, tmp_path / "asked.gradstore")
+
+
+def test_rows_of_another_fit_are_not_compared(trained: Path, world: World, tmp_path: Path) -> None:
+    """A store that was collected again may name another fit than its queries went through."""
+    store = gs.collect(
+        world.train, [trained], tmp_path / "a.gradstore", events="planned", metric="fisher",
+        projector="sjlt",
+    )  # fmt: skip
+    asked = gs.collect_queries(store, world.queries, tmp_path / "asked.gradstore")
+    fit = store.spec.checkpoints[0].metric_sha256
+    assert {one.seal(0, 0).metric for one in (*store.parts, *asked.parts)} == {fit}
+    edit_root(store.path, lambda root: root["checkpoints"][0].update(metric="0" * 64 + ".0"))
+    with pytest.raises(FingerprintError, match="another fit of the metric"):
+        gs.search(store.path, asked, 2, measure="retrac")
+    with pytest.raises(gs.StoreError, match="another fit of the metric"):
+        gs.open_store(store.path).rows(0)
 
 
 def test_a_query_store_is_not_fitted_to_queries(
