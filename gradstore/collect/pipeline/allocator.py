@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from contextlib import contextmanager
 from threading import Lock
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,7 +45,7 @@ def kept_memory() -> Iterator[None]:
 
 def _hold(change: int) -> None:
     global _holders
-    libc = ctypes.CDLL(None) if hasattr(ctypes, "RTLD_GLOBAL") else None
+    libc: Any = ctypes.CDLL(None) if hasattr(ctypes, "RTLD_GLOBAL") else None
     with _lock:
         before, _holders = _holders, _holders + change
         if not (hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim")):
