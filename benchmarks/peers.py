@@ -202,7 +202,7 @@ class Exact:
         The mean eigenvalue of a projected ΦᵀΦ that is not zero is Σ‖g‖² / min(dim, samples).
         """
         total = float(np.trace(self.grams, axis1=1, axis2=2).mean())
-        return total / min(proj_dim, self.grams.shape[1])
+        return total / min(proj_dim, len(self.grams[0]))
 
 
 def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:

@@ -130,7 +130,8 @@ def check_commits(store: Store) -> None:
                     "is not that of the commit that the next one followed. Restore it from a copy "
                     "of the store, or move it away."
                 )
-            expected, revision = before and before.previous, revision - 1
+            expected = None if before is None else before.previous
+            revision -= 1
     except OSError as error:
         raise StoreError(
             f"{store.location}: the records of its commits cannot be read: "

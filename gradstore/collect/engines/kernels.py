@@ -82,7 +82,8 @@ def _columns(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> Tensor | N
     if one.numel() == len(one) and set(layer.stride) == {1} and set(layer.padding) == {0}:
         seen = inputs
     elif isinstance(layer, nn.Conv2d) and positions * _FEW <= channels:
-        seen = F.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        padding: Any = layer.padding
+        seen = F.unfold(inputs, layer.kernel_size, layer.dilation, padding, layer.stride)
     else:
         return None
     seen = seen.reshape(rows, -1, one.numel(), seen[0, 0].numel())

@@ -69,7 +69,7 @@ class LoadedCheckpoint:
         self.num_parameters = num_parameters(model)
         self.device = device
         self.make_engine = engine
-        self.whitened: object = None
+        self.whitened: str | None = None
         self._objective = objective
         self._engine: GradientEngine = engine(self.model, objective)
         self._checked = False
@@ -105,7 +105,7 @@ class LoadedCheckpoint:
             raise EngineError(f"checkpoint {self.folder}: {error}") from error
         self._checked = True  # stays valid while it is in memory
 
-    def whiten(self, whitening: Whitening, name: object) -> None:
+    def whiten(self, whitening: Whitening, name: str) -> None:
         """Map all further gradients by a metric; `whitened` becomes `name`."""
         self._whitening, self.whitened = whitening.to(self.device), name
         self._factored, self._plain = set(), {}
@@ -234,6 +234,7 @@ def _segmented(piece: Tensor) -> Tensor:
     whole = piece.shape[1] // _SEGMENT * _SEGMENT
     norms: Tensor = devices.exact(torch.linalg.vector_norm(piece[:, whole:], dim=1))
     if whole:
-        segments = torch.linalg.vector_norm(piece[:, :whole].unflatten(1, (-1, _SEGMENT)), dim=2)
-        norms = torch.linalg.vector_norm(devices.exact(segments), dim=1).hypot(norms)
+        segments = torch.unflatten(piece[:, :whole], 1, (-1, _SEGMENT))
+        found = devices.exact(torch.linalg.vector_norm(segments, dim=2))
+        norms = torch.linalg.vector_norm(found, dim=1).hypot(norms)
     return norms

@@ -11,6 +11,7 @@ import torch
 from gradstore.collect import ProjectorSpec
 from gradstore.collect.projectors import from_spec
 from gradstore.errors import QueryError
+from gradstore.store.format.fingerprint import fingerprint
 from gradstore.store.format.layout import Layout
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.rows import Rows
@@ -41,9 +42,14 @@ def stored(path: Path, directions: NDArray[np.float64], **identity: Any) -> Stor
     layout = Layout(
         samples=count, slots=slots, dim=dim, dtype="float32", chunk_samples=2, shard_samples=128
     )
+    whole = IDENTITY | identity
     store = create(
         path,
-        spec(parts=[PartSpec(layout=LayoutSpec.of(layout))], identity=IDENTITY | identity),
+        spec(
+            parts=[PartSpec(layout=LayoutSpec.of(layout))],
+            identity=whole,
+            fingerprint=fingerprint(whole),
+        ),
         Manifest([f"s{n}" for n in range(count)], ["0"] * count),
     )
     for checkpoint, own in enumerate(directions):

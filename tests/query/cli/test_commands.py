@@ -276,7 +276,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
         (["train", "CONFIG"], {"epoch": 3}, "that does not exist; did you mean 'epochs'?"),
         (["train", "CONFIG"], {"epochs": "three"}, "config.yaml: epochs is 'three'"),
         (["train", "--dataset", "digits", "--out", "o", "--learning-rate", "inf"], None, "inf"),
-        (["train", "CONFIG"], {1: 3}, "config.yaml: 1 is"),
+        (["train", "CONFIG"], {1: 3}, "config.yaml has a setting '1' that does not exist"),
         (["train", "CONFIG"], ["epochs"], "is not a mapping"),
         (["train", "CONFIG"], "{", "is not YAML"),
         (["info", "nowhere"], None, "nowhere is not a gradient store"),
