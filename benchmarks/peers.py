@@ -199,7 +199,7 @@ class Exact:
     def ridge(self, proj_dim: int) -> float:
         """λ by gradstore's rule, averaged over checkpoints for peers that take a single λ.
 
-        The mean eigenvalue of a projected ΦᵀΦ that is not zero is Σ‖g‖² / min(dim, samples).
+        A projected ΦᵀΦ has at most min(dim, samples) eigenvalues other than zero, of sum Σ‖g‖².
         """
         total = float(np.trace(self.grams, axis1=1, axis2=2).mean())
         return total / min(proj_dim, len(self.grams[0]))

@@ -26,13 +26,12 @@ def require_comparable(store: Store, queries: Store) -> None:
     fits = {one.number: one.metric_sha256 for one in store.spec.checkpoints}
     for number in queries.numbers:
         for part in queries.parts if fits.get(number) else ():
-            for shard in part.sealed(number):
-                if part.seal(number, shard).metric != fits[number]:
-                    raise FingerprintError(
-                        f"{queries.location} went through another fit of the metric at checkpoint "
-                        f"{number} than {store.location} has: it was collected again since. "
-                        f"Collect the queries again: gradstore query --store {store.location}"
-                    )
+            if part.metrics(number) - {fits[number]}:
+                raise FingerprintError(
+                    f"the rows of {queries.location} went through another fit of the metric at "
+                    f"checkpoint {number} than those of {store.location}, which was collected "
+                    f"again. Collect the queries again: gradstore query --store {store.location}"
+                )
 
 
 def require_averaged(measure: QuerySide, *, matched: bool) -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from gradstore.store.opening import as_store, open_store
-from gradstore.text import printable
+from gradstore.text import one_line
 
 if TYPE_CHECKING:
     from gradstore.store.opening import StoreLike
@@ -55,7 +55,7 @@ def describe(location: str) -> str:
         f"made by {_short(_maker(one['made_by']))}"
         for one in found["parts"]
     ]
-    return "\n".join(printable(line).replace("\n", "\\n") for line in lines)
+    return "\n".join(map(one_line, lines))
 
 
 def examine(store: StoreLike) -> dict[str, Any]:

@@ -195,8 +195,6 @@ def add_checkpoint(
             part.fits |= fits
             unseal_unfit(part, number)
         parts += run(job, InProcess())
-    for part in parts:
-        part.fits |= fits
     identity = with_checkpoint(store.spec.identity, found.identity)
     return commit_checkpoint(store, parts, spec, identity)
 

@@ -8,13 +8,14 @@ unnoticed. Records hold digests only, and no ids.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from gradstore.errors import StoreError
-from gradstore.store.format.root import json_digest, root_digest, root_state
-from gradstore.store.format.spec import ChangeName, Spec
+from gradstore.store.format.fingerprint import fingerprint
+from gradstore.store.format.root import root_digest, root_state
+from gradstore.store.format.spec import ChangeName, Sha256, Spec
 from gradstore.store.objects.protocol import ChangedError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ _SECTIONS: Final = {
     "deleted": "its deleted samples",
 }
 _MOST_BYTES: Final = 65_536
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class CommitRecord(Spec):
@@ -46,9 +46,9 @@ class CommitRecord(Spec):
 
     revision: int
     change: ChangeName
-    previous: _Sha256 | None
-    digest: _Sha256
-    sections: dict[str, _Sha256]
+    previous: Sha256 | None
+    digest: Sha256
+    sections: dict[str, Sha256]
 
     @classmethod
     def of(cls, spec: StoreSpec) -> CommitRecord:
@@ -59,7 +59,7 @@ class CommitRecord(Spec):
             change=spec.change,
             previous=spec.previous,
             digest=spec.digest or root_digest(state),
-            sections={name: json_digest(state[name]) for name in _SECTIONS},
+            sections={name: fingerprint(state[name]) for name in _SECTIONS},
         )
 
 

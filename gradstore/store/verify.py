@@ -18,8 +18,9 @@ from gradstore.store.writer import array_objects, unseal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from gradstore.store.part import Part, Seal
+    from gradstore.store.part import Part
     from gradstore.store.reader import Store
+    from gradstore.store.seals import Seal
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,8 @@ from gradstore.store.format.rows import given_dtype
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.objects.location import objects_at
 from gradstore.store.opening import looks_like_store, open_store
-from gradstore.store.part import COLUMNS, MANIFEST, Part, Seal, SealedObject
+from gradstore.store.part import MANIFEST
+from gradstore.store.seals import COLUMNS, Seal, SealedObject
 
 if TYPE_CHECKING:
     import os
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from gradstore.store.format.rows import Rows
     from gradstore.store.format.spec import PartSpec, StoreSpec
     from gradstore.store.objects.protocol import Objects
+    from gradstore.store.part import Part
     from gradstore.store.reader import Store
 
 

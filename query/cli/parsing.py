@@ -151,10 +151,10 @@ class _Plain(yaml.SafeLoader):
 
 
 def _home(value: Any) -> Any:
-    """A path, or a list of paths, with `~` replaced by the home folder."""
+    """A path, or a list of paths, with `~` replaced by the home folder, if that is known."""
     if isinstance(value, list):
         return [_home(one) for one in value]
-    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111, unknown users stay
+    return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
 
 
 def _read(config: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gradstore.text import printable
+from gradstore.text import one_line
 from query.results.answer import labels, timesteps
 
 if TYPE_CHECKING:
@@ -120,10 +120,7 @@ def shown(table: pa.Table, rows: int = 10) -> str:
     """Format the first rows of a table as text, with the number of further rows."""
     first = [table.column_names, *(list(row.values()) for row in table.slice(0, rows).to_pylist())]
     texts = [
-        [
-            f"{value:.4g}" if isinstance(value, float) else printable(str(value)).replace("\n", " ")
-            for value in row
-        ]
+        [f"{value:.4g}" if isinstance(value, float) else one_line(str(value)) for value in row]
         for row in first
     ]
     widths = [max(map(len, column)) for column in zip(*texts, strict=True)]

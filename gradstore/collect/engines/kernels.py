@@ -40,12 +40,12 @@ def _linear(layer: nn.Linear, inputs: Tensor, grads: Tensor, rows: int) -> dict[
 
 
 def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
-    seen = _columns(layer, inputs, grads, rows)
+    seen = _seen(layer, inputs, grads, rows)
     if seen is not None:
-        columns = grads.reshape(rows, -1, *grads.shape[1:]).transpose(1, 2).flatten(2)
-        out = {"weight": torch.bmm(columns, seen).flatten(1)}
+        grads = grads.reshape(rows, -1, *grads.shape[1:]).transpose(1, 2).flatten(2)
+        out = {"weight": torch.bmm(grads, seen).flatten(1)}
         if layer.bias is not None:
-            out["bias"] = columns.sum(2)
+            out["bias"] = grads.sum(2)
         return out
     grads = _fold(grads, rows)
     weight: Tensor = layer.weight
@@ -69,7 +69,7 @@ def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[s
     return out
 
 
-def _columns(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> Tensor | None:
+def _seen(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> Tensor | None:
     """What each output position of a convolution sees, `[rows, positions, weight[0].numel()]`.
 
     None where the grouped kernel is faster than a product with this matrix. The kernel reorders

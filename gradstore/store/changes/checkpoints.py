@@ -175,6 +175,8 @@ def commit_checkpoint(
                 f"{store.location} was vacuumed while this ran. Run the same command again."
             )
         for part in parts:
+            if checkpoint.metric_sha256 is not None:
+                part.fits[checkpoint.number] = checkpoint.metric_sha256
             require_whole(now, part, checkpoint.number)
         return now.spec.model_copy(
             update={

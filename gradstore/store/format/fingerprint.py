@@ -35,9 +35,13 @@ _MEND = {
 }
 
 
-def fingerprint(identity: Identity) -> str:
-    """SHA-256 (64 hex digits) of the identity as canonical JSON."""
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), allow_nan=False)
+def fingerprint(value: object) -> str:
+    """SHA-256 (64 hex digits) of an identity, or any part of a root object, as canonical JSON.
+
+    Raises:
+        ValueError: if it contains NaN or an infinite number.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return sha256(text.encode()).hexdigest()
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
+
+from gradstore.store.format.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,12 +46,7 @@ def root_digest(state: Mapping[str, Any]) -> str:
     Args:
         state: the attribute `gradstore`.
     """
-    return json_digest(_without(state, "digest"))
-
-
-def json_digest(value: object) -> str:
-    """SHA-256 (64 hex digits) of a value as JSON with sorted keys and without spaces."""
-    return sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return fingerprint(_without(state, "digest"))
 
 
 def _without(values: Mapping[str, Any], *names: str) -> dict[str, Any]:

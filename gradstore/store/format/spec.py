@@ -33,7 +33,7 @@ _OWN_PREFIX: Final = (
     r"|deleted/[0-9a-f]{32}\.parquet|metrics/[0-9a-f]{64}\.[0-9]{1,16}\.safetensors)$"
 )
 
-_Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 # Marks a field that few users need; `--help` shows it last.
 ADVANCED: Final[dict[str, JsonValue]] = {"advanced": True}
@@ -265,7 +265,7 @@ class PartSpec(Spec):
 
     path: Annotated[str, Field(pattern="^(parts/[0-9a-f]{32})?$")] = ""
     layout: LayoutSpec
-    manifest_sha256: _Sha256 | None = None
+    manifest_sha256: Sha256 | None = None
     made_by: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -301,7 +301,7 @@ class StoreSpec(Spec):
     """
 
     format_version: Literal[1, 2] = FORMAT_VERSION
-    fingerprint: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    fingerprint: Sha256
     identity: Identity
     checkpoints: Annotated[list[CheckpointSpec], Field(min_length=1, max_length=10_000)]
     parts: Annotated[list[PartSpec], Field(min_length=1, max_length=100_000)]
@@ -311,8 +311,8 @@ class StoreSpec(Spec):
     generation: Annotated[int, Field(ge=0, lt=1 << 53)] = 0
     next_number: Annotated[int, Field(ge=0, le=1 << 20)] = 0
     change: ChangeName = "create"
-    previous: _Sha256 | None = None
-    digest: _Sha256 | None = None
+    previous: Sha256 | None = None
+    digest: Sha256 | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> StoreSpec:
