@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from copy import deepcopy
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -31,6 +32,7 @@ from gradstore.errors import (
     GradientError,
 )
 from gradstore.store.format.spec import EventSpec, GradientSpec, MetricSpec
+from gradstore.store.writer import write_shard
 from tests.support import naive_metrics as naive
 from tests.support.worlds import NAMES, World, images, unet
 from tests.support.written_stores import edit_root
@@ -366,6 +368,35 @@ def test_a_checkpoint_that_is_added_gets_its_own_fit(
     assert [one.stem for one in (left.path / "metrics").iterdir()] == [
         left.spec.checkpoints[0].metric
     ]
+
+
+def test_a_checkpoint_that_is_added_goes_through_one_fit(
+    trained: Path, later: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An interrupted call may have sealed shards of another fit; here its seal is changed to one."""
+    store = gs.collect(
+        world.train, [trained], tmp_path / "a.gradstore", events="planned", metric="fisher",
+        projector="sjlt", shard_samples=2,
+    )  # fmt: skip
+    written = count()
+
+    def write(*given: Any, **named: Any) -> None:
+        if next(written) == 1:
+            raise KeyboardInterrupt
+        write_shard(*given, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gradstore.collect.pipeline.worker.write_shard", write)
+        with pytest.raises(KeyboardInterrupt):
+            gs.add_checkpoint(store, later, datasets=[world.train])
+    (seal,) = (store.path / "seals/1").iterdir()
+    text = seal.read_text()
+    own = gs.open_store(store.path).parts[0].seal(1, int(seal.stem)).metric
+    assert own is not None
+    seal.write_text(text.replace(own, "0" * 64))
+    added = gs.add_checkpoint(store, later, datasets=[world.train])
+    assert {report.problem for report in gs.verify(added)} == {None}
+    assert added.parts[0].metrics(1) == {added.spec.checkpoints[1].metric_sha256}
 
 
 def test_true_gradients_are_in_the_metric(trained: Path, world: World, tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ def cut_off_append(store: Store) -> None:
 
 
 @pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return filled(tmp_path_factory.mktemp("plain") / "s.gradstore").path
+
+
+@pytest.fixture(scope="module")
 def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a deletion, a dropped checkpoint, and an append that was cut off."""
     store = filled(tmp_path_factory.mktemp("begun") / "s.gradstore")
@@ -142,6 +147,18 @@ def act(change: Change, objects: Stopping, done: list[bool]) -> None:
 def test_a_change_that_stood_still_takes_nothing_from_the_others(
     begun: Path, name: str, meanwhile: list[str], tmp_path: Path
 ) -> None:
+    require_nothing_lost(begun, name, meanwhile, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["append", "add"])
+def test_what_a_vacuum_took_from_a_writer_that_stood_still_is_not_committed(
+    plain: Path, name: str, tmp_path: Path
+) -> None:
+    """Where vacuum changes nothing else, by which the writer could know of it."""
+    require_nothing_lost(plain, name, ["vacuum"], tmp_path)
+
+
+def require_nothing_lost(begun: Path, name: str, meanwhile: list[str], tmp_path: Path) -> None:
     for after in range(100):
         path = Path(shutil.copytree(begun, tmp_path / f"{after}.gradstore"))
         start = open_store(path)
