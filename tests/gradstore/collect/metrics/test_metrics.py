@@ -373,7 +373,7 @@ def test_a_checkpoint_that_is_added_gets_its_own_fit(
 def test_a_checkpoint_that_is_added_goes_through_one_fit(
     trained: Path, later: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An interrupted call may have sealed shards of another fit; here its seal is changed to one."""
+    """An interrupted call may have sealed shards of another fit; here a seal is changed so."""
     store = gs.collect(
         world.train, [trained], tmp_path / "a.gradstore", events="planned", metric="fisher",
         projector="sjlt", shard_samples=2,
