@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from benchmarks.harness.intervals import Interval, rank_correlation, text
 from benchmarks.harness.plots import bars, canvas, keep
 from benchmarks.harness.results import Target, cell, machine, notes, save, target_table
-from benchmarks.scoring import distinctness, scores, top
 from benchmarks.worlds.setting import SETTINGS, Folders, Setting, World, command, prepare
+from query.evaluation.figures import distinctness, top
+from query.evaluation.methods import scores
+from query.statistics import Interval, rank_correlation, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

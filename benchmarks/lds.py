@@ -12,29 +12,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import torch
 
-from benchmarks.harness.intervals import Interval, interval, rank_correlation, text
 from benchmarks.harness.plots import bars, canvas, keep
 from benchmarks.harness.results import Target, cell, machine, notes, save, target_table
-from benchmarks.scoring import scores, top
 from benchmarks.worlds.models import build
 from benchmarks.worlds.setting import Folders, command, digest, train_and_heldout
 from benchmarks.worlds.training import fit
-from gradstore.collect import (
-    DiffusionLoss,
-    EventSpec,
-    PlannedEvents,
-    ProjectorSpec,
-    Samples,
-    collect,
-    generate,
-    load,
-)
-from gradstore.collect.devices import choose
-from gradstore.collect.events.noise import noise
-from gradstore.progress import track
+from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect, generate, losses
 from query import collect_queries
+from query.evaluation.figures import (
+    datamodeling_score,
+    group_influence,
+    label_share,
+    noise_ceiling,
+    top,
+)
+from query.evaluation.methods import chance, cosine, kernel, scores
+from query.evaluation.removal import removal
+from query.evaluation.retraining import Retraining, halves
+from query.statistics import interval, text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -44,23 +40,25 @@ if TYPE_CHECKING:
 
     from gradstore.store.reader import Store
 
-MEASURES: Final = (
+METRICS: Final = ("none", "adam", "fisher", "kfac", "ekfac")
+REPLAYED: Final = (
     *("tracin", "power:0.5", "clip:0.5", "calibrated", "calibrated|retrac", "retrac"),
     *("trak", "trak:0.1"),
 )
-METRICS: Final = ("adam", "fisher", "kfac", "ekfac")
+PLANNED: Final = ("tracin", "retrac", "trak", "trak:0.1")
 # Rows in a metric are planned, of several noises as queries are.
 IN_METRICS: Final = ("tracin", "retrac", "minus:4", "trak:0.1", "trak", "trak:3")
-REMOVED_BY: Final = ("tracin", "retrac", "trak, planned", "raw pixels")
-_RESAMPLES: Final = 1000
+REMOVED_BY: Final = ("tracin", "retrac", "retrac, kfac", "pixels, cosine")
+PIXELS: Final = ("pixels, cosine", "pixels, kernel")
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Sizes of a run.
+class Data:
+    """A training set, its model and its queries.
 
     Attributes:
         dataset: `digits`, or `cifar2`: CIFAR-10's automobiles and horses.
+        size: side of the images.
         model: of `benchmarks.worlds.models`.
         samples: size of the whole training set.
         heldout: number of queries that no model was trained on.
@@ -69,18 +67,12 @@ class Preset:
         checkpoint_every: epochs between checkpoints of the whole set's model.
         batch_size: samples per step.
         learning_rate: Adam's.
-        proj_dim: dimension of the rows, by sjlt.
-        timesteps: timesteps of queries and of training samples' planned events.
-        draws: noises averaged at each timestep of a query.
-        judged: timesteps and noises of a query's true loss.
-        subsets: number of random halves.
-        seeds: training runs of each half.
-        removed: number of proponents removed.
+        draws: noises averaged at each timestep of a query, and of training rows in a metric.
         removals: number of generated queries whose proponents are removed.
-        random_removals: number of random sets of the same size that are removed.
     """
 
     dataset: str
+    size: int
     model: str
     samples: int
     heldout: int
@@ -89,76 +81,123 @@ class Preset:
     checkpoint_every: int
     batch_size: int
     learning_rate: float
+    draws: int
+    removals: int
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Sizes of a run.
+
+    Attributes:
+        data: the training sets; the targets are judged on each.
+        proj_dim: dimension of the rows, by sjlt.
+        timesteps: timesteps of queries and of training samples' planned events.
+        judged: timesteps and noises of a query's true loss.
+        subsets: number of random halves.
+        seeds: training runs of each half, and of the whole set, whose rows are attributed.
+        removed: number of proponents removed.
+        random_removals: number of random sets of the same size that are removed.
+    """
+
+    data: tuple[Data, ...]
     proj_dim: int
     timesteps: int
-    draws: int
     judged: tuple[int, int]
     subsets: int
     seeds: int
     removed: int
-    removals: int
     random_removals: int
 
 
 PRESETS = {
     "cpu": Preset(
-        dataset="digits",
-        model="digits",
-        samples=400,
-        heldout=48,
-        generated=16,
-        epochs=80,
-        checkpoint_every=16,
-        batch_size=32,
-        learning_rate=1e-3,
+        data=(
+            Data(
+                dataset="digits",
+                size=8,
+                model="digits",
+                samples=400,
+                heldout=48,
+                generated=16,
+                epochs=80,
+                checkpoint_every=16,
+                batch_size=32,
+                learning_rate=1e-3,
+                draws=4,
+                removals=4,
+            ),
+            Data(
+                dataset="cifar2",
+                size=16,
+                model="pictures",
+                samples=300,
+                heldout=48,
+                generated=16,
+                epochs=80,
+                checkpoint_every=40,
+                batch_size=32,
+                learning_rate=1e-3,
+                draws=2,
+                removals=0,
+            ),
+        ),
         proj_dim=4096,
         timesteps=10,
-        draws=4,
         judged=(25, 4),
         subsets=32,
         seeds=2,
         removed=40,
-        removals=4,
         random_removals=4,
     ),
     "paper": Preset(
-        dataset="cifar2",
-        model="paper",
-        samples=5000,
-        heldout=1000,
-        generated=1000,
-        epochs=200,
-        checkpoint_every=40,
-        batch_size=128,
-        learning_rate=1e-4,
+        data=(
+            Data(
+                dataset="cifar2",
+                size=32,
+                model="paper",
+                samples=5000,
+                heldout=1000,
+                generated=1000,
+                epochs=200,
+                checkpoint_every=40,
+                batch_size=128,
+                learning_rate=1e-4,
+                draws=10,
+                removals=60,
+            ),
+        ),
         proj_dim=32768,
         timesteps=10,
-        draws=10,
         judged=(100, 4),
         subsets=64,
         seeds=3,
         removed=250,
-        removals=60,
         random_removals=4,
     ),
     "tiny": Preset(
-        dataset="digits",
-        model="digits",
-        samples=24,
-        heldout=3,
-        generated=2,
-        epochs=2,
-        checkpoint_every=1,
-        batch_size=16,
-        learning_rate=1e-3,
+        data=(
+            Data(
+                dataset="digits",
+                size=8,
+                model="digits",
+                samples=24,
+                heldout=4,
+                generated=2,
+                epochs=2,
+                checkpoint_every=1,
+                batch_size=16,
+                learning_rate=1e-3,
+                draws=2,
+                removals=1,
+            ),
+        ),
         proj_dim=128,
         timesteps=2,
-        draws=2,
         judged=(2, 2),
         subsets=4,
         seeds=2,
         removed=4,
-        removals=1,
         random_removals=1,
     ),
 }
@@ -166,339 +205,222 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """Data and model shared by all analyses of a preset.
+    """A training set with its models and queries.
 
     Attributes:
-        preset: its sizes.
+        preset: sizes of the run.
+        data: sizes of the set.
         folder: folder of models and stores.
         train: the training samples.
         asked: the queries: held-out ones, then generated ones.
         labels: labels of the held-out queries.
-        checkpoints: checkpoints of the whole set's model.
     """
 
     preset: Preset
+    data: Data
     folder: Path
     train: Samples
     asked: Samples
     labels: Sequence[Any]
-    checkpoints: Sequence[Path]
 
-    def fit(self, name: str, ids: Sequence[str], seed: int, every: int = 0) -> list[Path]:
+    def fit(self, name: str, ids: Sequence[str], seed: int) -> list[Path]:
         """Train on some samples, or reuse the run of this name."""
-        preset = self.preset
+        whole = len(ids) == len(self.train)
+        every = self.data.checkpoint_every if whole else self.data.epochs
         return fit(
-            partial(build, preset.model),
+            partial(build, self.data.model),
             self.train.only(ids),
-            self.folder / name,
-            epochs=preset.epochs,
-            checkpoint_every=every or preset.epochs,
-            batch_size=preset.batch_size,
-            learning_rate=preset.learning_rate,
+            self.folder / (f"whole-{seed}" if whole else name),
+            epochs=self.data.epochs,
+            checkpoint_every=every,
+            batch_size=self.data.batch_size,
+            learning_rate=self.data.learning_rate,
             seed=seed,
         )
 
-    def losses(self, checkpoint: Path) -> NDArray[np.float64]:
-        """True loss of every query under a model, `[queries]`; cached beside it."""
-        file = checkpoint / "query-losses.npy"
-        if not file.exists():
-            np.save(file, _losses(checkpoint, self.asked, self.preset.judged))
-        found: NDArray[np.float64] = np.load(file)
-        return found
+    def whole(self, seed: int) -> list[Path]:
+        """Checkpoints of the whole set's model."""
+        return self.fit("", self.train.ids, seed)
+
+    def retraining(self) -> Retraining:
+        """True losses of the queries under models of subsets."""
+        timesteps, draws = self.preset.judged
+        grid = EventSpec(events="planned", timesteps=timesteps, draws=draws, event_seed=1)
+
+        def judge(name: str, ids: Sequence[str], seed: int) -> NDArray[np.float64]:
+            return losses(self.asked, self.fit(name, ids, seed)[-1], events=grid, objective="l1")
+
+        return Retraining(self.train.ids, judge, self.folder / "losses")
+
+    def redrawing(self) -> Retraining:
+        """Change of each query's image when it is drawn from the same noise by another model."""
+
+        def judge(name: str, ids: Sequence[str], seed: int) -> NDArray[np.float64]:
+            now, before = (
+                _drawn(folder, self.data.generated)
+                for folder in (self.fit(name, ids, seed)[-1], self.whole(seed)[-1])
+            )
+            moved = ((now - before) ** 2).mean(axis=(1, 2)) ** 0.5
+            return np.concatenate([np.full(self.data.heldout, np.nan), moved])
+
+        return Retraining(self.train.ids, judge, self.folder / "drawn")
 
 
-def prepare(preset: Preset, folders: Folders) -> Trial:
+def prepare(preset: Preset, data: Data, folders: Folders) -> Trial:
     """The training set, its model, and the queries."""
-    train, heldout = train_and_heldout(preset.dataset, preset.samples, preset.heldout, folders)
-    key = digest(asdict(preset), train.manifest.digests)
-    folder = folders.cache / f"lds-{preset.dataset}-{key}"
+    train, heldout = train_and_heldout(data.dataset, data.samples, data.heldout, folders, data.size)
+    key = digest(asdict(data), preset.judged, train.manifest.digests)
+    folder = folders.cache / f"lds-{data.dataset}-{key}"
     labels = heldout.manifest.metadata["label"]
-    trial = Trial(preset, folder, train, heldout, labels, ())
-    checkpoints = trial.fit("whole-0", train.ids, 0, preset.checkpoint_every)
-    made = generate(checkpoints[-1], preset.generated, seed=0)
+    trial = Trial(preset, data, folder, train, heldout, labels)
+    made = generate(trial.whole(0)[-1], data.generated, seed=0)
     pictures = [heldout.image(row) for row in range(len(heldout))] + made
     kinds = ["held out"] * len(heldout) + ["generated"] * len(made)
     names = [*heldout.ids, *(f"generated-{number:03d}" for number in range(len(made)))]
     asked = Samples(list(zip(pictures, kinds, strict=True)), ids=names)
-    return Trial(preset, folder, train, asked, labels, checkpoints)
+    return Trial(preset, data, folder, train, asked, labels)
 
 
-def stores(trial: Trial) -> dict[str, tuple[Store, Store]]:
-    """Training stores, each with its query store.
+def rows(trial: Trial, seed: int, way: str) -> tuple[Store, Store]:
+    """Training store of a seed's model, and its query store.
 
-    `replayed`: one event per sample and checkpoint. `planned`: as many timesteps as a query.
-    `square`: planned rows of ‖ε_θ‖² instead of the loss. The name of a metric: rows in it, planned,
-    of as many noises as a query; `none`: the same without a metric.
+    Args:
+        trial: the models and queries.
+        seed: of the model.
+        way: `replayed`: one event per sample and checkpoint. `planned`: as many timesteps as a
+            query. `square`: planned rows of ‖ε_θ‖² instead of the loss. The name of a metric: rows
+            in it, planned, of as many noises as a query; `none`: the same without a metric.
     """
     preset = trial.preset
-    events = EventSpec(events="planned", timesteps=preset.timesteps, draws=preset.draws)
+    asked = EventSpec(events="planned", timesteps=preset.timesteps, draws=trial.data.draws)
     planned = EventSpec(events="planned", timesteps=preset.timesteps)
-    found = {}
-    for name, own, objective, metric in (
-        ("replayed", EventSpec(), None, "none"),
-        ("planned", planned, None, "none"),
-        ("square", planned, "square", "none"),
-        *((metric, events, None, metric) for metric in ("none", *METRICS)),
-    ):
-        store = collect(
-            trial.train,
-            trial.checkpoints,
-            trial.folder / f"{name}.gradstore",
-            projector=ProjectorSpec(projector="sjlt", proj_dim=preset.proj_dim),
-            events=own,
-            objective=objective,
-            metric=metric,
-        )
-        place = trial.folder / f"{name}-queries.gradstore"
-        found[name] = store, collect_queries(store, trial.asked, place, events=events)
+    events = {"replayed": EventSpec(), "planned": planned, "square": planned}.get(way, asked)
+    place = trial.folder / f"stores-{seed}-{digest(preset.proj_dim, preset.timesteps)}"
+    store = collect(
+        trial.train,
+        trial.whole(seed),
+        place / f"{way}.gradstore",
+        projector=ProjectorSpec(projector="sjlt", proj_dim=preset.proj_dim),
+        events=events,
+        objective="square" if way == "square" else None,
+        metric=way if way in METRICS else "none",
+    )
+    queries = place / f"{way}-queries.gradstore"
+    return store, collect_queries(store, trial.asked, queries, events=asked)
+
+
+def attributions(trial: Trial) -> dict[str, NDArray[np.float32]]:
+    """Scores `[runs, queries, samples]` of every method; baselines have one run."""
+    every = [_attributed(trial, seed) for seed in range(trial.preset.seeds)]
+    found = {name: np.stack([one[name] for one in every]) for name in every[0]}
+    left, right = (
+        np.stack([samples[row].tensor.numpy().ravel() for row in range(len(samples))])
+        for samples in (trial.asked, trial.train)
+    )
+    found["pixels, cosine"] = cosine(left, right)[None]
+    found["pixels, kernel"] = kernel(left, right)[None]
+    found["random"] = chance(len(left), len(right))[None]
     return found
 
 
-def attributions(
-    trial: Trial, rows: Mapping[str, tuple[Store, Store]]
-) -> dict[str, NDArray[np.float32]]:
-    """Scores `[queries, samples]` of every method, from the whole set's model."""
-    found = {
-        measure + suffix: scores(*rows[name], measure)
-        for name, suffix in (("replayed", ""), ("planned", ", planned"))
-        for measure in MEASURES
-    }
-    found |= {
-        f"{measure}, {metric}": scores(*rows[metric], measure)
-        for metric in ("none", *METRICS)
-        for measure in IN_METRICS
-    }
-    found["D-TRAK"] = scores(*rows["square"], "trak")
-    last = [0.0] * (len(trial.checkpoints) - 1) + [1.0]
-    found["D-TRAK, last checkpoint"] = scores(*rows["square"], "trak", etas=last)
-    found["raw pixels"] = _pixels(trial.asked) @ _pixels(trial.train).T
-    found["raw pixels, RBF"] = _rbf(trial.asked, trial.train)
-    shape = (len(trial.asked), len(trial.train))
-    found["random"] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+def _attributed(trial: Trial, seed: int) -> dict[str, NDArray[np.float32]]:
+    pair = rows(trial, seed, "replayed")
+    found = {measure: scores(*pair, measure) for measure in REPLAYED}
+    pair = rows(trial, seed, "planned")
+    found |= {f"{measure}, planned": scores(*pair, measure) for measure in PLANNED}
+    for metric in METRICS:
+        pair = rows(trial, seed, metric)
+        found |= {f"{measure}, {metric}": scores(*pair, measure) for measure in IN_METRICS}
+    pair = rows(trial, seed, "square")
+    found["D-TRAK"] = scores(*pair, "trak")
+    last = [0.0] * (pair[0].checkpoints - 1) + [1.0]
+    found["D-TRAK, last checkpoint"] = scores(*pair, "trak", etas=last)
     return found
 
 
 def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     """Measure, and write `lds.json`, `lds.md` and `lds.png` into `out`."""
-    trial = prepare(preset, folders)
-    halves, truth = retrained(trial)
-    attributed = attributions(trial, stores(trial))
-    queries = np.arange(len(trial.asked))
-    groups = {"held out": queries[: preset.heldout], "generated": queries[preset.heldout :]}
-    methods = {
-        name: {
-            group: datamodeling_score(found @ halves.T, truth, rows).json()
-            for group, rows in groups.items()
-        }
-        for name, found in attributed.items()
-    }
-    for name, found in attributed.items():
-        methods[name]["label share"] = label_share(trial, found).json()
-    ceiling = {group: noise_ceiling(truth, rows) for group, rows in groups.items()}
-    removal = _removal(trial, attributed)
-    heldout = {name: one["held out"] for name, one in methods.items()}
-
-    def highest(names: Iterable[str]) -> str:
-        return max(names, key=lambda name: heldout[name]["mean"])
-
-    best = highest(name for name in heldout if not name.startswith("raw pixels"))
-    pixels = highest(name for name in heldout if name.startswith("raw pixels"))
-    metric = highest(f"retrac, {one}" for one in METRICS)
-    rival = highest(
-        name
-        for name in heldout
-        if name.startswith(("trak", "D-TRAK")) and not name.endswith(METRICS)
-    )
-    over = {name: removal[name]["loss change over random"] for name in ("tracin", "retrac")}
-    targets = [
-        Target(
-            "LDS of TracIn on held-out queries",
-            "above 0, with its interval",
-            heldout["tracin"]["mean"],
-            heldout["tracin"]["low"] > 0,
-        ),
-        Target(
-            "LDS of ReTrac on held-out queries",
-            "above 0, with its interval",
-            heldout["retrac"]["mean"],
-            heldout["retrac"]["low"] > 0,
-        ),
-        Target(
-            "LDS of ReTrac less TracIn's on held-out queries",
-            "≥ 0: removing magnitude removes no signal",
-            heldout["retrac"]["mean"] - heldout["tracin"]["mean"],
-            heldout["retrac"]["mean"] >= heldout["tracin"]["mean"],
-        ),
-        Target(
-            f"LDS of the best method ({best}) on held-out queries, of the noise ceiling",
-            "≥ 0.8",
-            heldout[best]["mean"] / ceiling["held out"]["ceiling"],
-            heldout[best]["mean"] >= 0.8 * ceiling["held out"]["ceiling"],
-        ),
-        Target(
-            f"LDS of the best method ({best}) on held-out queries, over {pixels}'",
-            "above; digits of 8 × 8 favour pixels",
-            heldout[best]["mean"] - heldout[pixels]["mean"],
-            heldout[best]["low"] > heldout[pixels]["mean"],
-        ),
-        Target(
-            f"LDS of ReTrac in a metric ({metric}) less {rival}, the best of TRAK and D-TRAK",
-            "≥ 0",
-            heldout[metric]["mean"] - heldout[rival]["mean"],
-            heldout[metric]["mean"] >= heldout[rival]["mean"],
-        ),
-        Target(
-            f"label share of the first ten proponents by {metric}",
-            "≥ 0.8",
-            methods[metric]["label share"]["mean"],
-            methods[metric]["label share"]["mean"] >= 0.8,
-        ),
-        *(
-            Target(
-                f"loss of a query without its proponents by {name}, over random removal",
-                "above 0, with its interval",
-                one["mean"],
-                one["low"] > 0,
-            )
-            for name, one in over.items()
-        ),
-    ]
-    inputs = {
-        "preset": asdict(preset),
-        "num_parameters": sum(p.numel() for p in build(preset.model).parameters()),
-        "training_runs": len(list(trial.folder.glob("*-*/epoch-*"))) - len(trial.checkpoints) + 1,
-    }
-    labels = np.array(trial.train.manifest.metadata["label"])
-    chance = float(np.mean([(labels == label).mean() for label in trial.labels]))
-    figures = {"chance": chance, "lds": methods, "noise_ceiling": ceiling, "removal": removal}
-    page = _page(inputs, figures, targets)
-    save(out, "lds", inputs=inputs, figures=figures, targets=targets, page=page)
-    _plot(out / "lds.png", figures)
+    found = {data.dataset: _measured(prepare(preset, data, folders)) for data in preset.data}
+    targets = [one for name, figures in found.items() for one in _targets(name, figures)]
+    inputs = {"preset": asdict(preset)}
+    page = _page(preset, found, targets)
+    save(out, "lds", inputs=inputs, figures=found, targets=targets, page=page)
+    _plot(out / "lds.png", found)
     return targets
 
 
-def datamodeling_score(
-    predicted: NDArray[Any], truth: NDArray[np.float64], rows: NDArray[np.int64]
-) -> Interval:
-    """Spearman between predicted and true loss over subsets, mean over queries.
-
-    The interval resamples both subsets and queries, because all queries share the same few subsets.
-
-    Args:
-        predicted: sums of influence `[queries, subsets]`; positive lowers the loss.
-        truth: losses `[seeds, queries, subsets]`.
-        rows: the queries to average over.
-    """
-    left, right = predicted[rows], -truth.mean(axis=0)[rows]
-    generator = np.random.default_rng(0)
-    means = []
-    for _ in range(_RESAMPLES):
-        columns = generator.integers(0, left.shape[1], left.shape[1])
-        picks = generator.integers(0, len(rows), len(rows))
-        found = rank_correlation(left[np.ix_(picks, columns)], right[np.ix_(picks, columns)])
-        means.append(float(np.nanmean(found)) if not np.isnan(found).all() else 0.0)
-    low, high = np.quantile(means, [0.025, 0.975])
-    mean = float(np.mean(rank_correlation(left, right)))
-    return Interval(mean, float(low), float(high), len(rows))
-
-
-def label_share(trial: Trial, found: NDArray[np.float32], k: int = 10) -> Interval:
-    """Share of the first `k` proponents with the label of the query, over held-out queries."""
-    labels = np.array(trial.train.manifest.metadata["label"])
-    ranked = top(found[: len(trial.labels)], min(k, len(labels)))
-    return interval((labels[ranked] == np.array(trial.labels)[:, None]).mean(axis=1))
-
-
-def noise_ceiling(truth: NDArray[np.float64], rows: NDArray[np.int64]) -> dict[str, float]:
-    """The best score that any method could reach, because losses also depend on the training seed.
-
-    Returns:
-        `between seeds`: Spearman over subsets between the losses of two seeds. `of the mean`: the
-        same between two means over seeds (Spearman and Brown). `ceiling`: its square root, the
-        correlation of the mean over seeds with the mean over very many seeds.
-    """
-    seeds = len(truth)
-    pairs = [
-        np.mean(rank_correlation(truth[i][rows], truth[j][rows]))
-        for i in range(seeds)
-        for j in range(i)
-    ]
-    between = float(np.mean(pairs))
-    mean = seeds * between / (1 + (seeds - 1) * between)
-    return {"between seeds": between, "of the mean": mean, "ceiling": float(max(mean, 0.0) ** 0.5)}
-
-
-def retrained(trial: Trial) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Members of the halves `[subsets, samples]`, and losses `[seeds, queries, subsets]`."""
-    preset, generator = trial.preset, np.random.default_rng(0)
-    count = len(trial.train)
-    halves = np.zeros((preset.subsets, count), np.float32)
-    losses = np.empty((preset.seeds, len(trial.asked), preset.subsets))
-    for subset in track(range(preset.subsets), "retraining on halves", "halves"):
-        rows = np.sort(generator.permutation(count)[: count // 2])
-        halves[subset, rows] = 1
-        ids = [trial.train.ids[row] for row in rows]
-        for seed in range(preset.seeds):
-            checkpoint = trial.fit(f"half-{subset:03d}-{seed}", ids, seed)[-1]
-            losses[seed, :, subset] = trial.losses(checkpoint)
-    return halves, losses
+def _measured(trial: Trial) -> dict[str, Any]:
+    """Figures of a training set."""
+    preset, data = trial.preset, trial.data
+    members = halves(len(trial.train), preset.subsets)
+    retraining = trial.retraining()
+    truth = retraining.on_subsets(members, preset.seeds)
+    attributed = attributions(trial)
+    queries = np.arange(len(trial.asked))
+    heldout = queries[: data.heldout]
+    groups = {
+        "held out": heldout,
+        "generated": queries[data.heldout :],
+        # A method is chosen by the first and reported on the second.
+        "choosing": heldout[::2],
+        "reported": heldout[1::2],
+    }
+    labels = trial.train.manifest.metadata["label"]
+    methods: dict[str, dict[str, Any]] = {}
+    for name, runs in attributed.items():
+        sums = np.stack([group_influence(one, members) for one in runs])
+        strong = np.stack([group_influence(one, members, exponential=True) for one in runs])
+        methods[name] = {
+            group: datamodeling_score(sums[:, chosen], truth[:, chosen]).json()
+            for group, chosen in groups.items()
+        }
+        methods[name]["exponential"] = datamodeling_score(
+            strong[:, heldout], truth[:, heldout]
+        ).json()
+        methods[name]["label share"] = label_share(runs[:, heldout], labels, trial.labels).json()
+    own = np.array(labels)
+    figures = {
+        "parameters": sum(p.numel() for p in build(data.model).parameters()),
+        "chance": float(np.mean([(own == label).mean() for label in trial.labels])),
+        "methods": methods,
+        "ceiling": {name: noise_ceiling(truth[:, chosen]) for name, chosen in groups.items()},
+    }
+    if data.removals:
+        figures["removal"] = _removal(trial, attributed)
+    return figures
 
 
 def _removal(trial: Trial, attributed: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
     """Changes of generated images and of their loss when proponents are removed."""
-    preset = trial.preset
-    every = set(range(len(trial.train)))
-    queries = list(range(preset.heldout, preset.heldout + preset.removals))
-    generator = np.random.default_rng(1)
-    chosen = [
-        generator.permutation(len(trial.train))[: preset.removed].tolist()
-        for _ in range(preset.random_removals)
-    ]
-    whole = [trial.fit(f"whole-{seed}", trial.train.ids, seed)[-1] for seed in range(preset.seeds)]
-    before = [(trial.losses(folder), _drawn(folder, preset)) for folder in whole]
-
-    def without(rows: Sequence[int], name: str) -> NDArray[np.float64]:
-        """Changes of loss and image without some samples, `[2, seeds, removal queries]`."""
-        ids = [trial.train.ids[row] for row in sorted(every - set(rows))]
-        changes = np.empty((2, preset.seeds, len(queries)))
-        for seed, (loss, images) in enumerate(before):
-            folder = trial.fit(f"{name}-{seed}", ids, seed)[-1]
-            moved = ((_drawn(folder, preset) - images) ** 2).mean(axis=(1, 2)) ** 0.5
-            changes[0, seed] = (trial.losses(folder) - loss)[queries]
-            changes[1, seed] = moved[: len(queries)]
-        return changes
-
-    # A different training seed alone changes an image.
-    reseeded = ((before[0][1] - before[-1][1]) ** 2).mean(axis=(1, 2)) ** 0.5
-    found = {"random": np.mean([without(rows, f"random-{n}") for n, rows in enumerate(chosen)], 0)}
-    for method in REMOVED_BY:
-        name = method.replace(",", "").replace(" ", "-")
-        ranked = top(attributed[method][queries], preset.removed)
-        runs = [
-            without(rows.tolist(), f"{name}-{query}")[:, :, place]
-            for place, (query, rows) in enumerate(zip(queries, ranked, strict=True))
-        ]
-        found[method] = np.stack(runs, axis=2)
+    preset, data = trial.preset, trial.data
+    queries = np.arange(data.heldout, data.heldout + data.removals)
+    proponents = {name: top(attributed[name][0][queries], preset.removed) for name in REMOVED_BY}
+    lost, moved = (
+        removal(judged, proponents, queries, preset.seeds, preset.random_removals)
+        for judged in (trial.retraining(), trial.redrawing())
+    )
     figures = {
         name: {
-            "loss change": interval(changes[0]).json(),
-            "image change": interval(changes[1]).json(),
+            "loss change": interval(lost[name]).json(),
+            "over random": interval(lost[name] - lost["random"]).json(),
+            "image change": interval(moved[name]).json(),
         }
-        for name, changes in found.items()
+        for name in lost
     }
-    # The comparison with random removal is made per query.
-    for name in REMOVED_BY:
-        figures[name]["loss change over random"] = interval(
-            found[name][0] - found["random"][0]
-        ).json()
-    return {**figures, "another seed": {"image change": interval(reseeded[: len(queries)]).json()}}
+    # A different training seed alone changes an image.
+    images = [
+        _drawn(trial.whole(seed)[-1], data.generated)[: data.removals]
+        for seed in (0, preset.seeds - 1)
+    ]
+    reseeded = ((images[0] - images[1]) ** 2).mean(axis=(1, 2)) ** 0.5
+    return {**figures, "another seed": {"image change": interval(reseeded).json()}}
 
 
-def _drawn(checkpoint: Path, preset: Preset) -> NDArray[np.float32]:
-    """Images generated by a model from the queries' noise, grey, in 0 … 1."""
+def _drawn(checkpoint: Path, count: int) -> NDArray[np.float32]:
+    """Images generated by a model from the queries' noise, grey, in 0 … 1; cached beside it."""
     file = checkpoint / "drawn.npy"
     if not file.exists():
-        made = generate(checkpoint, preset.generated, seed=0)
+        made = generate(checkpoint, count, seed=0)
         np.save(
             file, np.stack([np.asarray(image.convert("L"), np.float32) / 255 for image in made])
         )
@@ -506,115 +428,172 @@ def _drawn(checkpoint: Path, preset: Preset) -> NDArray[np.float32]:
     return found
 
 
-def _losses(checkpoint: Path, asked: Samples, judged: tuple[int, int]) -> NDArray[np.float64]:
-    """Mean loss of each query over a grid of timesteps and noises, float64 `[queries]`."""
-    loaded, device = load(checkpoint), choose(None)
-    objective = DiffusionLoss(loaded.scheduler, "l1")
-    spec = EventSpec(events="planned", timesteps=judged[0], draws=judged[1], event_seed=1)
-    events = PlannedEvents(spec, objective.num_train_timesteps, "query").at(0, asked.ids)
-    model = loaded.model.to(device)
-    found = []
-    with torch.inference_mode():
-        for row in range(len(asked)):
-            image = asked[row].tensor
-            noises = [noise(key, image.shape) for key in events.key[row].ravel().tolist()]
-            timesteps = torch.from_numpy(events.timestep[row]).repeat_interleave(judged[1])
-            losses = objective.losses(
-                model,
-                image.expand(len(noises), *image.shape).to(device),
-                timesteps.to(device),
-                torch.from_numpy(np.stack(noises)).to(device),
-                {},
-            )
-            found.append(float(losses.double().mean()))
-    return np.array(found)
+def highest(methods: Mapping[str, Any], names: Iterable[str], group: str) -> str:
+    """The method of highest LDS among some."""
+    return max(names, key=lambda name: float(methods[name][group]["mean"]))
 
 
-def _pixels(samples: Samples) -> NDArray[np.float32]:
-    """Images as vectors of length 1, `[samples, pixels]`."""
-    flat = np.stack([samples[row].tensor.numpy().ravel() for row in range(len(samples))])
-    unit: NDArray[np.float32] = flat / np.linalg.norm(flat, axis=1, keepdims=True)
-    return unit
-
-
-def _rbf(queries: Samples, train: Samples) -> NDArray[np.float32]:
-    """exp(−d² / (0.2 · median d²)) of the images' distances d, `[queries, samples]`."""
-    left, right = (
-        np.stack([samples[row].tensor.numpy().ravel() for row in range(len(samples))])
-        for samples in (queries, train)
+def _targets(dataset: str, figures: Mapping[str, Any]) -> list[Target]:
+    methods, ceiling = figures["methods"], figures["ceiling"]
+    reported = {name: one["reported"] for name, one in methods.items()}
+    own = [name for name in methods if name not in {*PIXELS, "random"}]
+    metrics = [one for one in METRICS if one != "none"]
+    best = highest(methods, own, "choosing")
+    retrac = highest(methods, [f"retrac, {one}" for one in metrics], "choosing")
+    trak = highest(
+        methods,
+        [
+            name
+            for name in own
+            if name.startswith(("trak", "D-TRAK")) and not name.endswith(tuple(metrics))
+        ],
+        "choosing",
     )
-    squares = (left**2).sum(1)[:, None] + (right**2).sum(1) - 2 * left @ right.T
-    found: NDArray[np.float32] = np.exp(-squares / (0.2 * np.median(squares)))
-    return found
+    pixels = highest(methods, PIXELS, "reported")
+    return [
+        *(
+            Target(
+                f"{dataset}: LDS of {name} as in the paper, held-out queries",
+                "above 0, with its interval",
+                methods[measure]["held out"]["mean"],
+                methods[measure]["held out"]["low"] > 0,
+            )
+            for name, measure in (("TracIn", "tracin"), ("ReTrac", "retrac"))
+        ),
+        Target(
+            f"{dataset}: LDS of the method chosen on the other queries ({best}), of the ceiling",
+            "≥ 0.8",
+            reported[best]["mean"] / ceiling["reported"]["ceiling"],
+            reported[best]["mean"] >= 0.8 * ceiling["reported"]["ceiling"],
+        ),
+        Target(
+            f"{dataset}: LDS of the same less that of {pixels}",
+            "> 0" if dataset != "digits" else "> 0; digits of 8 × 8 favour pixels",
+            reported[best]["mean"] - reported[pixels]["mean"],
+            reported[best]["mean"] > reported[pixels]["mean"],
+        ),
+        Target(
+            f"{dataset}: LDS of ReTrac in a metric ({retrac}) less {trak}, the best of TRAK and "
+            "D-TRAK without",
+            "≥ 0",
+            reported[retrac]["mean"] - reported[trak]["mean"],
+            reported[retrac]["mean"] >= reported[trak]["mean"],
+        ),
+        *_label_targets(dataset, retrac, figures),
+        *(
+            Target(
+                f"{dataset}: loss of a query without its proponents by {name}, over random removal",
+                "above 0, with its interval",
+                one["over random"]["mean"],
+                one["over random"]["low"] > 0,
+            )
+            for name, one in figures.get("removal", {}).items()
+            if name.startswith("retrac")
+        ),
+    ]
 
 
-def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Target]) -> str:
-    preset = inputs["preset"]
-    ceiling = figures["noise_ceiling"]
+def _label_targets(dataset: str, method: str, figures: Mapping[str, Any]) -> list[Target]:
+    if dataset != "digits":  # classes of photographs share too little with what a model learns
+        return []
+    share = figures["methods"][method]["label share"]["mean"]
+    return [
+        Target(
+            f"{dataset}: label share of the first ten proponents by {method}",
+            "≥ 0.8",
+            share,
+            share >= 0.8,
+        )
+    ]
+
+
+def _page(preset: Preset, found: Mapping[str, Any], targets: Sequence[Target]) -> str:
     lines = [
         "# Does a measure predict the losses of models trained on other samples?",
         "",
         (
-            f"`python -m benchmarks.lds`; {preset['samples']:,} of {preset['dataset']}, a UNet of "
-            f"{inputs['num_parameters']:,} parameters, {preset['epochs']} epochs; "
-            f"{preset['subsets']} random halves × {preset['seeds']} training seeds, "
-            f"{inputs['training_runs']} training runs in all; {preset['heldout']} held-out and "
-            f"{preset['generated']} generated queries at {preset['timesteps']} timesteps × "
-            f"{preset['draws']} noises, true losses at {preset['judged'][0]} × "
-            f"{preset['judged'][1]}; sjlt to {preset['proj_dim']:,}; {machine()['cpu']}. "
-            "`planned`: training rows at as many timesteps instead of the one replayed timestep. "
-            "D-TRAK: ‖ε_θ‖² instead of the loss, planned. `, none`, `, adam`, `, fisher`, `, kfac` "
-            "and `, ekfac`: rows in this metric, at as many timesteps and noises as a query. "
-            "Label share: of the first ten proponents of a held-out query, chance "
-            f"{figures['chance']:.2f}. 95% intervals resample queries and "
-            "halves; attributions use one model of the whole set, not an ensemble."
+            f"`python -m benchmarks.lds`; {preset.subsets} random halves × {preset.seeds} training "
+            f"seeds; queries at {preset.timesteps} timesteps, true losses at {preset.judged[0]} × "
+            f"{preset.judged[1]}; sjlt to {preset.proj_dim:,}; {machine()['cpu']}. Attributions "
+            f"are of {preset.seeds} models of the whole set, one by one (no ensemble), and "
+            "averaged here. Without a suffix: replayed events, as in the paper. `planned`: "
+            "training rows at as many timesteps as a query. D-TRAK: ‖ε_θ‖² instead of the loss, "
+            "planned. `none`, `adam`, `fisher`, `kfac`, `ekfac`: rows in this metric, at as many "
+            "timesteps and noises as a query. *Exponential*: the influence of a half is Σ exp(z/2) "
+            "of its samples' standardised scores instead of their sum. 95% intervals resample "
+            "queries and halves. Methods are chosen on every other held-out query, and targets "
+            "judged on the remaining ones."
         ),
         "",
-        "| method | LDS, held out | LDS, generated | label share |",
-        "|---|---|---|---|",
-        *[
-            f"| {cell(name)} | {text(one['held out'])} | {text(one['generated'])} | "
-            f"{text(one['label share'], 2)} |"
-            for name, one in figures["lds"].items()
-        ],
-        (
-            f"| two seeds of the same halves | {ceiling['held out']['between seeds']:.3f} | "
-            f"{ceiling['generated']['between seeds']:.3f} | |"
-        ),
-        (
-            f"| ceiling for any method | {ceiling['held out']['ceiling']:.3f} | "
-            f"{ceiling['generated']['ceiling']:.3f} | |"
-        ),
-        "",
-        "## Removal",
-        "",
-        (
-            f"Models trained without the first {preset['removed']} proponents of each of "
-            f"{preset['removals']} generated images, × {preset['seeds']} seeds; at random: "
-            f"{preset['random_removals']} sets. The image is generated again from the same noise; "
-            "its change is the root mean square over pixels in 0 … 1. Intervals over queries."
-        ),
-        "",
-        "| removed by | change of the loss | over random | change of the image |",
-        "|---|---|---|---|",
+        target_table(targets),
     ]
-    for name, one in figures["removal"].items():
-        cells = [
-            text(one[key], 4) if key in one else ""
-            for key in ("loss change", "loss change over random", "image change")
+    for data in preset.data:
+        figures = found[data.dataset]
+        lines += [
+            "",
+            f"## {data.samples:,} of {data.dataset}, {data.size} × {data.size}",
+            "",
+            (
+                f"A UNet of {figures['parameters']:,} parameters, {data.epochs} epochs, "
+                f"{data.epochs // data.checkpoint_every} checkpoints, {data.draws} noises per "
+                f"timestep; {data.heldout} held-out and {data.generated} generated queries. Label "
+                f"share: chance is {figures['chance']:.2f}."
+            ),
+            "",
+            "| method | LDS, held out | exponential | LDS, generated | label share |",
+            "|---|---|---|---|---|",
+            *[
+                f"| {cell(name)} | "
+                + " | ".join(
+                    text(one[column], 2)
+                    for column in ("held out", "exponential", "generated", "label share")
+                )
+                + " |"
+                for name, one in figures["methods"].items()
+            ],
+            *[
+                f"| {name} | {ceiling['held out'][kind]:.2f} | | "
+                f"{ceiling['generated'][kind]:.2f} | |"
+                for ceiling in (figures["ceiling"],)
+                for name, kind in (
+                    ("two seeds of the same halves", "between seeds"),
+                    ("ceiling for any method", "ceiling"),
+                )
+            ],
         ]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", target_table(targets), "", notes("lds")]
+        if "removal" in figures:
+            lines += [
+                "",
+                (
+                    f"Models trained without the first {preset.removed} proponents of each of "
+                    f"{data.removals} generated images, × {preset.seeds} seeds; at random: "
+                    f"{preset.random_removals} sets. The image is generated again from the same "
+                    "noise; its change is the root mean square over pixels in 0 … 1."
+                ),
+                "",
+                "| removed by | change of the loss | over random | change of the image |",
+                "|---|---|---|---|",
+                *[
+                    f"| {name} | "
+                    + " | ".join(
+                        text(one[column], 4) if column in one else ""
+                        for column in ("loss change", "over random", "image change")
+                    )
+                    + " |"
+                    for name, one in figures["removal"].items()
+                ],
+            ]
+    lines += ["", "![Datamodeling scores](lds.png)", "", notes("lds")]
     return "\n".join(lines)
 
 
-def _plot(path: Path, figures: dict[str, Any]) -> None:
-    figure, axes = canvas(1, 2, height=10)
-    names = list(figures["lds"])
-    for one, group in zip(axes[0], ("held out", "generated"), strict=True):
-        bars(one, names, [figures["lds"][name][group] for name in names])
-        one.axvline(figures["noise_ceiling"][group]["ceiling"], color="grey", linestyle=":")
-        one.set(title=f"LDS, {group} (dotted: ceiling)", xlabel="Spearman over halves")
+def _plot(path: Path, found: Mapping[str, Any]) -> None:
+    figure, axes = canvas(1, len(found), width=6 * len(found), height=10)
+    for one, (name, figures) in zip(axes[0], found.items(), strict=True):
+        methods = figures["methods"]
+        bars(one, list(methods), [methods[method]["held out"] for method in methods])
+        one.axvline(figures["ceiling"]["held out"]["ceiling"], color="grey", linestyle=":")
+        one.set(title=f"{name}, held out (dotted: ceiling)", xlabel="LDS")
     keep(figure, path)
 
 

@@ -13,14 +13,21 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from benchmarks import lds
-from benchmarks.harness.intervals import interval, text
 from benchmarks.harness.plots import canvas, keep
 from benchmarks.harness.results import Target, cell, machine, notes, save, target_table
 from benchmarks.outliers import average_precision
-from benchmarks.scoring import distinctness, own_influence, scores, top
 from benchmarks.worlds.setting import SETTINGS, Folders, Setting, command, prepare
 from gradstore.collect import Samples
 from gradstore.flags.dataset import DatasetSpec
+from query.evaluation.figures import (
+    datamodeling_score,
+    distinctness,
+    group_influence,
+    top,
+)
+from query.evaluation.methods import own_influence, scores
+from query.evaluation.retraining import halves
+from query.statistics import interval, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -154,11 +161,11 @@ def _planes(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]
 
 
 def _digits(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]) -> None:
-    trial = lds.prepare(preset.digits, folders)
-    halves, truth = lds.retrained(trial)
-    store, queries = lds.stores(trial)["replayed"]
-    count = preset.digits.heldout
-    held_out = np.arange(count)
+    trial = lds.prepare(preset.digits, preset.digits.data[0], folders)
+    members = halves(len(trial.train), preset.digits.subsets)
+    truth = trial.retraining().on_subsets(members, preset.digits.seeds)
+    store, queries = lds.rows(trial, 0, "replayed")
+    count = trial.data.heldout
     test = Samples.from_spec(DatasetSpec(dataset="digits", split="test", limit=count))
     asked = np.array(test.manifest.metadata["label"])
     given = np.array(store.manifest.metadata["label"])
@@ -166,7 +173,7 @@ def _digits(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]
         found = _scores(store, queries, name)
         first = top(found[:count], preset.depths[2])
         own["label"] = interval((given[first] == asked[:, None]).mean(axis=1)).json()
-        score = lds.datamodeling_score(found @ halves.T, truth, held_out)
+        score = datamodeling_score(group_influence(found[:count], members), truth[:, :count])
         own["LDS"] = score.json()
 
 
@@ -189,9 +196,10 @@ def _page(
             f"`python -m benchmarks.normalization`; the planes and zeros of "
             f"[outliers](outliers.md) ({setting['planes']:,} + {setting['zeros']}, training seeds "
             f"{', '.join(map(str, preset.seeds))}) and the digits of [lds](lds.md) "
-            f"({digits['samples']:,}, {digits['subsets']} halves × {digits['seeds']} seeds); "
-            f"{machine()['cpu']}. `A|B`: A weights training rows, B query rows. *Norm alone*: "
-            "the length of a sample's TracIn feature, the same list for every query. Means with "
+            f"({digits['data'][0]['samples']:,}, {digits['subsets']} halves × {digits['seeds']} "
+            f"seeds); {machine()['cpu']}. `A|B`: A weights training rows, B query rows. "
+            "*Norm alone*: the length of a sample's TracIn feature, the same list for every "
+            "query. Means with "
             "95% bootstrap intervals over queries (LDS: and halves); distinctness with the range "
             "of training seeds. Higher is better everywhere."
         ),

@@ -7,15 +7,16 @@ planes, and a zero's proponents zeros. A detector without queries should find th
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from benchmarks.harness.intervals import Interval, interval, text
 from benchmarks.harness.plots import bars, canvas, keep
 from benchmarks.harness.results import Target, cell, machine, notes, save, target_table
-from benchmarks.scoring import own_influence, scores, top
 from benchmarks.worlds.setting import SETTINGS, Folders, Setting, World, command, prepare
+from query.evaluation.figures import auroc, top
+from query.evaluation.methods import own_influence, scores
+from query.statistics import interval, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -163,23 +164,12 @@ def _detectors(worlds: Sequence[World], zero: NDArray[np.bool_]) -> dict[str, An
     figures = {}
     for name, values in ways.items():
         figures[name] = {
-            "auroc": _auroc(values, zero).json(),
+            "auroc": auroc(values, zero).json(),
             "precision": interval(
                 [[float(zero[np.argsort(-one, kind="stable")[:count]].mean())] for one in values]
             ).json(),
         }
     return figures
-
-
-def _auroc(values: Sequence[NDArray[Any]], zero: NDArray[np.bool_]) -> Interval:
-    """AUROC of each run's values: the mean over zeros of the share of planes below them."""
-    chances = []
-    for one in values:
-        planes = np.sort(one[~zero])
-        sides: tuple[Literal["left", "right"], ...] = ("left", "right")  # ties count half
-        below = [np.searchsorted(planes, one[zero], side=side) for side in sides]
-        chances.append(np.mean(below, axis=0) / len(planes))
-    return interval(chances)
 
 
 def _ratio(left: float, right: float) -> float:

@@ -30,7 +30,6 @@ from benchmarks.contestants.protocol import (
     gradients,
 )
 from benchmarks.contestants.traker import Traker
-from benchmarks.harness.intervals import interval, rank_correlation, text
 from benchmarks.harness.plots import canvas, keep
 from benchmarks.harness.results import (
     Target,
@@ -41,7 +40,6 @@ from benchmarks.harness.results import (
     spread,
     target_table,
 )
-from benchmarks.scoring import top
 from benchmarks.worlds.denoiser import event_tensors
 from benchmarks.worlds.models import build
 from benchmarks.worlds.setting import Folders, command, digest, train_and_heldout
@@ -49,6 +47,8 @@ from benchmarks.worlds.training import fit
 from gradstore.collect import EventSpec, PlannedEvents, ReplayedEvents, Samples
 from indexer import build_index
 from query import search
+from query.evaluation.figures import top
+from query.statistics import interval, rank_correlation, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from benchmarks.harness.intervals import interval, rank_correlation, text
 from benchmarks.harness.plots import band, canvas, keep
 from benchmarks.harness.results import Target, machine, notes, save, spread, target_table
-from benchmarks.scoring import top
 from benchmarks.worlds.setting import SETTINGS, Folders, Setting, command, prepare
 from gradstore.collect import (
     EventSpec,
@@ -29,6 +27,8 @@ from gradstore.collect import (
     collect,
 )
 from query import collect_queries
+from query.evaluation.figures import top
+from query.statistics import interval, rank_correlation, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline
 
-from benchmarks.harness.intervals import interval, rank_correlation, text
 from benchmarks.harness.plots import canvas, keep
 from benchmarks.harness.results import Target, interleaved, notes, processor, save, target_table
 from benchmarks.sparse_timesteps import PRESETS as SPARSE
@@ -27,6 +26,7 @@ from gradstore.collect import CheckpointCache, EventSpec, load
 from gradstore.flags.fast import Setting
 from indexer import Features, build_index, index_path, measure_of
 from query import collect_queries, search
+from query.statistics import interval, rank_correlation, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from diffusers import UNet1DModel
 
-from benchmarks.harness.intervals import interval, rank_correlation, text
 from benchmarks.harness.plots import band, canvas, keep
 from benchmarks.harness.results import Target, machine, notes, save, target_table
-from benchmarks.scoring import distinctness, own_influence, scores, top
 from benchmarks.worlds.setting import Folders, command, digest
 from benchmarks.worlds.training import fit
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
 from query import collect_queries
+from query.evaluation.figures import distinctness, top
+from query.evaluation.methods import own_influence, scores
+from query.statistics import interval, rank_correlation, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

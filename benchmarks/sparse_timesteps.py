@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from benchmarks.harness.intervals import interval, rank_correlation, text
 from benchmarks.harness.plots import band, canvas, keep
 from benchmarks.harness.results import Target, machine, notes, save, target_table
-from benchmarks.scoring import top
 from benchmarks.worlds.setting import SETTINGS, Folders, Setting, World, command, digest, prepare
 from gradstore.collect import EventSpec
 from indexer import Features, measure_of
 from query import collect_queries
+from query.evaluation.figures import top
+from query.statistics import interval, rank_correlation, text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

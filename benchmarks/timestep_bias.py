@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from benchmarks.harness.intervals import interval, rank_correlation, text
 from benchmarks.harness.plots import band, canvas, keep
 from benchmarks.harness.results import Target, machine, notes, save, target_table
-from benchmarks.scoring import scores, top
 from benchmarks.worlds.setting import SETTINGS, Folders, Setting, World, command, digest, prepare
 from gradstore.collect import (
     Batch,
@@ -29,6 +27,9 @@ from gradstore.collect import (
 from gradstore.collect.devices import choose
 from gradstore.collect.events.noise import noise
 from gradstore.progress import track
+from query.evaluation.figures import top
+from query.evaluation.methods import scores
+from query.statistics import interval, rank_correlation, text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gradstore.collect.data.samples import Samples
     from gradstore.collect.events.recorder import Recorder
     from gradstore.collect.grow import add_checkpoint, append, repair
+    from gradstore.collect.judging import losses
     from gradstore.collect.models.cache import CheckpointCache, Checkpoints
     from gradstore.collect.objectives.diffusion import DiffusionLoss
     from gradstore.collect.pipeline.run import collect, collect_each, plan
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
         UnsealedError,
     )
     from gradstore.flags.collect import CollectConfig
+    from gradstore.flags.evaluate import EvaluateConfig
     from gradstore.flags.train import TrainConfig
     from gradstore.store.changes.checkpoints import drop_checkpoint
     from gradstore.store.changes.delete import delete
@@ -72,6 +74,7 @@ if TYPE_CHECKING:
     from indexer.studies.self_influence import self_influence
     from query.blocks import batches
     from query.collection import collect_queries
+    from query.evaluation.evaluate import Evaluation, evaluate
     from query.filters import chosen, matching_samples
     from query.info import examine
     from query.queries import Queries
@@ -99,6 +102,8 @@ __all__ = [
     "DependencyError",
     "DiffusionLoss",
     "EngineError",
+    "EvaluateConfig",
+    "Evaluation",
     "EventSpec",
     "ExactEngine",
     "Explanation",
@@ -144,11 +149,13 @@ __all__ = [
     "collect_queries",
     "delete",
     "drop_checkpoint",
+    "evaluate",
     "examine",
     "explain",
     "generate",
     "hubness",
     "index_path",
+    "losses",
     "matching_samples",
     "measure_of",
     "merge",
@@ -181,6 +188,8 @@ _HOMES = {
     "DependencyError": "gradstore.errors",
     "DiffusionLoss": "gradstore.collect.objectives.diffusion",
     "EngineError": "gradstore.errors",
+    "Evaluation": "query.evaluation.evaluate",
+    "EvaluateConfig": "gradstore.flags.evaluate",
     "EventSpec": "gradstore.store.format.spec",
     "ExactEngine": "indexer.exact.engine",
     "Explanation": "indexer.studies.explanation",
@@ -225,10 +234,12 @@ _HOMES = {
     "collect_each": "gradstore.collect.pipeline.run",
     "collect_queries": "query.collection",
     "delete": "gradstore.store.changes.delete",
+    "evaluate": "query.evaluation.evaluate",
     "drop_checkpoint": "gradstore.store.changes.checkpoints",
     "examine": "query.info",
     "explain": "indexer.studies.explanation",
     "generate": "gradstore.collect.toy.sampling",
+    "losses": "gradstore.collect.judging",
     "hubness": "query.studies.hubness",
     "index_path": "indexer.approximate.spec",
     "measure_of": "indexer.measures.registry",

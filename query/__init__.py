@@ -9,6 +9,7 @@ from gradstore.lazy import exporter
 if TYPE_CHECKING:
     from query.blocks import batches
     from query.collection import collect_queries
+    from query.evaluation.evaluate import Evaluation, evaluate
     from query.filters import chosen, matching_samples
     from query.info import examine
     from query.queries import Queries
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Answer",
+    "Evaluation",
     "Hubness",
     "Queries",
     "Section",
@@ -29,6 +31,7 @@ __all__ = [
     "batches",
     "chosen",
     "collect_queries",
+    "evaluate",
     "examine",
     "hubness",
     "matching_samples",
@@ -49,6 +52,8 @@ _HOMES = {
     "chosen": "query.filters",
     "matching_samples": "query.filters",
     "collect_queries": "query.collection",
+    "evaluate": "query.evaluation.evaluate",
+    "Evaluation": "query.evaluation.evaluate",
     "examine": "query.info",
     "hubness": "query.studies.hubness",
     "rerank": "query.true_influence",

@@ -54,11 +54,11 @@ def test_nothing_heavy_is_imported_with_a_package(package: str) -> None:
 def test_the_exported_names() -> None:
     assert {name for name in gradstore.__all__ if not name.endswith("Error")} == {
         *indexer.__all__, *query.__all__,
-        "CheckpointCache", "Checkpoints", "CollectConfig", "DiffusionLoss", "EventSpec",
-        "GradientSpec", "Manifest",
+        "CheckpointCache", "Checkpoints", "CollectConfig", "DiffusionLoss", "EvaluateConfig",
+        "EventSpec", "GradientSpec", "Manifest",
         "ProjectorSpec", "Recorder", "Rows", "Samples", "Store", "TrainConfig", "__version__",
         "add_checkpoint", "append", "collect", "collect_each", "delete", "drop_checkpoint",
-        "generate", "merge", "open_store", "plan", "repair", "train", "vacuum", "verify",
+        "generate", "losses", "merge", "open_store", "plan", "repair", "train", "vacuum", "verify",
     }  # fmt: skip
     assert set(indexer.__all__) == {
         "MEASURES", "Calibrated", "Clip", "ExactEngine", "Explanation", "Features", "Measure",
@@ -67,7 +67,7 @@ def test_the_exported_names() -> None:
         "measure_of", "open_index", "rollup", "self_influence",
     }  # fmt: skip
     assert set(query.__all__) == {
-        "Answer", "Hubness", "Queries", "Section", "Sources", "batches", "chosen",
-        "collect_queries", "examine", "hubness", "matching_samples", "rerank", "search",
+        "Answer", "Evaluation", "Hubness", "Queries", "Section", "Sources", "batches", "chosen",
+        "collect_queries", "evaluate", "examine", "hubness", "matching_samples", "rerank", "search",
         "to_table", "write_report", "write_scores",
     }  # fmt: skip

@@ -34,6 +34,15 @@ MODELS: Final[dict[str, dict[str, Any]]] = {
         "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
         "norm_num_groups": 8,
     },
+    # The same for colour images of 16 × 16.
+    "pictures": {
+        "sample_size": 16,
+        "layers_per_block": 1,
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "norm_num_groups": 8,
+    },
     # For tests of the benchmarks.
     "tiny": {
         "sample_size": 8,

@@ -304,7 +304,7 @@ def images_of(
 
 
 def train_and_heldout(
-    dataset: str, samples: int, heldout: int, folders: Folders
+    dataset: str, samples: int, heldout: int, folders: Folders, size: int = 32
 ) -> tuple[Samples, Samples]:
     """Training samples, and queries disjoint from them.
 
@@ -313,6 +313,7 @@ def train_and_heldout(
         samples: training samples.
         heldout: queries.
         folders: the source of CIFAR-10's images.
+        size: side of CIFAR-10's images.
 
     Raises:
         DatasetError: if the images cannot be found, or are too few.
@@ -322,8 +323,8 @@ def train_and_heldout(
         return train, Samples.from_spec(DatasetSpec(dataset="digits", split="test", limit=heldout))
     classes = ("automobile", "horse")
     return (
-        images_of(folders, dict.fromkeys(classes, samples // 2), "train"),
-        images_of(folders, dict.fromkeys(classes, heldout // 2), "query"),
+        images_of(folders, dict.fromkeys(classes, samples // 2), "train", size),
+        images_of(folders, dict.fromkeys(classes, heldout // 2), "query", size),
     )
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from gradstore.collect.events.recorder import Recorder
     from gradstore.collect.events.replayed import ReplayedEvents
     from gradstore.collect.grow import add_checkpoint, append, repair
+    from gradstore.collect.judging import losses
     from gradstore.collect.models.cache import CheckpointCache, Checkpoints, find_checkpoints
     from gradstore.collect.models.loading import Checkpoint, load
     from gradstore.collect.models.record import TrainingRecord
@@ -110,6 +111,7 @@ __all__ = [
     "find_checkpoints",
     "generate",
     "load",
+    "losses",
     "plan",
     "plan_config",
     "repair",
@@ -163,6 +165,7 @@ _HOMES = {
     "find_checkpoints": "gradstore.collect.models.cache",
     "generate": "gradstore.collect.toy.sampling",
     "load": "gradstore.collect.models.loading",
+    "losses": "gradstore.collect.judging",
     "plan": "gradstore.collect.pipeline.run",
     "plan_config": "gradstore.collect.pipeline.run",
     "repair": "gradstore.collect.grow",

@@ -15,6 +15,9 @@ class TrainConfig(DatasetSpec):
     """Configuration of the small trainer: a UNet2DModel with DDIM's cosine schedule."""
 
     out: str = Field(description="folder of the run; it must not exist")
+    only: str | None = Field(
+        None, description="file of ids, one per line: train on these samples only"
+    )
     epochs: int = Field(40, ge=1, description="passes over the dataset")
     checkpoint_every: int = Field(10, ge=1, description="epochs between checkpoints")
     batch_size: int = Field(32, ge=1, description="samples per step")
@@ -41,6 +44,8 @@ class TrainConfig(DatasetSpec):
                 "no checkpoint would be saved."
             )
         self.require_there()
+        if self.only is not None and not Path(self.only).is_file():
+            raise ConfigError(f"--only is {self.only!r}: there is no such file. Check the path.")
         side = 8 if self.dataset == "digits" and self.size is None else self.size
         if side is not None:
             self.require_fitting(side)

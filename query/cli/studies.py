@@ -1,4 +1,4 @@
-"""Commands that study all samples: rollup, self-influence, hubness, breakdown."""
+"""Commands that study all samples: rollup, self-influence, hubness, breakdown, evaluate."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradstore.errors import ConfigError
+from gradstore.flags.evaluate import EvaluateConfig
 from gradstore.flags.studies import (
     BreakdownConfig,
     HubnessConfig,
@@ -86,6 +87,18 @@ def hubness(config: Path | None, **given: Any) -> None:
             f"{shown(table)}\n"
         )
     click.echo(f"wrote {out}")
+
+
+@cli.command()
+@flags(EvaluateConfig)
+def evaluate(config: Path | None, **given: Any) -> None:
+    """Measure how far answers can be trusted: against retraining, labels, copies and pixels."""
+    settings = parse(EvaluateConfig, config, given)
+    from query.evaluation.evaluate import evaluate as run
+
+    found = run(settings)
+    click.echo(found)
+    click.echo(f"\nwrote {found.path}")
 
 
 @cli.command()

@@ -15,6 +15,7 @@ import numpy as np
 from gradstore.errors import DependencyError, QueryError
 from gradstore.tabular import Tabular
 from query.results.answer import labels
+from query.statistics import rank_correlation
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,22 +71,22 @@ class Hubness(Tabular):
     @property
     def with_norm(self) -> float:
         """Spearman correlation of counts with norms."""
-        return spearman(self.counts, self.norm)
+        return float(rank_correlation(self.counts, self.norm)[0])
 
     @property
     def with_timestep(self) -> float:
         """Spearman correlation of counts with timesteps."""
-        return spearman(self.counts, self.timestep)
+        return float(rank_correlation(self.counts, self.timestep)[0])
 
     @property
     def influence_with_norm(self) -> float:
         """Spearman correlation of influence with norms."""
-        return spearman(self.influence, self.norm)
+        return float(rank_correlation(self.influence, self.norm)[0])
 
     @property
     def influence_with_timestep(self) -> float:
         """Spearman correlation of influence with timesteps."""
-        return spearman(self.influence, self.timestep)
+        return float(rank_correlation(self.influence, self.timestep)[0])
 
     def to_table(self) -> pa.Table:
         """Samples that are a proponent of any query, most frequent first."""
@@ -216,14 +217,3 @@ def _hubness(
         norm=np.mean([store.column("norm", k).mean(axis=1, dtype=np.float64) for k in places], 0),
         timestep=np.mean([store.column("timestep", k).mean(axis=1) for k in places], 0),
     )
-
-
-def spearman(left: NDArray[Any], right: NDArray[Any]) -> float:
-    """Spearman rank correlation; ties share their mean rank; NaN if either input is constant."""
-    ranks = []
-    for values in (left, right):
-        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place])
-    if any(np.ptp(rank) == 0 for rank in ranks):
-        return float("nan")
-    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from benchmarks.outliers import MEASURES, PRESETS, _auroc, average_precision, run
+from benchmarks.outliers import MEASURES, PRESETS, average_precision, run
 from benchmarks.worlds.setting import Folders
+from query.evaluation.figures import auroc
 
 
 def test_it_measures_whom_each_measure_names(tmp_path: Path, folders: Folders) -> None:
@@ -40,4 +41,4 @@ def test_precision_and_auroc_are_scikit_learns() -> None:
         [average_precision_score(hit, row) for row in found]
     )
     tied = np.round(found)
-    assert _auroc(list(tied), hit).runs == pytest.approx([roc_auc_score(hit, row) for row in tied])
+    assert auroc(list(tied), hit).runs == pytest.approx([roc_auc_score(hit, row) for row in tied])

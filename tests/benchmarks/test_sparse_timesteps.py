@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.scoring import scores
 from benchmarks.sparse_timesteps import MEASURES, PRESETS, even, run, slot_scores, stratified
 from benchmarks.worlds.setting import Folders, prepare
+from query.evaluation.methods import scores
 
 
 def test_it_compares_sparse_grids_with_the_full_one(tmp_path: Path, folders: Folders) -> None:

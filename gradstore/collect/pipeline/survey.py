@@ -63,7 +63,7 @@ def survey(
     for number, folder in enumerate(folders):
         checkpoint = loading.load(folder, scheduler=scheduler, params=params)
         record = checkpoint.record
-        own = _objective(objective, checkpoint)
+        own = objective_of(objective, checkpoint)
         if found is None:
             found = Survey(checkpoint.model, own, checkpoint.architecture(), [], [])
             recorded = record is not None
@@ -106,7 +106,12 @@ def survey(
     return found
 
 
-def _objective(objective: Objective | str | None, checkpoint: loading.Checkpoint) -> Objective:
+def objective_of(objective: Objective | str | None, checkpoint: loading.Checkpoint) -> Objective:
+    """The objective that is given, by its loss or itself; by default the checkpoint's own.
+
+    Raises:
+        CheckpointError: if the checkpoint has no scheduler to make one with.
+    """
     if objective is not None and not isinstance(objective, str):
         return objective
     if checkpoint.scheduler is None:

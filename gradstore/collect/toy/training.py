@@ -54,6 +54,8 @@ def train(config: TrainConfig) -> list[Path]:
     config.require_sound()
     out = Path(config.out)
     samples = Samples.from_spec(config)
+    if config.only is not None:
+        samples = samples.only(Path(config.only).read_text(encoding="utf-8").splitlines())
     data = _stack(samples)
     device = devices.choose(config.device)
     data = data.to(device)
@@ -66,7 +68,8 @@ def train(config: TrainConfig) -> list[Path]:
     out.mkdir(parents=True)
     (out / CONFIG_NAME).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
     folders = []
-    (out / COLLECT_NAME).write_text(_collect_settings(config))
+    if config.only is None:  # rows need the events of every sample
+        (out / COLLECT_NAME).write_text(_collect_settings(config))
     with progress(config.epochs * len(samples), "training", "samples") as bar:
         for epoch in range(1, config.epochs + 1):
             generator = np.random.Generator(np.random.Philox(key=[config.seed, epoch]))

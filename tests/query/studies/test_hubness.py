@@ -11,20 +11,11 @@ from scipy.stats import spearmanr
 from gradstore.errors import QueryError
 from indexer import ExactEngine, Features, measure_of
 from query import search
-from query.studies.hubness import hubness, hubness_of_results, spearman
+from query.studies.hubness import hubness, hubness_of_results
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def test_spearman_is_scipys() -> None:
-    generator = np.random.default_rng(0)
-    for _ in range(5):
-        left = generator.integers(0, 6, 50)
-        right = left + generator.normal(0, 3, 50).round()
-        assert spearman(left, right) == pytest.approx(spearmanr(left, right).statistic)
-    assert np.isnan(spearman(np.ones(5), np.arange(5)))
 
 
 def test_tracin_has_hubs_and_they_are_long(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scores of every query and training sample, under one measure or one for each side."""
+"""Scores of every query and training sample, by measures of stores and by baselines."""
 
 from __future__ import annotations
 
@@ -48,12 +48,39 @@ def own_influence(store: Store, measure: str) -> NDArray[np.float32]:
     return self_influence(store, Features.of(store, measure_of(measure)))
 
 
-def top(found: NDArray[np.float32], k: int) -> NDArray[np.int64]:
-    """Indices of the `k` highest of each row, best first; ties in index order."""
-    return np.argsort(-found, axis=1, kind="stable")[:, :k]
+def cosine(queries: NDArray[Any], train: NDArray[Any]) -> NDArray[np.float32]:
+    """Cosine of vectors, such as pixels or features of another model.
+
+    Args:
+        queries: `[queries, length]`.
+        train: `[samples, length]`.
+
+    Returns:
+        float32 `[queries, samples]`; 0 for a vector of zeros.
+    """
+    sides = []
+    for one in (queries, train):
+        length = np.linalg.norm(one, axis=1, keepdims=True)
+        sides.append(one / np.where(length > 0, length, 1))
+    found: NDArray[np.float32] = (sides[0] @ sides[1].T).astype(np.float32)
+    return found
 
 
-def distinctness(found: NDArray[np.float32], k: int) -> float:
-    """Number of distinct proponents over all proponents: |∪ top-k| / (queries · k)."""
-    proponents = top(found, k)
-    return len(np.unique(proponents)) / proponents.size
+def kernel(queries: NDArray[Any], train: NDArray[Any]) -> NDArray[np.float32]:
+    """exp(−d² / (0.2 · median d²)) of the distances d of vectors, such as pixels.
+
+    Args:
+        queries: `[queries, length]`.
+        train: `[samples, length]`.
+
+    Returns:
+        float32 `[queries, samples]`.
+    """
+    squares = (queries**2).sum(1)[:, None] + (train**2).sum(1) - 2 * queries @ train.T
+    found: NDArray[np.float32] = np.exp(-squares / (0.2 * np.median(squares))).astype(np.float32)
+    return found
+
+
+def chance(queries: int, samples: int) -> NDArray[np.float32]:
+    """Normal random numbers, float32 `[queries, samples]`: what knows nothing."""
+    return np.random.default_rng(0).normal(size=(queries, samples)).astype(np.float32)

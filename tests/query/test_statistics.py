@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from benchmarks.harness.intervals import interval, rank_correlation
+from query.statistics import interval, rank_correlation
 
 
 def test_rank_correlation_is_spearmans() -> None:

@@ -1,0 +1,1 @@
+"""Evaluation: does a measure foretell what retraining does?"""
