@@ -68,6 +68,7 @@ class Data:
         batch_size: samples per step.
         learning_rate: Adam's.
         draws: noises averaged at each timestep of a query, and of training rows in a metric.
+        subsets: number of random halves.
         removals: number of generated queries whose proponents are removed.
     """
 
@@ -82,6 +83,7 @@ class Data:
     batch_size: int
     learning_rate: float
     draws: int
+    subsets: int
     removals: int
 
 
@@ -94,7 +96,6 @@ class Preset:
         proj_dim: dimension of the rows, by sjlt.
         timesteps: timesteps of queries and of training samples' planned events.
         judged: timesteps and noises of a query's true loss.
-        subsets: number of random halves.
         seeds: training runs of each half, and of the whole set, whose rows are attributed.
         removed: number of proponents removed.
         random_removals: number of random sets of the same size that are removed.
@@ -104,7 +105,6 @@ class Preset:
     proj_dim: int
     timesteps: int
     judged: tuple[int, int]
-    subsets: int
     seeds: int
     removed: int
     random_removals: int
@@ -125,6 +125,7 @@ PRESETS = {
                 batch_size=32,
                 learning_rate=1e-3,
                 draws=4,
+                subsets=32,
                 removals=4,
             ),
             Data(
@@ -139,13 +140,13 @@ PRESETS = {
                 batch_size=32,
                 learning_rate=1e-3,
                 draws=2,
+                subsets=24,
                 removals=0,
             ),
         ),
         proj_dim=4096,
         timesteps=10,
         judged=(25, 4),
-        subsets=32,
         seeds=2,
         removed=40,
         random_removals=4,
@@ -164,13 +165,13 @@ PRESETS = {
                 batch_size=128,
                 learning_rate=1e-4,
                 draws=10,
+                subsets=64,
                 removals=60,
             ),
         ),
         proj_dim=32768,
         timesteps=10,
         judged=(100, 4),
-        subsets=64,
         seeds=3,
         removed=250,
         random_removals=4,
@@ -189,13 +190,13 @@ PRESETS = {
                 batch_size=16,
                 learning_rate=1e-3,
                 draws=2,
+                subsets=4,
                 removals=1,
             ),
         ),
         proj_dim=128,
-        timesteps=2,
+        timesteps=4,
         judged=(2, 2),
-        subsets=4,
         seeds=2,
         removed=4,
         random_removals=1,
@@ -269,7 +270,9 @@ class Trial:
 def prepare(preset: Preset, data: Data, folders: Folders) -> Trial:
     """The training set, its model, and the queries."""
     train, heldout = train_and_heldout(data.dataset, data.samples, data.heldout, folders, data.size)
-    key = digest(asdict(data), preset.judged, train.manifest.digests)
+    # What neither models nor queries depend on may change and keep them.
+    made_of = {**asdict(data), "subsets": 0, "removals": 0, "draws": 0}
+    key = digest(made_of, preset.judged, train.manifest.digests)
     folder = folders.cache / f"lds-{data.dataset}-{key}"
     labels = heldout.manifest.metadata["label"]
     trial = Trial(preset, data, folder, train, heldout, labels)
@@ -295,7 +298,10 @@ def rows(trial: Trial, seed: int, way: str) -> tuple[Store, Store]:
     asked = EventSpec(events="planned", timesteps=preset.timesteps, draws=trial.data.draws)
     planned = EventSpec(events="planned", timesteps=preset.timesteps)
     events = {"replayed": EventSpec(), "planned": planned, "square": planned}.get(way, asked)
-    place = trial.folder / f"stores-{seed}-{digest(preset.proj_dim, preset.timesteps)}"
+    place = (
+        trial.folder
+        / f"stores-{seed}-{digest(preset.proj_dim, preset.timesteps, trial.data.draws)}"
+    )
     store = collect(
         trial.train,
         trial.whole(seed),
@@ -352,7 +358,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
 def _measured(trial: Trial) -> dict[str, Any]:
     """Figures of a training set."""
     preset, data = trial.preset, trial.data
-    members = halves(len(trial.train), preset.subsets)
+    members = halves(len(trial.train), data.subsets)
     retraining = trial.retraining()
     truth = retraining.on_subsets(members, preset.seeds)
     attributed = attributions(trial)
@@ -512,7 +518,8 @@ def _page(preset: Preset, found: Mapping[str, Any], targets: Sequence[Target]) -
         "# Does a measure predict the losses of models trained on other samples?",
         "",
         (
-            f"`python -m benchmarks.lds`; {preset.subsets} random halves × {preset.seeds} training "
+            f"`python -m benchmarks.lds`; models trained on random halves, by {preset.seeds} "
+            f"training "
             f"seeds; queries at {preset.timesteps} timesteps, true losses at {preset.judged[0]} × "
             f"{preset.judged[1]}; sjlt to {preset.proj_dim:,}; {machine()['cpu']}. Attributions "
             f"are of {preset.seeds} models of the whole set, one by one (no ensemble), and "
@@ -536,7 +543,8 @@ def _page(preset: Preset, found: Mapping[str, Any], targets: Sequence[Target]) -
             (
                 f"A UNet of {figures['parameters']:,} parameters, {data.epochs} epochs, "
                 f"{data.epochs // data.checkpoint_every} checkpoints, {data.draws} noises per "
-                f"timestep; {data.heldout} held-out and {data.generated} generated queries. Label "
+                f"timestep; {data.subsets} halves; {data.heldout} held-out and {data.generated} "
+                f"generated queries. Label "
                 f"share: chance is {figures['chance']:.2f}."
             ),
             "",

@@ -75,7 +75,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(SETTINGS["cpu"], (0,), lds.PRESETS["cpu"]),
-    "paper": Preset(SETTINGS["paper"], (0,), replace(lds.PRESETS["cpu"], subsets=64, seeds=3)),
+    "paper": Preset(SETTINGS["paper"], (0,), replace(lds.PRESETS["cpu"], seeds=3)),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), lds.PRESETS["tiny"], (3, 5, 4)),
 }
 
@@ -162,7 +162,7 @@ def _planes(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]
 
 def _digits(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]) -> None:
     trial = lds.prepare(preset.digits, preset.digits.data[0], folders)
-    members = halves(len(trial.train), preset.digits.subsets)
+    members = halves(len(trial.train), trial.data.subsets)
     truth = trial.retraining().on_subsets(members, preset.digits.seeds)
     store, queries = lds.rows(trial, 0, "replayed")
     count = trial.data.heldout
@@ -196,7 +196,8 @@ def _page(
             f"`python -m benchmarks.normalization`; the planes and zeros of "
             f"[outliers](outliers.md) ({setting['planes']:,} + {setting['zeros']}, training seeds "
             f"{', '.join(map(str, preset.seeds))}) and the digits of [lds](lds.md) "
-            f"({digits['data'][0]['samples']:,}, {digits['subsets']} halves × {digits['seeds']} "
+            f"({digits['data'][0]['samples']:,}, {digits['data'][0]['subsets']} halves × "
+            f"{digits['seeds']} "
             f"seeds); {machine()['cpu']}. `A|B`: A weights training rows, B query rows. "
             "*Norm alone*: the length of a sample's TracIn feature, the same list for every "
             "query. Means with "

@@ -45,7 +45,7 @@ class Answering:
         left = question.store.samples if keep is None else len(keep)
         self._question, self._engines, self._queries = question, engines, queries
         self._most = min(left, max(config.k, config.rerank))
-        self._sizes = [block_size(engine, self._most) for engine in engines]
+        self._sizes = [block_size(engine, self._most, queries.store.slots) for engine in engines]
         self._measures = [measure_of(name) for name in config.measures]
         origin = [
             made_from(engine, queries, name, keep=keep)

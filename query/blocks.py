@@ -32,9 +32,15 @@ _FEATURE_COPIES: Final = 4
 _FOUND_BYTES: Final = 1024
 
 
-def block_size(engine: SearchIndex | ExactEngine, k: int) -> int:
-    """Number of queries that together take about half a GiB."""
-    feature = 4 * _FEATURE_COPIES * engine.features.dim(engine.store)
+def block_size(engine: SearchIndex | ExactEngine, k: int, slots: int = 0) -> int:
+    """Number of queries that together take about half a GiB.
+
+    Args:
+        engine: the engine.
+        k: number of samples found on each side.
+        slots: slots of the queries, if their noise is to be known, which takes a feature for each.
+    """
+    feature = 4 * (_FEATURE_COPIES + slots) * engine.features.dim(engine.store)
     return max(1, _BLOCK_BYTES // (feature + 2 * k * _FOUND_BYTES))
 
 
@@ -75,7 +81,7 @@ def batches(
         ['dog/1.png']
     """
     queries = queries if isinstance(queries, Queries) else Queries.of(queries)
-    size = size or block_size(engine, k)
+    size = size or block_size(engine, k, queries.store.slots)
     if measure is not None:
         measure = measure_of(measure).fitted(engine.store)  # once, not for every block
     for start in range(0, len(queries), size):

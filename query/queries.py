@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gradstore.errors import QueryError
+from indexer.deviations import deviations
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -184,14 +185,41 @@ class Queries:
             if np.array_equal(self.samples, np.arange(first, first + count)):
                 return features.range(store, first, first + count)
             return features.take(store, self.samples)
-        out = np.zeros((len(self), features.dim(store)))
+        return self._summed(lambda some: features.take(store, some), (features.dim(store),))
+
+    def deviations(self, features: Features) -> NDArray[np.float32] | None:
+        """Noise of the queries' features: see `indexer.deviations`.
+
+        Returns:
+            float32 `[queries, slots − 2, dim]`; None if it is unknown, because queries have fewer
+            than three slots, or slots are matched.
+        """
+        store, width = self.store, features.width(self.store)
+        if features.slots is not None or store.slots < 3:
+            return None
+        shape = (store.slots - 2, features.dim(store))
+
+        def of(some: NDArray[np.int64]) -> NDArray[np.float32]:
+            found = np.zeros((len(some), *shape), np.float32)
+            for place in features.checkpoints:
+                here = slice(place * width, (place + 1) * width)
+                found[:, :, here] = deviations(features, store, place, store.take(place, some))
+            return found
+
+        return self._summed(of, shape)
+
+    def _summed(
+        self, take: Callable[[NDArray[np.int64]], NDArray[np.float32]], shape: tuple[int, ...]
+    ) -> NDArray[np.float32]:
+        """Weighted sums of what `take` returns of samples, float32 `[queries, *shape]`."""
+        out = np.zeros((len(self), *shape))
         owner = np.repeat(np.arange(len(self)), np.diff(self.starts))
         order = np.argsort(self.samples, kind="stable")
         wanted = np.unique(self.samples)
-        step = max(1, _BLOCK_BYTES // (4 * features.dim(store)))
+        step = max(1, _BLOCK_BYTES // (4 * int(np.prod(shape))))
         for start in range(0, len(wanted), step):
             some = wanted[start : start + step]
-            vectors = features.take(store, some)
+            vectors = take(some)
             first, last = np.searchsorted(self.samples[order], (some[0], some[-1] + 1))
             for term in order[first:last].tolist():
                 vector = vectors[np.searchsorted(some, self.samples[term])]

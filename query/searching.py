@@ -64,10 +64,13 @@ def search(
     asked, chosen = prepared(engine, queries, measure)
     proponents, opponents = engine.search(asked, k, keep=keep)
     both = np.concatenate([proponents.samples, opponents.samples], axis=1)
-    explained = explain(store, features, asked, both)
-    if isinstance(chosen, QuerySide):  # these queries depend on the projection, so errors are NaN
+    noise = queries.deviations(features)
+    if noise is not None and isinstance(chosen, QuerySide):
+        noise = chosen.prepared(noise.reshape(-1, noise.shape[2])).reshape(noise.shape)
+    explained = explain(store, features, asked, both, noise)
+    if isinstance(chosen, QuerySide):  # these queries depend on the projection: no error is known
         unknown = np.full_like(explained.z, np.nan)
-        explained = replace(explained, standard_error=unknown, z=unknown)
+        explained = replace(explained, projection_error=unknown, z=unknown)
     return Answer(
         measure=chosen.name,
         queries=queries,

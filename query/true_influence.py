@@ -191,8 +191,12 @@ def _ranked(answer: Answer, rows: NDArray[np.int64], parts: NDArray[np.float32],
         proponents=sides[0],
         opponents=sides[1],
         explained=Explanation(
-            left,
-            np.zeros_like(total),
-            np.where(total == 0, 0, np.copysign(np.inf, total)).astype(np.float32),
+            parts=left,
+            projection_error=np.zeros_like(total),
+            # Other noises would move a true score as they move its projection.
+            query_error=np.take_along_axis(answer.explained.query_error, chosen, axis=1),
+            training_error=np.take_along_axis(answer.explained.training_error, chosen, axis=1),
+            z=np.where(total == 0, 0, np.copysign(np.inf, total)).astype(np.float32),
+            swings=np.take_along_axis(answer.explained.swings, chosen[:, :, None, None], axis=1),
         ),
     )

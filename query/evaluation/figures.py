@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SUBSET_RESAMPLES: Final = 1000
+_TOGETHER: Final = 50
 # Weight of a sample's standardised score in the influence of a group.
 _BETA: Final = 0.5
 
@@ -60,12 +61,14 @@ def datamodeling_score(predicted: NDArray[Any], truth: NDArray[np.float64]) -> I
     means = np.array([np.nan_to_num(rank_correlation(one, right)).mean() for one in runs])
     generator = np.random.default_rng(0)
     resampled = []
-    for _ in range(_SUBSET_RESAMPLES):
-        columns = generator.integers(0, subsets, subsets)
-        picks = generator.integers(0, queries, queries)
-        cells = np.ix_(picks, columns)
-        found = [np.nan_to_num(rank_correlation(one[cells], right[cells])).mean() for one in runs]
-        resampled.append(np.mean(found))
+    for _ in range(_SUBSET_RESAMPLES // _TOGETHER):
+        columns = generator.integers(0, subsets, (_TOGETHER, 1, subsets))
+        picks = generator.integers(0, queries, (_TOGETHER, queries, 1))
+        # [resamples · queries, subsets]
+        truths = right[picks, columns].reshape(-1, subsets)
+        drawn = [one[picks, columns].reshape(-1, subsets) for one in runs]
+        found = [np.nan_to_num(rank_correlation(one, truths)) for one in drawn]
+        resampled.extend(np.mean(found, axis=0).reshape(_TOGETHER, queries).mean(axis=1))
     low, high = np.quantile(resampled, [0.025, 0.975])
     each = tuple(map(float, means)) if len(means) > 1 else ()
     return Interval(float(means.mean()), float(low), float(high), queries, each)

@@ -11,7 +11,6 @@ import query
 from gradstore.errors import QueryError
 from gradstore.tabular import Tabular
 from indexer import Ranking
-from indexer.studies.explanation import Explanation
 from query.results.notebook import gallery
 
 if TYPE_CHECKING:
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from gradstore.store.reader import Store
+    from indexer.studies.explanation import Explanation
     from query.queries import Queries
 
 
@@ -34,8 +34,8 @@ class Answer(Tabular):
         proponents: training samples that pushed the model towards each query.
         opponents: samples of lowest influence. Those with negative scores pushed against the query;
             those with positive scores pushed least.
-        explained: scores of proponents, then opponents, by checkpoint, with their standard error.
-            The error is NaN under a preconditioned measure, for which none is known.
+        explained: scores of proponents, then opponents, by checkpoint, with their standard errors.
+            The projection's is NaN under a preconditioned measure, for which none is known.
 
     Examples:
         >>> import gradstore as gs
@@ -113,11 +113,7 @@ class Answer(Tabular):
             queries=self.queries.part(start, stop),
             proponents=proponents,
             opponents=opponents,
-            explained=Explanation(
-                self.explained.parts[here, both],
-                self.explained.standard_error[here, both],
-                self.explained.z[here, both],
-            ),
+            explained=self.explained.only(here, both),
         )
 
     def distinctness(self) -> float:

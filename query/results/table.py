@@ -10,6 +10,7 @@ import numpy as np
 
 from gradstore.text import one_line
 from query.results.answer import labels, timesteps
+from query.results.ranks import agreement, rank_intervals
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,8 +28,10 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
 
     Columns: `query_id`, `query_label`, `measure`, `side` (proponent or opponent), `rank` (from 1),
     `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
-    checkpoint, then at the second, …), `standard_error` and `z` (float32; see
-    `Explanation`), `parts` (float32, each checkpoint's part of the score).
+    checkpoint, then at the second, …), `rank_low` and `rank_high` (between which ranks of this list
+    the sample may stand; see `rank_intervals`), `projection_error`, `query_error`, `query_margin`,
+    `training_error` and `z` (float32; see `Explanation`), `agreement` of the checkpoints (float32,
+    0 … 1), `parts` (float32, each checkpoint's part of the score).
 
     Examples:
         >>> import gradstore as gs
@@ -70,6 +73,12 @@ def _table(answer: Answer) -> pa.Table:
     parts = explained.parts.reshape(rows.size, -1)
     edges = np.arange(rows.size + 1, dtype=np.int32) * parts.shape[1]
     scores = np.stack([side.scores for side in answer.sides.values()], axis=1)
+    everyone = slice(None)
+    intervals = [
+        rank_intervals(sign * side.scores, explained.only(everyone, start + np.arange(k)))
+        for side, start, sign in ((answer.proponents, 0, 1), (answer.opponents, k, -1))
+    ]
+    first, last = (np.stack(both, axis=1) for both in zip(*intervals, strict=True))
     return pa.table(
         {
             "query_id": of_queries(queries.ids, pa.string()),
@@ -81,8 +90,14 @@ def _table(answer: Answer) -> pa.Table:
             "label": of_samples([train_labels[row] if train_labels else None for row in numbers]),
             "score": scores.ravel(),
             "timesteps": of_samples(list(steps.values()), pa.list_(pa.int64())),
-            "standard_error": explained.standard_error.ravel(),
+            "rank_low": first.ravel(),
+            "rank_high": last.ravel(),
+            "projection_error": explained.projection_error.ravel(),
+            "query_error": explained.query_error.ravel(),
+            "query_margin": explained.query_margin.ravel(),
+            "training_error": explained.training_error.ravel(),
             "z": explained.z.ravel(),
+            "agreement": agreement(explained.parts).ravel(),
             "parts": pa.ListArray.from_arrays(edges, pa.array(parts.ravel())),
         }
     )

@@ -49,7 +49,7 @@ def test_a_block_finds_what_one_at_a_time_finds(
     assert [name for answer in found for name in answer.queries.ids] == list(own.ids)
     expected = to_table(single).to_pandas()
     actual = to_table(found).to_pandas()
-    numbers = ["score", "z", "standard_error"]
+    numbers = ["score", "z", "projection_error"]
     pd.testing.assert_frame_equal(
         actual.drop(columns=[*numbers, "parts"]), expected.drop(columns=[*numbers, "parts"])
     )
@@ -76,7 +76,7 @@ def config(stores: tuple[Store, Store], out: Path, **given: Any) -> QueryConfig:
 def test_a_killed_run_goes_on_at_whole_blocks(
     stores: tuple[Store, Store], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("query.answering.block_size", lambda engine, k: 6)
+    monkeypatch.setattr("query.answering.block_size", lambda engine, k, slots: 6)
     ask.ask(config(stores, tmp_path / "whole"))
     asked: list[tuple[str, ...]] = []
 

@@ -84,7 +84,7 @@ def test_means_and_differences_are_searched_as_one(
     sample = samples[answer.proponents.samples[0, 0]].reshape(2, -1)
     null = (pair**2).sum(axis=1) * (sample**2).sum(axis=1)
     expected = np.sqrt((null + (pair * sample).sum(axis=1) ** 2).sum() / train.dim)
-    assert answer.explained.standard_error[0, 0] == pytest.approx(expected, rel=1e-3)
+    assert answer.explained.projection_error[0, 0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_what_cannot_be_summed_is_told(stores: tuple[Store, Store]) -> None:

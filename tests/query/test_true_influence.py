@@ -77,7 +77,7 @@ def test_true_influence_is_that_of_whole_gradients(
     np.testing.assert_allclose(
         true.explained.parts, expected.explained.parts, rtol=1e-3, atol=1e-4 * size
     )
-    assert (true.explained.standard_error == 0).all()
+    assert (true.explained.projection_error == 0).all()
     assert np.isinf(true.explained.z).all()
     # The projection changed them.
     assert np.abs(found.proponents.scores - expected.proponents.scores).max() > 1e-2 * size

@@ -123,7 +123,7 @@ def test_the_error_is_that_of_many_projections(
     asked = stored(tmp_path / "q.gradstore", np.concatenate([one[:, 4:] for one in rows], 1), **IDS)
     features = Features.of(store, measure_of("retrac"), matched=matched)
     found = explain(store, features, features.range(asked), np.arange(4 * seeds).reshape(seeds, 4))
-    scores, errors, zs = found.parts.sum(axis=2), found.standard_error, found.z
+    scores, errors, zs = found.parts.sum(axis=2), found.projection_error, found.z
     spread, told = np.std(scores, axis=0), np.mean(errors, axis=0)
     np.testing.assert_allclose(told, spread, rtol=0.25)  # from a hundred: ± 7% each
     assert np.std(zs[:, 2:]) == pytest.approx(1, abs=0.2)
@@ -162,7 +162,7 @@ def test_without_projection_there_is_no_error(tmp_path: Path) -> None:
     train = random_store(tmp_path / "t.gradstore")
     features = Features.of(train, measure_of("retrac"))
     found = explain(train, features, features.range(train, 0, 1), np.array([[0, 1]]))
-    assert not found.standard_error.any()
+    assert not found.projection_error.any()
     assert np.isinf(found.z).all()
 
 

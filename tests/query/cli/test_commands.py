@@ -213,13 +213,13 @@ def test_candidates_are_ranked_again_by_true_influence(
     run(*few, "--k", 3, "--rerank", 100, "--out", tmp_path / "true")
     table = pd.read_parquet(tmp_path / "true" / "results.parquet")
     assert len(table) == 2 * 2 * 3
-    assert (table["standard_error"] == 0).all()
+    assert (table["projection_error"] == 0).all()
     projected = pd.read_parquet(tmp_path / "all" / "results.parquet")
     projected = projected[projected.side == "proponent"].set_index(["query_id", "sample_id"])
     near = projected.loc[list(zip(table.query_id, table.sample_id, strict=True))]
     off = np.abs(near["score"].to_numpy() - table["score"].to_numpy())
     assert off.max() > 0
-    assert (off < 6 * near["standard_error"].to_numpy()).all()
+    assert (off < 6 * near["projection_error"].to_numpy()).all()
     told = run(*few[:-1], "trak", "--rerank", 9, "--out", tmp_path / "t", status=1)
     assert "trak transforms queries" in told
 
