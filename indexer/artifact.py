@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Spec)
 
 _TRIES: Final = 5
+MOST_SPEC_BYTES: Final = 1 << 20
+"""Bytes that an artifact's JSON file may have."""
 
 
 def samples_hash(store: Store) -> str:
@@ -76,7 +78,7 @@ def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
     if not stands(path):
         raise SearchIndexError(f"there is no {kind} {path}. Build it: {build}")
     try:
-        return spec.model_validate_json(objects_at(path).read(name))
+        return spec.model_validate_json(objects_at(path).read(name, MOST_SPEC_BYTES))
     except (OSError, ValidationError) as error:
         raise SearchIndexError(
             f"{path} exists and is not a whole {kind} ({name} is missing or damaged, or of "

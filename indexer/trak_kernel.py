@@ -139,7 +139,7 @@ def _read(path: Path, spec: KernelSpec, store: Store) -> Iterator[NDArray[np.flo
             gram = np.load(file, allow_pickle=False)
             if gram.dtype != np.float64 or gram.shape != (store.dim, store.dim):
                 raise OSError(f"it holds {gram.dtype} {gram.shape}")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, MemoryError) as error:
             raise SearchIndexError(
                 f"kernel {path} is damaged: {file.name} cannot be read: {error}. "
                 f"{_mend(path, store)}"

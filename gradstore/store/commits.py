@@ -16,7 +16,7 @@ from gradstore.errors import StoreError
 from gradstore.store.format.fingerprint import fingerprint
 from gradstore.store.format.root import root_digest, root_state
 from gradstore.store.format.spec import ChangeName, Sha256, Spec
-from gradstore.store.objects.protocol import ChangedError
+from gradstore.store.objects.protocol import ChangedError, TooLargeError
 
 if TYPE_CHECKING:
     from gradstore.store.format.spec import StoreSpec
@@ -169,11 +169,13 @@ def _key(revision: int) -> str:
 def _read(store: Store, revision: int) -> CommitRecord | None:
     """The record of a commit; None if there is none."""
     try:
-        content = store.objects.read(_key(revision))
+        content = store.objects.read(_key(revision), _MOST_BYTES)
     except FileNotFoundError:
         return None
+    except TooLargeError:
+        content = b""  # a damaged one
     try:
-        return CommitRecord.model_validate_json(content[:_MOST_BYTES])
+        return CommitRecord.model_validate_json(content)
     except ValidationError as error:
         raise StoreError(
             f"{store.location}/{_key(revision)}, the record of a commit, is damaged. Restore it "

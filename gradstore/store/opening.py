@@ -49,9 +49,7 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
     objects = objects_at(location)
     where = objects.location
     try:
-        root = objects.read(ROOT)
-        if len(root) > _MOST_ROOT_BYTES:
-            raise ValueError("too large")
+        root = objects.read(ROOT, _MOST_ROOT_BYTES)
         attributes: Any = json.loads(root)["attributes"]["gradstore"]
         version = attributes["format_version"]
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:

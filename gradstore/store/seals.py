@@ -13,7 +13,7 @@ from gradstore.errors import StoreError, UnsealedError
 from gradstore.store.format.encoding import ShardCodec, column_nbytes, column_sum
 from gradstore.store.format.layout import DTYPES, row_columns
 from gradstore.store.format.spec import Sha256, Spec
-from gradstore.store.objects.protocol import ChangedError
+from gradstore.store.objects.protocol import ChangedError, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -145,18 +145,20 @@ class PartShards:
     def seal(self, number: int, shard: int) -> Seal:
         """The seal of a shard."""
         where = f"{self.location}: the seal of checkpoint {number}, shard {shard}"
+        most = _MOST_SEAL_BYTES + 8 * self.codec.chunks(self.layout.shard_samples)
         try:
-            content = self.objects.read(self.seal_key(number, shard))
+            content = self.objects.read(self.seal_key(number, shard), most)
         except FileNotFoundError:
             raise self.unsealed(number, {shard}) from None
+        except TooLargeError:
+            content = b""  # a damaged one
         except OSError as error:
             raise StoreError(
                 f"{where} cannot be read: {reason(error)}. Check that the disk or network is "
                 "available."
             ) from error
         try:
-            most = _MOST_SEAL_BYTES + 8 * self.codec.chunks(self.layout.shard_samples)
-            return Seal.model_validate_json(content[:most])
+            return Seal.model_validate_json(content)
         except ValidationError as error:
             raise StoreError(
                 f"{where} is damaged. Recreate it and its shard: gradstore verify "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from gradstore.store.part import Part
     from gradstore.store.reader import Store
     from gradstore.store.seals import Seal
+
+
+# Other programs may write the same metadata with more spaces or with attributes.
+_SPARE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def _false_descriptions(part: Part, numbers: list[int]) -> Iterator[tuple[str, b
         if part.key(key) == ROOT:
             continue
         try:
-            found = part.objects.read(part.key(key))
+            found = part.objects.read(part.key(key), len(content) + _SPARE_BYTES)
         except OSError as error:
             yield key, content, f"cannot be read: {error.strerror or error}"
             continue

@@ -36,7 +36,7 @@ from indexer.approximate.spec import (
     built_from,
     index_path,
 )
-from indexer.artifact import differing, exchanged, file_hash, stands
+from indexer.artifact import MOST_SPEC_BYTES, differing, exchanged, file_hash, stands
 from indexer.exact.engine import ExactEngine
 from indexer.feature import Features, RowWeights
 from indexer.measures.registry import indexed
@@ -195,7 +195,9 @@ def _factory(given: str | None, path: Path) -> str:
     if given is not None:
         return recorded(given)
     try:
-        return IndexSpec.model_validate_json(objects_at(path).read(SPEC_NAME)).factory
+        return IndexSpec.model_validate_json(
+            objects_at(path).read(SPEC_NAME, MOST_SPEC_BYTES)
+        ).factory
     except (OSError, ValueError, StoreError):
         return DEFAULT
 
@@ -216,7 +218,7 @@ def _outdated(
     """
     try:
         files = objects_at(path)
-        found = IndexSpec.model_validate_json(files.read(SPEC_NAME))
+        found = IndexSpec.model_validate_json(files.read(SPEC_NAME, MOST_SPEC_BYTES))
         if differing(found, wanted) != "samples":
             return None, 0, None
         was = Manifest.parse(

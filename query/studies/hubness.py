@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gradstore.errors import DependencyError, QueryError
+from gradstore.store.format.parquet import open_bounded, values_of
 from gradstore.tabular import Tabular
 from query.results.answer import labels
 from query.statistics import rank_correlation
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pyarrow as pa
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 
 # Names of measures become names of files; this file may come from a stranger.
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:@+-]{0,99}")
+_MOST_MEASURES: Final = 100
 _COLUMNS = ["query_id", "measure", "side", "sample_id", "score"]
 
 
@@ -161,29 +164,22 @@ def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
         QueryError: if the file is no such table, or has samples that the store does not have.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     place = store.manifest.position
     counts: dict[str, NDArray[np.int64]] = {}
     sums: dict[str, NDArray[np.float64]] = {}
     asked: dict[str, set[str]] = {}
     try:
-        file = pq.ParquetFile(results)
-        for batch in file.iter_batches(columns=_COLUMNS):
-            for row in batch.to_pylist():
-                if row["side"] == "proponent":
-                    measure = row["measure"]
-                    if not (isinstance(measure, str) and _NAME.fullmatch(measure)):
-                        raise QueryError(
-                            f"{results} has a measure {measure!r}, which is not a measure's name. "
-                            "Give the results.parquet of gradstore query."
-                        )
-                    own = counts.setdefault(measure, np.zeros(store.samples, np.int64))
-                    own[place[row["sample_id"]]] += 1
-                    total = sums.setdefault(measure, np.zeros(store.samples))
-                    total[place[row["sample_id"]]] += row["score"]
-                    asked.setdefault(measure, set()).add(row["query_id"])
-    except (OSError, pa.ArrowException) as error:
+        for query, measure, side, sample, score in _rows(results):
+            if side == "proponent":
+                if measure not in counts:
+                    _require_measure(results, measure, len(counts))
+                    counts[measure] = np.zeros(store.samples, np.int64)
+                    sums[measure] = np.zeros(store.samples)
+                counts[measure][place[sample]] += 1
+                sums[measure][place[sample]] += score
+                asked.setdefault(measure, set()).add(query)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise QueryError(
             f"{results} cannot be read as results: {error}. Give the results.parquet of gradstore "
             "query."
@@ -196,6 +192,39 @@ def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
     return [
         _hubness(name, store, own, sums[name], len(asked[name])) for name, own in counts.items()
     ]
+
+
+def _rows(results: Path) -> Iterator[tuple[Any, ...]]:
+    """The rows of a table of results; equal texts are one Python string.
+
+    Raises:
+        ValueError: if it has not the columns of such a table, or takes too much memory.
+        OSError, pyarrow.ArrowException: if it cannot be read.
+    """
+    import pyarrow as pa
+
+    with results.open("rb") as opened:
+        file = open_bounded(opened, shared=True)
+        for batch in file.iter_batches(columns=_COLUMNS):
+            table = pa.Table.from_batches([batch])
+            if table.num_columns < len(_COLUMNS):
+                lacking = sorted(set(_COLUMNS) - set(table.column_names))
+                raise ValueError(f"it has no column {lacking[0]!r}")
+            columns = [values_of(table[name]) for name in _COLUMNS]
+            for name, values in zip(_COLUMNS, columns, strict=True):
+                kind = float if name == "score" else str
+                other = next((one for one in values if not isinstance(one, kind)), None)
+                if other is not None or None in values:
+                    raise ValueError(f"column {name!r} has a value {str(other)[:40]!r}")
+            yield from zip(*columns, strict=True)
+
+
+def _require_measure(results: Path, measure: str, known: int) -> None:
+    if not _NAME.fullmatch(measure) or known >= _MOST_MEASURES:
+        raise QueryError(
+            f"{results} has a measure {measure[:100]!r}, which is not a measure's name, or is one "
+            f"of more than {_MOST_MEASURES}. Give the results.parquet of gradstore query."
+        )
 
 
 def _hubness(

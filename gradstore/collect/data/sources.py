@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,12 @@ import numpy as np
 from PIL import Image
 
 from gradstore.errors import DatasetError, DependencyError
+from gradstore.store.format.parquet import open_bounded
 
 if TYPE_CHECKING:
     from gradstore.flags.dataset import DatasetSpec
+
+_log = logging.getLogger("gradstore")
 
 IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "input")
 _IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -85,18 +89,40 @@ def _folder(root: Path) -> tuple[_Folder, list[str]]:
 def _parquet(path: Path, image_column: str | None) -> Any:
     import datasets
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        dataset = datasets.Dataset(pq.read_table(path))
+        with path.open("rb") as file:
+            table = open_bounded(file, shared=False).read()
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise DatasetError(f"dataset {path} cannot be read: {error}. Check the file.") from error
+        raise DatasetError(
+            f"dataset {path} cannot be read: {error}. Check the file, or write it anew with "
+            "pyarrow.parquet.write_table(table, path, use_dictionary=False)."
+        ) from error
+    dataset = _dataset(table, path)
     for name in [image_column] if image_column else IMAGE_COLUMNS:
         encoded = dataset.features.get(name)
         # Files not written by `datasets` hold images as bare {bytes, path} or bytes.
         if isinstance(encoded, dict) or getattr(encoded, "dtype", None) == "binary":
             dataset = dataset.cast_column(name, datasets.Image())
     return dataset
+
+
+def _dataset(table: Any, path: Path) -> Any:
+    """A table as a dataset; the features that `datasets` noted in it need not be those it knows."""
+    import datasets
+
+    try:
+        return datasets.Dataset(table)
+    except Exception:  # it may raise anything on another version's note
+        _log.warning("%s: its note of features is not understood and is not used", path)
+    try:
+        return datasets.Dataset(table.replace_schema_metadata(None))
+    except Exception as error:
+        reason = " ".join((str(error) or repr(error)).split())[:300]
+        raise DatasetError(
+            f"dataset {path} cannot be used: {reason}. Write it anew with columns of numbers, "
+            "texts and images."
+        ) from error
 
 
 def _hub(name: str, split: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pyarrow as pa
@@ -13,12 +13,15 @@ from gradstore.collect.events.noise import _PROBE, noise_identity
 from gradstore.collect.events.protocol import Events
 from gradstore.collect.models.folders import EVENTS_NAME, PLANNED, require_events
 from gradstore.errors import CheckpointError, DatasetError
+from gradstore.store.format.parquet import open_bounded, values_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from gradstore.store.format.spec import Identity
+
+_COLUMNS: Final = ["id", "timestep", "noise_key"]
 
 
 class ReplayedEvents:
@@ -100,9 +103,12 @@ def save_events(
 
 def _read(file: Path) -> dict[str, tuple[int, int]]:
     try:
-        found = pq.read_table(file, columns=["id", "timestep", "noise_key"])
-        table = found.to_pydict()
-    except (OSError, pa.ArrowException) as error:
+        with file.open("rb") as opened:
+            found = open_bounded(opened, shared=True).read(columns=_COLUMNS)
+        ids, timesteps, keys = (values_of(found[name]) for name in _COLUMNS)
+        if not all(isinstance(one, int) for column in (timesteps, keys) for one in column):
+            raise ValueError("not every timestep and noise_key is a whole number")
+    except (OSError, LookupError, ValueError, pa.ArrowException) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}. Restore it, or use {PLANNED}."
         ) from error
@@ -114,5 +120,4 @@ def _read(file: Path) -> dict[str, tuple[int, int]]:
             f"(probe {probe.decode(errors='replace')[:16]}, here {own.decode()}). Use the numpy of "
             f"the training run, or {PLANNED}."
         )
-    pairs = zip(table["timestep"], table["noise_key"], strict=True)
-    return dict(zip(table["id"], pairs, strict=True))
+    return dict(zip(ids, zip(timesteps, keys, strict=True), strict=True))

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 EVENTS_NAME: Final = "events.parquet"
 MOMENTS_NAME: Final = "adam.safetensors"
+_MOST_BYTES: Final = 1 << 24
 PLANNED: Final = "--events planned (in Python, events='planned')"
 
 
@@ -115,7 +116,11 @@ def read_config(file: Path) -> dict[str, Any]:
         CheckpointError: if it cannot be read or is not an object.
     """
     try:
-        config = json.loads(file.read_text())
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+        config = json.loads(content)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{file} cannot be read: {error}. The checkpoint is damaged or half-written; restore "

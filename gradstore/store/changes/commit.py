@@ -38,13 +38,14 @@ if TYPE_CHECKING:
 _TRIES = 5
 _NUMBER: Final = re.compile(r"(?:^|/)(?:checkpoints|seals)/([0-9]{1,7})$")
 _GENERATED: Final = re.compile(r"parts/[0-9a-f]{32}$|samples$|metrics/")
+_MOST_BYTES: Final = 1 << 20
 _MOST_NUMBER: Final = 1 << 20
 
 
 def attributes(objects: Objects, key: str) -> dict[str, Any]:
     """Attributes of a Zarr group; empty if the group's object cannot be parsed."""
     try:
-        found = json.loads(objects.read(key))["attributes"]
+        found = json.loads(objects.read(key, _MOST_BYTES))["attributes"]
     except (ValueError, KeyError, TypeError, RecursionError):
         found = None
     return found if isinstance(found, dict) else {}

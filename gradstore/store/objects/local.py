@@ -16,7 +16,7 @@ from uuid import uuid4
 import numpy as np
 
 from gradstore.store import locks
-from gradstore.store.objects.protocol import ChangedError
+from gradstore.store.objects.protocol import ChangedError, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -72,9 +72,12 @@ class LocalObjects:
                 self._real.add(prefix)
         return path
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int | None = None) -> bytes:
         """See `Objects`."""
         with _open(self._path(key)) as file:
+            size = os.fstat(file.fileno()).st_size
+            if most is not None and size > most:
+                raise TooLargeError(key, size, most)
             return file.readall()
 
     def read_ranges(

@@ -7,6 +7,7 @@ writes rows uses disks and networks only through this protocol.
 
 from __future__ import annotations
 
+import errno
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,13 @@ class ChangedError(StoreError):
     """An object has changed since it was read."""
 
 
+class TooLargeError(OSError):
+    """An object has more bytes than it may have."""
+
+    def __init__(self, key: str, size: int, most: int) -> None:
+        super().__init__(errno.EFBIG, f"it has {size:,} bytes; at most {most:,} make sense", key)
+
+
 class Objects(Protocol):
     """Named objects: keys are relative paths with `/`. All methods raise `OSError` when they fail.
 
@@ -34,8 +42,16 @@ class Objects(Protocol):
     location: str
     remote: bool
 
-    def read(self, key: str) -> bytes:
-        """A whole object."""
+    def read(self, key: str, most: int | None = None) -> bytes:
+        """A whole object.
+
+        Args:
+            key: key of the object.
+            most: bytes that it may have; by default any number.
+
+        Raises:
+            TooLargeError: if it is larger; nothing of it is read then.
+        """
 
     def read_ranges(
         self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None

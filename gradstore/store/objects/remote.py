@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstore.errors import DependencyError, StoreError
-from gradstore.store.objects.protocol import ChangedError
+from gradstore.store.objects.protocol import ChangedError, TooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,10 +67,13 @@ class RemoteObjects:
         except exceptions.BaseError as error:
             raise OSError(5, _first_line(error), key) from error
 
-    def read(self, key: str) -> bytes:
+    def read(self, key: str, most: int | None = None) -> bytes:
         """See `Objects`."""
         with self._errors(key):
-            return bytes(self._obstore.get(self._store, key).bytes())
+            found = self._obstore.get(self._store, key)
+            if most is not None and found.meta["size"] > most:
+                raise TooLargeError(key, found.meta["size"], most)
+            return bytes(found.bytes())
 
     def read_ranges(
         self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradstore import delete, open_store, vacuum
-from gradstore.errors import GradstoreError, NotAStoreError, StoreError
+from gradstore.errors import GradstoreError, NotAStoreError, SearchIndexError, StoreError
 from gradstore.store.format.root import root_digest
 from gradstore.store.objects.protocol import digest
 from gradstore.store.reader import Store
@@ -248,6 +248,29 @@ def test_deep_json(folder: Path) -> None:
     )
     with pytest.raises(StoreError):
         open_store(folder / "s.gradstore")
+
+
+def test_objects_that_are_too_large_are_not_read(folder: Path) -> None:
+    # Each is a hole, and never copied: a copy would be as large as it looks.
+    def grow(name: str) -> None:
+        os.truncate(folder / name, 2**30)
+
+    root = folder / "s.gradstore"
+    grow("s.retrac.index/index.json")
+    with pytest.raises(SearchIndexError, match="index.json"):
+        open_index(folder / "s.retrac.index", open_store(root), "retrac")
+    grow("s.gradstore/seals/0/0.json")
+    with pytest.raises(StoreError, match="damaged"):
+        open_store(root).rows(0)
+    grow("s.gradstore/checkpoints/0/direction/zarr.json")
+    with pytest.raises(StoreError, match=r"direction/zarr.json cannot be read"):
+        list(verify(open_store(root)))
+    grow("s.gradstore/commits/0.json")
+    with pytest.raises(StoreError, match=r"commits/0.json"):
+        list(verify(open_store(root)))
+    grow("s.gradstore/zarr.json")
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_store(root)
 
 
 def manifest_of(**columns: Any) -> bytes:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ from indexer import ExactEngine, Features, measure_of
 from query import search
 from query.studies.hubness import hubness, hubness_of_results
 from tests.support.drawn_stores import random_store
+from tests.support.hostile_parquet import BOMBS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,8 +56,8 @@ def test_tracin_has_hubs_and_they_are_long(tmp_path: Path) -> None:
     assert (tmp_path / "hubs.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("measure", ["../../x", "/etc/x", "a/b", ".hidden", "", "\x1b[2J", None])
-def test_a_measure_s_name_never_leads_outside(tmp_path: Path, measure: str | None) -> None:
+@pytest.mark.parametrize("measure", ["../../x", "/etc/x", "a/b", ".hidden", "", "\x1b[2J"])
+def test_a_measure_s_name_never_leads_outside(tmp_path: Path, measure: str) -> None:
     train = random_store(tmp_path / "t.gradstore")
     row = {
         "query_id": "q",
@@ -68,3 +69,33 @@ def test_a_measure_s_name_never_leads_outside(tmp_path: Path, measure: str | Non
     pq.write_table(pa.Table.from_pylist([row]), tmp_path / "results.parquet")
     with pytest.raises(QueryError, match="is not a measure's name"):
         hubness_of_results(train, tmp_path / "results.parquet")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("measure", None),
+        ("measure", 7),
+        ("side", None),
+        ("sample_id", ["s0"]),
+        ("query_id", b"\xff"),
+        ("score", "high"),
+        ("score", None),
+        ("score", {"a": 1.0}),
+    ],
+)
+def test_foreign_tables_are_refused(tmp_path: Path, column: str, value: Any) -> None:
+    train = random_store(tmp_path / "t.gradstore")
+    row = {"query_id": "q", "measure": "m", "side": "proponent", "sample_id": "s0", "score": 1.0}
+    lacking = {name: one for name, one in row.items() if name != column}
+    for changed in ({**row, column: value}, lacking):
+        pq.write_table(pa.Table.from_pylist([changed]), tmp_path / "results.parquet")
+        with pytest.raises(QueryError, match=f"results.parquet cannot be read.*'{column}'"):
+            hubness_of_results(train, tmp_path / "results.parquet")
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_small_tables_of_gigabytes_are_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / "results.parquet").write_bytes(BOMBS[name]())
+    with pytest.raises(QueryError, match="results.parquet cannot be read"):
+        hubness_of_results(random_store(tmp_path / "t.gradstore"), tmp_path / "results.parquet")

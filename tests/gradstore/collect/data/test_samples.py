@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from gradstore.collect import Samples
 from gradstore.errors import DatasetError
 from gradstore.flags.dataset import DatasetSpec
+from tests.support.hostile_parquet import repeated
 from tests.support.worlds import images
 
 GREY = images(3)
@@ -211,6 +212,22 @@ def test_rows_that_hold_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with pytest.raises(DatasetError, match="'0' cannot be read: Image size .* exceeds limit"):
         Samples.from_spec(DatasetSpec(dataset=str(tmp_path)))
+
+
+def test_a_small_file_of_gigabytes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(repeated())
+    with pytest.raises(DatasetError, match=r"x.parquet cannot be read: its .* bytes decode to"):
+        Samples.from_spec(DatasetSpec(dataset=str(tmp_path / "x.parquet")))
+
+
+@pytest.mark.parametrize(
+    "note", ["x", "[]", '{"info":3}', '{"info":{"features":{"image":{"_type":"Foreign"}}}}']
+)
+def test_a_foreign_note_of_features_is_not_needed(tmp_path: Path, note: str) -> None:
+    table = pa.table({"image": [[0.5, 1.0], [0.0, 2.0]]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": note}), tmp_path / "x.parquet")
+    samples = Samples.from_spec(DatasetSpec(dataset=str(tmp_path / "x.parquet")))
+    assert samples[1].tensor.tolist() == [0.0, 2.0]
 
 
 def test_a_folders_name_as_class_number(tmp_path: Path) -> None:

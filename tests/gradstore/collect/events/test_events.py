@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from gradstore.collect import EventSpec, PlannedEvents, Recorder, ReplayedEvents
 from gradstore.collect.events.noise import noise, noise_key
 from gradstore.errors import CheckpointError, DatasetError
+from tests.support.hostile_parquet import written
 
 
 def planned(timesteps: int = 4, draws: int = 2, seed: int = 0) -> PlannedEvents:
@@ -92,4 +95,21 @@ def test_a_checkpoint_without_events(tmp_path: Path) -> None:
         ReplayedEvents([tmp_path], 1000)
     (tmp_path / "events.parquet").write_bytes(b"rubbish")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        ReplayedEvents([tmp_path], 1000)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"id": ["a"], "timestep": [1]},
+        {"id": ["a"], "timestep": [None], "noise_key": [1]},
+        {"id": ["a"], "timestep": [0.5], "noise_key": [1]},
+        {"id": ["a"], "timestep": ["1"], "noise_key": [[1]]},
+        {"id": ["a"] * 10**7, "timestep": [1] * 10**7, "noise_key": [1] * 10**7},
+    ],
+    ids=["lacking", "null", "broken", "texts", "many"],
+)
+def test_records_of_other_kinds(tmp_path: Path, columns: dict[str, list[Any]]) -> None:
+    (tmp_path / "events.parquet").write_bytes(written(pa.table(columns)))
+    with pytest.raises(CheckpointError, match=r"events.parquet cannot be read.*--events planned"):
         ReplayedEvents([tmp_path], 1000)

@@ -11,7 +11,7 @@ import pytest
 from gradstore.errors import StoreError
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.objects.location import objects_at
-from gradstore.store.objects.protocol import ChangedError, Objects
+from gradstore.store.objects.protocol import ChangedError, Objects, TooLargeError
 from gradstore.store.objects.remote import RemoteObjects
 
 
@@ -56,6 +56,13 @@ def test_what_is_not_there(objects: Objects) -> None:
     objects.remove("y")
     objects.remove_all("none")
     assert objects.read("x") == b""
+
+
+def test_a_larger_object_is_not_read(objects: Objects) -> None:
+    objects.write("a/b", b"12345")
+    assert objects.read("a/b", 5) == b"12345"
+    with pytest.raises(TooLargeError, match="it has 5 bytes"):
+        objects.read("a/b", 4)
 
 
 def test_names_sizes_and_removal(objects: Objects) -> None:
