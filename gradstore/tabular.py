@@ -7,6 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 from gradstore.errors import DependencyError
+from gradstore.text import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +52,7 @@ def html_table(table: pa.Table, caption: str) -> str:
         >>> html_table(pa.table({"a": [1]}), "one")
         '<table><caption>one</caption><tr><th>a</th></tr><tr><td>1</td></tr></table>'
     """
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.column_names)
+    head = "".join(f"<th>{escape(one_line(name))}</th>" for name in table.column_names)
     body = "".join(
         "<tr>" + "".join(f"<td>{escape(_text(value))}</td>" for value in row.values()) + "</tr>"
         for row in table.slice(0, _SHOWN).to_pylist()
@@ -67,4 +68,4 @@ def _text(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list):
         return ", ".join(map(_text, value))
-    return "" if value is None else str(value)
+    return "" if value is None else one_line(str(value))

@@ -6,6 +6,7 @@ from html import escape
 from typing import TYPE_CHECKING, Final
 
 from gradstore.collect.recorded import Provenance
+from gradstore.text import one_line
 from query.results.pictures import data_uri, pictures
 
 if TYPE_CHECKING:
@@ -57,6 +58,6 @@ def _recorded(store: Store) -> Pictures | None:
 
 def _cell(images: Pictures | None, row: int, name: str, text: str) -> str:
     image = None if images is None else images.image(row)
-    label = escape(name)
+    label = escape(one_line(name))
     shown = "" if image is None else f'<img alt="{label}" src="{data_uri(image, _SIDE)}"><br>'
     return f"<td>{shown}{label}<br>{escape(text)}</td>"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from gradstore import __version__
 from gradstore.collect.recorded import Recorded
 from gradstore.errors import DatasetError
+from gradstore.text import one_line
 from query.results.answer import labels, timesteps
 from query.results.pictures import data_uri
 
@@ -76,7 +77,7 @@ def write_report(
     """
     from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
     template = environment.from_string(
         files("query.results").joinpath("report.html.j2").read_text("utf-8")
     )
@@ -102,6 +103,11 @@ def write_report(
         fingerprint=store.spec.fingerprint[:16],
     )
     Path(path).write_text(page, encoding="utf-8")
+
+
+def _shown(value: Any) -> Any:
+    """A value as the page shows it: a page is text, which may be printed to a terminal."""
+    return one_line(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def summary(sections: Sequence[Section]) -> list[Line]:

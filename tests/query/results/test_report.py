@@ -100,6 +100,21 @@ def test_names_are_escaped(world: World, answers: list[Answer], tmp_path: Path) 
     assert "<script" not in path.read_text()
 
 
+def test_control_characters_are_shown_and_not_kept(
+    world: World, answers: list[Answer], tmp_path: Path
+) -> None:
+    hostile = "\x1b[2J\x07\u202e\u2028\r<b>"
+    asked = [
+        replace(one, queries=replace(one.queries, ids=[hostile] * 3, labels=[hostile] * 3))
+        for one in answers
+    ]
+    path = tmp_path / "report.html"
+    write_report(path, hostile, [Section(hostile, asked, world.queries, hostile)], world.train)
+    shown = path.read_text(encoding="utf-8") + asked[0]._repr_html_()
+    assert "\\x1b[2J" in shown
+    assert all(one == "\n" or one.isprintable() for one in shown)
+
+
 def test_samples_that_are_no_images(answers: list[Answer], tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     write_report(path, "Title", [Section("Asked", answers, None)], None)
