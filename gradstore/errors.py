@@ -16,6 +16,10 @@ class ConfigError(GradstoreError):
     """A configuration value, flag or file is wrong."""
 
 
+class UnknownNameError(ConfigError):
+    """A store records a dataset or checkpoint that the user never named."""
+
+
 class DependencyError(GradstoreError):
     """A package that this step needs is missing or cannot do the job."""
 

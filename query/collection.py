@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradstore.collect.recorded import Recorded, recorded_gradients
+from gradstore.collect.recorded import Recorded, recorded_folders, recorded_gradients
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.store.format.spec import EventSpec
 from gradstore.store.opening import as_store
@@ -73,7 +73,7 @@ def collect_queries(
     weights = checked_etas(store, etas)
     return collect(
         dataset,
-        checkpoints or [checkpoint.path for checkpoint in store.spec.checkpoints],
+        checkpoints or recorded_folders(store),
         path,
         objective=objective or recorded.objective.loss,
         events=events or EventSpec(events="planned"),
@@ -129,7 +129,7 @@ def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:
     from gradstore.collect import generate
 
     if not folder.exists():
-        last = Path((config.checkpoints or [c.path for c in store.spec.checkpoints])[-1])
+        last = Path((config.checkpoints or recorded_folders(store))[-1])
         made = generate(last, config.generate, seed=config.generate_seed, device=config.device)
         # Written under a temporary name and renamed, so a folder with this name is whole.
         writing = folder.with_name(f".{folder.name}.writing")

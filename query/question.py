@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradstore.collect.models.folders import checkpoint_folders
+from gradstore.collect.recorded import recorded_folders
 from gradstore.errors import QueryError
 from gradstore.flags.fast import FAST
 from gradstore.store.opening import open_store
@@ -78,7 +79,7 @@ def opened(config: QueryConfig) -> Question:
     if config.dataset:
         config.require_there()
     if config.queries is None:
-        folders = config.checkpoints or [one.path for one in store.spec.checkpoints]
+        folders = config.checkpoints or recorded_folders(store)
         if len(checkpoint_folders(folders)) != store.checkpoints:
             raise QueryError(
                 f"{store.location} has {store.checkpoints} checkpoints, and --checkpoints names "

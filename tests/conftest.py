@@ -18,6 +18,14 @@ from tests.support.worlds import NAMES, World, images, save_checkpoint
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Names that tests give are not noted in the home folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _log_level() -> Iterator[None]:
     """Reset the log level: the command line sets it, and tests share a process."""

@@ -13,7 +13,7 @@ from gradstore.collect.pipeline.executors import InProcess, Task
 from gradstore.collect.pipeline.options import CollectOptions, Destination
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.collect.pipeline.run import prepare_config, run
-from gradstore.collect.recorded import Recorded, recorded_config, recorded_options
+from gradstore.collect.recorded import Recorded, recorded_config, recorded_folders, recorded_options
 from gradstore.errors import ConfigError, StoreError
 from gradstore.store.changes.append import add_parts
 from gradstore.store.changes.checkpoints import begin_checkpoint, commit_checkpoint, next_number
@@ -77,7 +77,7 @@ def append(
     own = made_alike.pop("projector")
     job = prepare(
         dataset,
-        checkpoints or _folders(store),
+        checkpoints or recorded_folders(store),
         {store.location: projector or own},
         into=Destination.new_part(),
         **{**made_alike, **options},
@@ -242,7 +242,7 @@ def repair(
             own = made_alike.pop("projector")
             job = prepare(
                 samples,
-                _folders(store),
+                recorded_folders(store),
                 {store.location: projector or own},
                 into=into,
                 **{**made_alike, **options},
@@ -260,10 +260,6 @@ class _Only(InProcess):
 
     def share(self, tasks: Sequence[Task]) -> Sequence[Task]:
         return [task for task in tasks if task in self._tasks]
-
-
-def _folders(store: Store) -> list[str]:
-    return [checkpoint.path for checkpoint in store.spec.checkpoints]
 
 
 def _restricted(dataset: Any, part: PartSpec, store: Store) -> Samples:

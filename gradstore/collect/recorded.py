@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from gradstore.errors import ConfigError, StoreError
+from gradstore.collect.named import follow, may_follow
+from gradstore.errors import ConfigError, StoreError, UnknownNameError
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.store.format.spec import EventSpec, GradientSpec, MetricSpec, ProjectorSpec
@@ -287,13 +288,54 @@ def require_recorded(store: Store, parts: Sequence[PartSpec]) -> None:
             )
 
 
+def recorded_folders(store: Store) -> list[str]:
+    """The checkpoints' folders that a store records, which the user follows.
+
+    Raises:
+        UnknownNameError: if the user does not: see `gradstore.collect.named`.
+    """
+    folders = [one.path for one in store.spec.checkpoints]
+    for folder in folders:
+        _require_followed(store, "checkpoint", folder, "--checkpoints (in Python, checkpoints=)")
+    return folders
+
+
+def follow_recorded(store: Store) -> None:
+    """Follow all names that a store records, now and later: the user trusts its maker."""
+    datasets = (Provenance.of(part).config.get("dataset") for part in store.spec.parts)
+    folders = (one.path for one in store.spec.checkpoints)
+    follow(name for name in (*datasets, *folders) if isinstance(name, str) and name)
+
+
+def part_dataset(store: Store, part: PartSpec) -> DatasetSpec | None:
+    """The dataset that a part records, which the user follows; None if it was made from Python.
+
+    Raises:
+        ConfigError: if the record names no valid dataset.
+        UnknownNameError: if the user does not follow it.
+    """
+    found = Provenance.of(part).dataset()
+    if found is not None:
+        _require_followed(store, "dataset", found.dataset, "datasets= in Python")
+    return found
+
+
+def _require_followed(store: Store, what: str, name: str, other: str) -> None:
+    if not may_follow(name, store.location):
+        raise UnknownNameError(
+            f"{store.location} records {what} {name!r}, which is not in the folder of the store, "
+            "and which you never gave to gradstore on this machine, so it was not looked at. If "
+            f"you trust the store, add --follow-recorded; or name your own by {other}."
+        )
+
+
 def recorded_dataset(store: Store, part: PartSpec) -> DatasetSpec:
     """The dataset of a part of a store, as recorded by `gradstore collect` or `gradstore query`.
 
     Raises:
         ConfigError: if the part was made from Python, which records no dataset.
     """
-    found = Provenance.of(part).dataset()
+    found = part_dataset(store, part)
     if found is None:
         raise ConfigError(
             f"{store.location} was collected from Python and does not know its dataset, which "
@@ -315,6 +357,8 @@ def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConf
     """
     require_recorded(store, [part])
     dataset = changes.pop("dataset", None)
+    if dataset is None:
+        part_dataset(store, part)
     given = {name: value for name, value in changes.items() if value is not None}
     if dataset is not None:
         given |= {name: getattr(dataset, name) for name in type(dataset).model_fields}
@@ -325,7 +369,7 @@ def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConf
                 "precision": "auto",  # this machine chooses the arithmetic
                 "autocast": "auto",
                 "store": store.location,
-                "checkpoints": [checkpoint.path for checkpoint in store.spec.checkpoints],
+                "checkpoints": given.get("checkpoints") or recorded_folders(store),
                 "etas": store.etas,
                 **given,
             }

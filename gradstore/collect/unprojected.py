@@ -23,7 +23,13 @@ from gradstore.collect.events.replayed import ReplayedEvents
 from gradstore.collect.models.cache import find_checkpoints
 from gradstore.collect.pipeline.batches import EventRows, read
 from gradstore.collect.pipeline.prepare import prepare
-from gradstore.collect.recorded import Provenance, Recorded, recorded_dataset, recorded_gradients
+from gradstore.collect.recorded import (
+    Provenance,
+    Recorded,
+    recorded_dataset,
+    recorded_folders,
+    recorded_gradients,
+)
 from gradstore.errors import ConfigError, FingerprintError
 from gradstore.progress import progress, quietly
 from gradstore.store.format.fingerprint import require_same
@@ -78,7 +84,7 @@ class Unprojected:
     ) -> None:
         self._store, self._numbers = store, samples
         recorded = Recorded.of(store)
-        folders = find_checkpoints(checkpoints or [one.path for one in store.spec.checkpoints])
+        folders = find_checkpoints(checkpoints or recorded_folders(store))
         given: dict[str, Any] = {
             "objective": recorded.objective.loss,
             "events": _events(recorded, folders, store.numbers),

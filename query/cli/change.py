@@ -11,7 +11,7 @@ from gradstore.errors import ConfigError, StoreError
 from gradstore.flags.append import AppendConfig
 from gradstore.flags.dataset import known_device
 from query.cli.collect import UNDONE
-from query.cli.group import cli, next_step
+from query.cli.group import cli, follow, next_step, trusting
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -21,20 +21,22 @@ if TYPE_CHECKING:
 
 @cli.command()
 @flags(AppendConfig)
-def append(config: Path | None, **given: Any) -> None:
+@trusting
+def append(config: Path | None, *, follow_recorded: bool, **given: Any) -> None:
     """Collect further samples into a store, with the configuration that made it.
 
     Exit status 3: this rank is done, but other processes hold unfinished shards.
     """
     settings = parse(AppendConfig, config, given)
+    follow(settings.store, wanted=follow_recorded)
     from gradstore import open_store
     from gradstore.collect.models.folders import checkpoint_folders
-    from gradstore.collect.recorded import require_recorded
+    from gradstore.collect.recorded import recorded_folders, require_recorded
 
     before = open_store(settings.store)
     before.require_complete()
     settings.require_there()
-    checkpoint_folders(settings.checkpoints or [one.path for one in before.spec.checkpoints])
+    checkpoint_folders(settings.checkpoints or recorded_folders(before))
     require_recorded(before, before.spec.parts[:1])  # the new part uses its configuration
     from gradstore.collect.grow import append_config
 
@@ -113,8 +115,15 @@ def merge(store: str, other: str) -> None:
 @click.option("--eta", type=float, help="its weight η [default: as recorded, else 1]")
 @click.option("--memory", type=float, default=4.0, help="GiB of memory in addition to the model")
 @click.option("--device", help="torch device [default: cuda if there is one]")
+@trusting
 def add_checkpoint(
-    store: str, checkpoint: str, eta: float | None, memory: float, device: str | None
+    store: str,
+    checkpoint: str,
+    eta: float | None,
+    memory: float,
+    device: str | None,
+    *,
+    follow_recorded: bool,
 ) -> None:
     """Collect every sample of a store at one more checkpoint, which is the latest."""
     from gradstore import open_store
@@ -132,6 +141,7 @@ def add_checkpoint(
     except ValueError as error:
         raise ConfigError(f"--device is {device!r}: {error}") from error
     require_recorded(opened, opened.spec.parts)
+    follow(store, wanted=follow_recorded)
     from gradstore.collect import add_checkpoint as add
 
     after = add(opened, checkpoint, eta=eta, memory=memory, device=device)

@@ -41,6 +41,24 @@ def cli(*, quiet: bool) -> None:
         logging.getLogger("gradstore").setLevel(logging.WARNING)
 
 
+trusting = click.option(
+    "--follow-recorded",
+    is_flag=True,
+    help="follow the paths and datasets that the store records, now and later, though you never "
+    "named them on this machine; only for stores of people you trust",
+)
+"""The flag of commands that may read what a store records."""
+
+
+def follow(store: str | None, *, wanted: bool) -> None:
+    """Do what `--follow-recorded` says for a store."""
+    if wanted and store is not None:
+        from gradstore import open_store
+        from gradstore.collect.recorded import follow_recorded
+
+        follow_recorded(open_store(store))
+
+
 def tell(result: Result) -> None:
     """Print a summary and the names of the written files."""
     click.echo(result.text)

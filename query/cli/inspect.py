@@ -10,7 +10,7 @@ import click
 from gradstore.errors import StoreError
 from gradstore.flags.demo import DemoConfig
 from gradstore.text import printable
-from query.cli.group import cli, tell
+from query.cli.group import cli, follow, tell, trusting
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def info(store: str, *, as_json: bool) -> None:
 @click.option(
     "--repair", is_flag=True, help="collect damaged shards again, and rewrite array metadata"
 )
-def verify(store: str, *, repair: bool) -> None:
+@trusting
+def verify(store: str, *, repair: bool, follow_recorded: bool) -> None:
     """Check every byte of a store against its seals."""
     from gradstore import open_store
     from gradstore.store.verify import describe_anew
@@ -52,6 +53,7 @@ def verify(store: str, *, repair: bool) -> None:
     if damaged and repair:
         from gradstore.collect import repair as collect_again
 
+        follow(store, wanted=follow_recorded)
         collect_again(opened, damaged)
         problems = [report for report in check(opened) if report.problem]
         damaged = [report for report in problems if report.sealed]

@@ -10,7 +10,7 @@ from gradstore.flags.query import QueryConfig
 from gradstore.flags.studies import (
     ScoresConfig,
 )
-from query.cli.group import cli, tell
+from query.cli.group import cli, follow, tell, trusting
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 
 @cli.command()
 @flags(QueryConfig)
-def query(config: Path | None, **given: Any) -> None:
+@trusting
+def query(config: Path | None, *, follow_recorded: bool, **given: Any) -> None:
     """Find the training samples that pushed towards some images, and those against."""
     settings = parse(QueryConfig, config, given)
+    for store in (settings.store, settings.queries):
+        follow(store, wanted=follow_recorded)
     from query.ask import ask
 
     tell(ask(settings))

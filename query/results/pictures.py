@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from gradstore.collect.recorded import Provenance
-from gradstore.errors import GradstoreError
+from gradstore.collect.recorded import part_dataset
+from gradstore.errors import GradstoreError, UnknownNameError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,7 +66,11 @@ def pictures(store: Store) -> Pictures | None:
     sets = []
     shown = set(store.manifest.ids)
     for part in store.parts:
-        spec = Provenance.of(part.spec).dataset()
+        try:
+            spec = part_dataset(store, part.spec)
+        except UnknownNameError as error:
+            _log.warning("the report shows no image of %s: %s", part.location, error)
+            return None
         if spec is None:
             _log.warning(
                 "%s was collected from Python: the report shows no image of it", part.location

@@ -17,6 +17,7 @@ from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.events.replayed import ReplayedEvents
 from gradstore.collect.models.cache import CheckpointCache, find_checkpoints
 from gradstore.collect.models.parameters import num_parameters
+from gradstore.collect.named import follow
 from gradstore.collect.objectives.wrappers import Autocast, Compiled, precision
 from gradstore.collect.pipeline.batches import check_sample, trial
 from gradstore.collect.pipeline.budget import Budget
@@ -92,7 +93,10 @@ def prepare(
     require_known(options)
     given: CollectOptions = {**DEFAULTS, **options}
     with quietly(given["quiet"]):
-        return _prepared(dataset, checkpoints, stores, into or Destination.new_store(), given)
+        job = _prepared(dataset, checkpoints, stores, into or Destination.new_store(), given)
+    named = (given["config"] or {}).get("dataset")
+    follow([*job.folders, *([named] if named else [])])  # which the user gave, or follows
+    return job
 
 
 def _prepared(
