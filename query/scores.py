@@ -22,6 +22,7 @@ from indexer import measure_of
 from query.blocks import made_from
 from query.checks import require_collected, require_comparable
 from query.queries import Queries
+from query.results.folder import require_place
 from query.searching import prepared
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def require_table(out: Path) -> None:
     """Raise `QueryError` if scores cannot be written to `out`: wrong suffix, or it exists."""
     if out.suffix not in {".zarr", ".parquet"}:
         raise QueryError(f"{out}: scores are written as NAME.zarr or NAME.parquet.")
+    require_place(out)
     if out.suffix == ".parquet" and out.exists():
         raise QueryError(f"{out} exists; nothing was changed. Choose another --out or remove it.")
     if out.exists() and not (out / "zarr.json").is_file():

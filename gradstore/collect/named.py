@@ -46,7 +46,10 @@ def may_follow(name: str, store: str) -> bool:
     """
     if name == "digits" or _whole(name) in _HERE or _whole(name) in _listed():
         return True
-    return not _elsewhere(name) and not _elsewhere(store) and _is_beside(name, store)
+    try:
+        return not _elsewhere(name) and not _elsewhere(store) and _is_beside(name, store)
+    except ValueError:  # no path has such characters
+        return False
 
 
 def _is_beside(name: str, store: str) -> bool:

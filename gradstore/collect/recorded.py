@@ -314,7 +314,12 @@ def part_dataset(store: Store, part: PartSpec) -> DatasetSpec | None:
         ConfigError: if the record names no valid dataset.
         UnknownNameError: if the user does not follow it.
     """
-    found = Provenance.of(part).dataset()
+    try:
+        found = Provenance.of(part).dataset()
+    except ConfigError as error:
+        raise ConfigError(
+            f"{store.location}: {error}. Name the dataset in Python: datasets= or Sources."
+        ) from error
     if found is not None:
         _require_followed(store, "dataset", found.dataset, "datasets= in Python")
     return found

@@ -14,6 +14,8 @@ from gradstore.store.format.spec import (
 )
 
 _DEVICES: Final = re.compile(r"(cpu|cuda|mps|xpu|xla|hpu|mtia|privateuseone)(:[0-9]{1,4})?")
+# Anything else might be a path: the library `datasets` would read it from this machine.
+_HUB: Final = re.compile(r"hf://(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 _DIGITS_SPLITS: Final = ("train", "test")
 
 
@@ -55,6 +57,12 @@ class DatasetSpec(Spec):
             raise DatasetError(
                 f"dataset {self.dataset!r} was not found: it is neither digits, hf://NAME, a "
                 "folder of images, nor an existing .parquet file. Check --dataset."
+            )
+        if self.dataset.startswith("hf://") and not _HUB.fullmatch(self.dataset):
+            raise DatasetError(
+                f"dataset {self.dataset!r} is not a name on the hub: hf://NAME or hf://OWNER/NAME, "
+                "of letters, digits and - _ . alone. Give a folder or file by its path, without "
+                "hf://."
             )
         if self.dataset == "digits" and self.split not in _DIGITS_SPLITS:
             raise DatasetError(

@@ -80,7 +80,7 @@ def empty_vectors(factory: str, dim: int, samples: int) -> Any:
         vectors = faiss.index_factory(
             dim, factory_string(factory, samples), faiss.METRIC_INNER_PRODUCT
         )
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:  # the string may be no Unicode text
         raise ConfigError(
             f"FAISS knows no index {factory!r} for vectors of length {dim}: "
             f"{str(error).splitlines()[-1]}. Use {', '.join(NAMES)}, or see the FAISS wiki, 'The "

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gradstore.errors import SearchIndexError
+from gradstore.errors import ConfigError, SearchIndexError
 from indexer.approximate.codes import code_bytes, encode
 from indexer.approximate.factory import TRAINED_ON, empty_vectors, faiss_module
 from indexer.product import as_float32
@@ -54,7 +54,7 @@ class FirstStage:
         """Create an empty stage; train it on random samples if its kind needs training.
 
         Raises:
-            ConfigError: if FAISS rejects the factory string.
+            ConfigError: if FAISS rejects the factory string, or needs more samples to train.
         """
         dim = features.width(store)
         vectors = empty_vectors(factory, dim, store.samples)
@@ -63,7 +63,15 @@ class FirstStage:
             vectors.train(np.zeros((1, dim), np.float32))  # sets a zero centroid, see `codes`
         elif not vectors.is_trained:
             chosen = np.random.default_rng(0).permutation(store.samples)[:TRAINED_ON]
-            vectors.train(stage._folded(features.take(store, np.sort(chosen))))
+            try:
+                vectors.train(stage._folded(features.take(store, np.sort(chosen))))
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].rpartition("failed: ")[2]
+                raise ConfigError(
+                    f"FAISS cannot train an index {factory!r} on {len(chosen):,} samples of "
+                    f"{store.location}: {reason}. Use --factory rabitq, which needs no training, "
+                    "or a string with fewer lists or codes."
+                ) from error
         return stage
 
     @classmethod

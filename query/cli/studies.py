@@ -68,10 +68,12 @@ def hubness(config: Path | None, **given: Any) -> None:
     from pathlib import Path
 
     from gradstore import open_store
+    from query.results.folder import require_place
     from query.results.table import shown, write_table
     from query.studies.hubness import hubness_of_results
 
     out = Path(settings.out)
+    require_place(out)
     if out.exists():
         raise ConfigError(f"{out} exists; nothing was changed. Choose another --out.")
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
@@ -126,7 +128,10 @@ def breakdown(config: Path | None, **given: Any) -> None:
 def _new_table(name: str) -> Path:
     from pathlib import Path
 
+    from query.results.folder import require_place
+
     out = Path(name)
+    require_place(out)
     if out.suffix not in {".parquet", ".jsonl"}:
         raise ConfigError(f"--out is {name!r}: a table is written as NAME.parquet or NAME.jsonl.")
     if out.exists():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import TYPE_CHECKING
 
 import yaml
@@ -16,6 +17,38 @@ if TYPE_CHECKING:
 
 
 _log = logging.getLogger("gradstore")
+
+
+def require_place(out: Path) -> None:
+    """Raise `ConfigError` unless something can be made at a path, before any work.
+
+    Missing folders above it can be made later.
+    """
+    try:
+        str(out).encode()
+        if out.exists():
+            return
+        above = out.parent
+        while not above.exists():
+            above = above.parent
+    except OSError as error:  # for example: a name is too long
+        raise ConfigError(
+            f"--out is {str(out)!r}, which cannot be made: {error.strerror or error}. Choose "
+            "another --out."
+        ) from error
+    except ValueError as error:  # a null character, or no Unicode text
+        raise ConfigError(
+            f"--out is {str(out)!r}, which cannot be made: {error}. Choose another --out."
+        ) from error
+    if not above.is_dir():
+        raise ConfigError(
+            f"--out is {str(out)!r}, but {above} is a file and not a folder. Choose another --out."
+        )
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"--out is {str(out)!r}, but nothing may be written into {above}. Choose another "
+            "--out, or get write permission."
+        )
 
 
 def claim(out: Path, config: Spec, name: str) -> None:
@@ -43,6 +76,7 @@ def _settings(config: Spec) -> str:
 def require_free(out: Path, config: Spec, name: str) -> bool:
     """Whether a results folder must still be made; raises as `claim` does."""
     settings = out / name
+    require_place(out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} exists and is not a folder. Choose another --out.")
     # A folder with only settings is free: that run failed before it made anything.

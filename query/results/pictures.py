@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from gradstore.collect.recorded import part_dataset
-from gradstore.errors import GradstoreError, UnknownNameError
+from gradstore.errors import ConfigError, GradstoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,7 +68,7 @@ def pictures(store: Store) -> Pictures | None:
     for part in store.parts:
         try:
             spec = part_dataset(store, part.spec)
-        except UnknownNameError as error:
+        except ConfigError as error:
             _log.warning("the report shows no image of %s: %s", part.location, error)
             return None
         if spec is None:

@@ -248,10 +248,16 @@ class Samples:
             raise DatasetError(
                 f"sample {name!r} cannot be read: {error}. Repair or remove it."
             ) from error
-        except (KeyError, TypeError) as error:
+        except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+            kind = type(self._dataset)
+            if isinstance(self._dataset, Mapping) or not hasattr(kind, "__getitem__"):
+                raise DatasetError(
+                    f"a {kind.__name__} cannot be indexed by row number ({error!r}). Give one "
+                    "split of a map-style dataset."
+                ) from error
             raise DatasetError(
-                f"a {type(self._dataset).__name__} cannot be indexed by row number ({error!r}). "
-                "Give one split of a map-style dataset."
+                f"sample {name!r} cannot be read: {kind.__name__} raised {error!r} for item {row}. "
+                "Repair the dataset or the sample."
             ) from error
 
     def _column(self, name: str, length: int) -> list[Any]:

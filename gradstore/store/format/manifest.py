@@ -143,7 +143,14 @@ class Manifest:
         try:
             columns = _columns(content, samples)
             return cls(columns.pop("id"), columns.pop("digest"), columns)
-        except (OSError, LookupError, ValueError, pa.ArrowException, DatasetError) as error:
+        except (
+            OSError,
+            LookupError,
+            ValueError,
+            OverflowError,  # a time before the year 1 or after 9999
+            pa.ArrowException,
+            DatasetError,
+        ) as error:
             raise StoreError(
                 f"{where} cannot be read as a manifest: {error}. Restore the file from a copy of "
                 "the store, or collect again."

@@ -34,7 +34,13 @@ def test_what_lies_beside_the_store(tmp_path: Path) -> None:
     assert may_follow("digits", store)
     for name in (tmp_path / "private", run / "link", run / ".." / "private", tmp_path, "/", ""):
         assert not may_follow(str(name), store)
-    for name in ("hf://someone/something", "s3://bucket/x", r"\\server\share"):
+    for name in (
+        "images/\ud800",
+        "images/\0",
+        "hf://someone/something",
+        "s3://bucket/x",
+        r"\\server\share",
+    ):
         assert not may_follow(name, store)
     assert not may_follow(str(run / "images"), "s3://bucket/train.gradstore")
 

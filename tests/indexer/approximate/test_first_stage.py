@@ -93,6 +93,14 @@ def test_no_index_of_faiss(tmp_path: Path) -> None:
         build_index(train, "retrac", factory="Nonsense")
 
 
+@pytest.mark.parametrize("factory", ["IVF4096,Flat", "PQ4x8", "IVF64,PQ2", "caf\udce9"])
+def test_what_cannot_be_trained_is_told(tmp_path: Path, factory: str) -> None:
+    store = random_store(tmp_path / "t.gradstore", 20)
+    with pytest.raises(ConfigError, match="FAISS"):
+        build_index(store, "tracin", factory=factory)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["t.gradstore"]
+
+
 @pytest.mark.parametrize("factory", ["RaBitQ", "SQfp16"])
 def test_a_filter_is_inside_the_search(tmp_path: Path, factory: str) -> None:
     train = random_store(tmp_path / "t.gradstore", 2000)

@@ -67,6 +67,7 @@ def place(tmp_path: Path) -> Path:
     return folder
 
 
+LONG = 300 * "x"
 STORE = "--store train.gradstore"
 ASK = f"query {STORE} --queries asked.gradstore --out new"
 COLLECT = "collect --dataset images --checkpoints epoch-1 --store new.gradstore"
@@ -134,6 +135,20 @@ MISTAKES = {
     "add-checkpoint train.gradstore run": "run holds several checkpoints",
     "delete train.gradstore --ids-file images/0.png": "images/0.png is not a text file",
     f"rollup {STORE} --queries asked.gradstore --out no/new.parquet": "no folder no",
+    f"query {STORE} --queries asked.gradstore --out taken.parquet/new": "taken.parquet is a file",
+    f"query {STORE} --queries asked.gradstore --out {LONG}": "cannot be made",
+    f"scores {STORE} --queries asked.gradstore --out taken.parquet/new.zarr": "is a file",
+    f"scores {STORE} --queries asked.gradstore --out {LONG}.parquet": "cannot be made",
+    f"rollup {STORE} --queries asked.gradstore --out taken.parquet/new.jsonl": "is a file",
+    f"self-influence {STORE} --out {LONG}.parquet": "cannot be made",
+    f"self-influence {STORE} --out caf\udce9.parquet": "cannot be made",
+    f"hubness {STORE} --results taken.parquet --out {LONG}": "cannot be made",
+    f"hubness {STORE} --results taken.parquet --out taken.parquet/new": "is a file",
+    f"query {STORE} --queries asked.gradstore --ids caf\udce9 --out new": "caf",
+    "delete train.gradstore --ids caf\udce9": "caf",
+    "train --dataset hf:// --out new": "is not a name on the hub",
+    "train --dataset hf:///etc --out new": "is not a name on the hub",
+    "train --dataset hf://../images --out new": "is not a name on the hub",
     "drop-checkpoint train.gradstore 9": "no 9",
     "delete train.gradstore --ids s99": "'s99'",
     "merge train.gradstore other.gradstore": "other.gradstore",

@@ -147,10 +147,11 @@ def test_a_dataset_by_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     hub = tmp_path / "hub"
     hub.mkdir()
     hub_like().to_parquet(hub / "train.parquet")
-    samples = Samples.from_spec(DatasetSpec(dataset=f"hf://{hub}"))
+    monkeypatch.chdir(tmp_path)
+    samples = Samples.from_spec(DatasetSpec(dataset="hf://hub"))
     assert samples.manifest.metadata["label"] == ["cat", "dog", "cat"]
     with pytest.raises(DatasetError, match=r"hf://.*hub \(split 'valid'\) cannot be loaded"):
-        Samples.from_spec(DatasetSpec(dataset=f"hf://{hub}", split="valid"))
+        Samples.from_spec(DatasetSpec(dataset="hf://hub", split="valid"))
     with pytest.raises(DatasetError, match=r"hf://no/such \(split 'train'\) cannot be loaded"):
         Samples.from_spec(DatasetSpec(dataset="hf://no/such"))
 
@@ -228,6 +229,29 @@ def test_a_foreign_note_of_features_is_not_needed(tmp_path: Path, note: str) -> 
     pq.write_table(table.replace_schema_metadata({"huggingface": note}), tmp_path / "x.parquet")
     samples = Samples.from_spec(DatasetSpec(dataset=str(tmp_path / "x.parquet")))
     assert samples[1].tensor.tolist() == [0.0, 2.0]
+
+
+class Broken:
+    def __init__(self, error: Exception) -> None:
+        self._error = error
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, row: int) -> Any:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [KeyError("x"), IndexError(2), TypeError("x"), RuntimeError("x"), OverflowError("x")],
+    ids=lambda error: type(error).__name__,
+)
+def test_a_datasets_own_error_is_told(error: Exception) -> None:
+    with pytest.raises(
+        DatasetError, match=f"'0' cannot be read: Broken raised {type(error).__name__}"
+    ):
+        Samples(Broken(error))
 
 
 def test_a_folders_name_as_class_number(tmp_path: Path) -> None:

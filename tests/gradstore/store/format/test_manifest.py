@@ -4,10 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from gradstore.errors import DatasetError, StoreError
 from gradstore.store.format.manifest import Manifest
+from tests.support.hostile_parquet import written
 
 GOOD = Manifest(["a", "b"], ["1", "2"], {"label": ["x", "y"]})
 
@@ -79,3 +81,19 @@ def test_chosen_and_joined() -> None:
     assert both.chosen(np.array([2, 0])) == Manifest(
         ["c", "a"], ["3", "1"], {"label": [None, "x"], "year": [1999, None]}
     )
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([2**62], pa.timestamp("us")),
+        pa.array([2**62], pa.timestamp("us", "Nowhere/Nothing")),
+        pa.array([2**62], pa.duration("s")),
+        pa.array([-(2**31)], pa.date32()),
+    ],
+    ids=lambda column: str(column.type),
+)
+def test_times_out_of_range(column: pa.Array) -> None:
+    content = written(pa.table({"id": ["a"], "digest": ["0"], "when": column}))
+    with pytest.raises(StoreError, match="cannot be read as a manifest"):
+        Manifest.parse(content, where="m", samples=1)
