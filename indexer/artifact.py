@@ -8,27 +8,31 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from contextlib import contextmanager, suppress
 from glob import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 from uuid import uuid4
 
 from pydantic import ValidationError
 
 from gradstore.errors import SearchIndexError
+from gradstore.store import locks
 from gradstore.store.format.spec import Spec
 from gradstore.store.objects.location import objects_at
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from gradstore.store.reader import Store
 
 S = TypeVar("S", bound=Spec)
 
 _TRIES: Final = 5
+_LOCK: Final = locks.name_of("building")
+_LEFT: Final = re.compile(r"\.(?P<whole>.+)\.(?P<kind>building|old)-[0-9a-f]{1,32}")
 MOST_SPEC_BYTES: Final = 1 << 20
 """Bytes that an artifact's JSON file may have."""
 
@@ -93,6 +97,37 @@ def stands(path: Path) -> bool:
     return path.exists()
 
 
+def leftovers(store: Store) -> list[Path]:
+    """Folders beside a store that killed commands left: unfinished indexes, kernels and stores.
+
+    What a process is just building is none of them. An earlier artifact whose replacement was cut
+    off is put back first.
+    """
+    folder = Path() if store.objects.remote else store.path.parent
+    left = []
+    for found in sorted(folder.glob(f".{escape(store.name)}.*")):
+        match = _LEFT.fullmatch(found.name)
+        if match is None or found.is_symlink() or not found.is_dir():
+            continue
+        whole = match["whole"]
+        artifact = whole.startswith(f"{store.name}.") and whole.endswith((".index", ".kernel"))
+        if not (artifact or (not store.objects.remote and whole == store.path.name)):
+            continue
+        if artifact and match["kind"] == "old":
+            stands(found.with_name(whole))
+        if found.exists() and not _is_held(found / _LOCK):
+            left.append(found)
+    return left
+
+
+def _is_held(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    with suppress(OSError), locks.locked(lock, wait=False) as acquired:
+        return not acquired
+    return True
+
+
 def _put_back(path: Path) -> None:
     for old in _replaced(path)[:1]:
         with suppress(OSError):  # the replacement ended, or another process was first
@@ -127,7 +162,9 @@ def exchanged(kind: str, path: Path) -> Iterator[Path]:
     building = path.with_name(f".{path.name}.building-{uuid4().hex}")
     try:
         building.mkdir(parents=True)
-        yield building
+        with locks.locked(building / _LOCK, wait=True):  # a killed process would lose it
+            yield building
+            locks.discard(building / _LOCK)
         for again in reversed(range(_TRIES)):
             if path.exists():
                 path.rename(path.with_name(f".{path.name}.old-{uuid4().hex}"))

@@ -86,11 +86,17 @@ def delete(store: str, ids: tuple[str, ...], ids_file: str | None) -> None:
 @click.option("--upgrade", is_flag=True, help="Rewrite an older format in the present one.")
 def vacuum(store: str, *, upgrade: bool) -> None:
     """Free bytes of deleted, dropped and interrupted data. No other process may write then."""
+    import shutil
+
     from gradstore import open_store
     from gradstore import vacuum as clean
+    from indexer.artifact import leftovers
 
     before = open_store(store)
     freed = before.nbytes - clean(before, upgrade=upgrade).nbytes
+    for left in leftovers(before):
+        freed += sum(file.lstat().st_size for file in left.rglob("*") if file.is_file())
+        shutil.rmtree(left)
     click.echo(f"{store}: {freed / 1e6:,.1f} MB freed")
     next_step(f"gradstore index --store {store}")
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from gradstore.errors import StoreError
 from gradstore.flags.demo import DemoConfig
-from gradstore.text import printable
+from gradstore.text import one_line, printable
 from query.cli.group import cli, follow, tell, trusting
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+
+_SHOWN: Final = 5
 
 
 @cli.command()
@@ -39,8 +42,10 @@ def info(store: str, *, as_json: bool) -> None:
 def verify(store: str, *, repair: bool, follow_recorded: bool) -> None:
     """Check every byte of a store against its seals."""
     from gradstore import open_store
+    from gradstore.store.changes.vacuum import left_inside
     from gradstore.store.verify import describe_anew
     from gradstore.store.verify import verify as check
+    from indexer.artifact import leftovers
 
     opened = open_store(store)
     for key in describe_anew(opened) if repair else ():
@@ -68,6 +73,14 @@ def verify(store: str, *, repair: bool, follow_recorded: bool) -> None:
             "Run the same `gradstore collect` again to resume."
         )
     click.echo(f"{store}: every shard is as it was sealed")
+    left = [*left_inside(opened), *map(str, leftovers(opened))]
+    if left:
+        more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
+        shown = ", ".join(left[:_SHOWN])
+        click.echo(
+            one_line(f"{store}: interrupted or running commands left {shown}{more}"), nl=False
+        )
+        click.echo(f". If none is running, remove them: gradstore vacuum {store}")
 
 
 @cli.command()

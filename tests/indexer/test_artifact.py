@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gradstore.errors import SearchIndexError
 from indexer import build_index, index_path, open_index
-from indexer.artifact import exchanged, stands
+from indexer.artifact import exchanged, leftovers, stands
 from query.engines import engine_of
 from tests.support.drawn_stores import random_store
 
@@ -76,3 +78,44 @@ def test_a_query_finds_the_index_again(tmp_path: Path) -> None:
     assert not stands(tmp_path / "other")
     with pytest.raises(SearchIndexError, match="there is no index"):
         open_index(tmp_path / "other", store, "retrac")
+
+
+def test_what_a_killed_build_left_is_found_and_what_runs_is_not(tmp_path: Path) -> None:
+    store = random_store(tmp_path / "t.gradstore")
+    random_store(tmp_path / "t.v2.gradstore")
+    script = f"""
+import sys, time
+from pathlib import Path
+from indexer.artifact import exchanged
+with exchanged("index", Path({str(tmp_path)!r}) / "t.retrac.index") as building:
+    (building / "vectors").write_text("half")
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            assert leftovers(store) == []
+        finally:
+            process.kill()
+            process.wait()
+    (left,) = leftovers(store)
+    assert (left / "vectors").read_text() == "half"
+    foreign = [".t.notes.building-0", ".t.v2.gradstore.building-0", ".tt.retrac.index.building-0"]
+    for name in (*foreign, ".t.gradstore.building-0", ".t.trak.kernel.building-0"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".t.link.index.building-0").symlink_to(tmp_path)
+    assert {one.name for one in leftovers(store)} == {
+        left.name, ".t.gradstore.building-0", ".t.trak.kernel.building-0"
+    }  # fmt: skip
+
+
+def test_an_earlier_artifact_is_no_leftover_if_it_is_the_only_one(tmp_path: Path) -> None:
+    store = random_store(tmp_path / "t.gradstore")
+    replace(tmp_path / "t.retrac.index", "earlier")
+    (tmp_path / "t.retrac.index").rename(tmp_path / ".t.retrac.index.old-0")
+    assert leftovers(store) == []
+    assert (tmp_path / "t.retrac.index/one").read_text() == "earlier"
+    (tmp_path / ".t.retrac.index.old-1").mkdir()
+    assert [one.name for one in leftovers(store)] == [".t.retrac.index.old-1"]

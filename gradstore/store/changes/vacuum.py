@@ -147,6 +147,29 @@ def _clean(store: Store) -> Store:
     )
 
 
+def left_inside(store: Store) -> list[str]:
+    """What vacuum would remove: prefixes and keys of interrupted commands, or of running ones.
+
+    Raises:
+        StoreError: if the store cannot be listed.
+    """
+    try:
+        keys = [key for key, _ in store.objects.sizes()]
+    except OSError as error:
+        raise StoreError(
+            f"{store.location} cannot be listed: {error.strerror or error}. Check that the disk or "
+            "network is available."
+        ) from error
+    temporary = {found[0] for found in map(_TEMPORARY.match, keys) if found}
+    left = _left_behind(keys, open_store(store.objects)) | temporary
+    return sorted(left.union(*(_below(prefix, keys) for prefix in store.spec.retired)))
+
+
+def _below(prefix: str, keys: Sequence[str]) -> set[str]:
+    """The prefix, if there still are objects of it."""
+    return {prefix} if any(f"{key}/".startswith(f"{prefix}/") for key in keys) else set()
+
+
 def _left_behind(keys: Sequence[str], now: Store) -> set[str]:
     """Prefixes that a store does not name: replaced or unfinished tables, parts, checkpoints, …."""
     paths = {part.path for part in now.spec.parts}

@@ -13,6 +13,7 @@ from gradstore.collect import ProjectorSpec, collect
 from gradstore.store.opening import open_store
 from query import cli
 from tests.support.commands import Run
+from tests.support.drawn_stores import random_store
 from tests.support.worlds import World
 
 
@@ -65,6 +66,31 @@ def test_a_store_from_python_says_how_to_repair_it(world: World, run: Run, tmp_p
     assert "collected from Python" in told
     assert "repair of gradstore.collect with the dataset" in told
     assert open_store(path).missing() == []  # nothing was touched
+
+
+def test_verify_finds_what_killed_commands_left_and_vacuum_removes_it(
+    run: Run, tmp_path: Path
+) -> None:
+    path = tmp_path / "t.gradstore"
+    random_store(path)
+    assert "left" not in run("verify", path)
+    inside = ["parts/" + "a" * 32, "checkpoints/7", "deleted"]
+    for name in inside:
+        (path / name).mkdir(parents=True)
+    (path / inside[0] / "zarr.json").write_text("{}")
+    (path / "checkpoints/7/zarr.json").write_text("{}")
+    (path / f"deleted/{'b' * 32}.parquet").write_text("")
+    (path / f"seals/0/.0.json.{'c' * 32}").write_text("half")
+    beside = tmp_path / f".t.retrac.index.building-{'d' * 32}"
+    beside.mkdir()
+    (beside / "vectors.faiss").write_bytes(b"0" * 10**6)
+    told = run("verify", path)
+    for name in ("parts/aaa", "checkpoints/7", "deleted/bbb", ".0.json.ccc", ".t.retrac.index"):
+        assert name in told
+    assert f"gradstore vacuum {path}" in told
+    assert "1.0 MB freed" in run("vacuum", path)
+    assert "left" not in run("verify", path)
+    assert not beside.exists()
 
 
 def test_doctor(run: Run) -> None:
