@@ -11,6 +11,7 @@ from gradstore.errors import QueryError
 from indexer import measure_of
 from query.queries import Queries
 from query.results.table import to_table, write_table
+from query.results.writing import named
 from query.searching import search
 
 if TYPE_CHECKING:
@@ -106,8 +107,9 @@ class Blocks:
         name = folder / "made_from.json"
         if folder.exists() and not (name.is_file() and name.read_text("utf-8") == text):
             shutil.rmtree(folder)
-        folder.mkdir(exist_ok=True)
-        name.write_text(text, encoding="utf-8")
+        with named(folder):
+            folder.mkdir(exist_ok=True)
+            name.write_text(text, encoding="utf-8")
 
     def _file(self, measure: int, start: int) -> Path:
         return self._folder / f"{measure:04d}-{start:012d}.parquet"

@@ -23,6 +23,7 @@ from query.blocks import made_from
 from query.checks import require_collected, require_comparable
 from query.queries import Queries
 from query.results.folder import require_place
+from query.results.writing import named, written
 from query.searching import prepared
 
 if TYPE_CHECKING:
@@ -81,12 +82,13 @@ def write_scores(
     chosen = engine.features.measure if measure is None else measure_of(measure)
     require_comparable(engine.store, queries.store)  # before anything is written
     require_collected(queries.store, engine.features)
-    if out.suffix == ".zarr":
-        _write_matrix(engine, queries, out, chosen)
-        return
-    beside = out.with_name(f".{out.name}.zarr")
-    _write_table(_write_matrix(engine, queries, beside, chosen), out)
-    shutil.rmtree(beside)
+    with named(out):
+        if out.suffix == ".zarr":
+            _write_matrix(engine, queries, out, chosen)
+            return
+        beside = out.with_name(f".{out.name}.zarr")
+        _write_table(_write_matrix(engine, queries, beside, chosen), out)
+        shutil.rmtree(beside)
 
 
 def require_table(out: Path) -> None:
@@ -153,23 +155,24 @@ def _create(store: Store, queries: Queries, out: Path, identity: dict[str, Any])
 
     size, columns = identity["block"]
     shape = (len(queries), store.samples)
-    writing = out.with_name(f".{out.name}.writing")
-    group = zarr.open_group(writing, mode="w", attributes={ATTRIBUTE: identity})
-    group.create_array(
-        "scores",
-        shape=shape,
-        chunks=(min(_CHUNK[0], size), columns),
-        dtype="float32",
-        fill_value=float("nan"),
-        compressors=None,
-        dimension_names=("query", "sample"),
-    )
-    for name, ids in (("query_id", queries.ids), ("sample_id", store.manifest.ids)):
-        array = group.create_array(name, shape=(len(ids),), chunks=(len(ids),), dtype=str)
-        array[:] = np.array(list(ids), dtype=object)
-    blocks = (-(-shape[0] // size), -(-shape[1] // columns))
-    group.create_array("done", shape=blocks, chunks=(1, blocks[1]), dtype=bool, fill_value=False)
-    writing.rename(out)
+    with written(out) as writing:
+        group = zarr.open_group(writing, mode="w", attributes={ATTRIBUTE: identity})
+        group.create_array(
+            "scores",
+            shape=shape,
+            chunks=(min(_CHUNK[0], size), columns),
+            dtype="float32",
+            fill_value=float("nan"),
+            compressors=None,
+            dimension_names=("query", "sample"),
+        )
+        for name, ids in (("query_id", queries.ids), ("sample_id", store.manifest.ids)):
+            array = group.create_array(name, shape=(len(ids),), chunks=(len(ids),), dtype=str)
+            array[:] = np.array(list(ids), dtype=object)
+        blocks = (-(-shape[0] // size), -(-shape[1] // columns))
+        group.create_array(
+            "done", shape=blocks, chunks=(1, blocks[1]), dtype=bool, fill_value=False
+        )
 
 
 def _columns(
@@ -198,14 +201,13 @@ def _write_table(group: zarr.Group, out: Path) -> None:
     ids = {name: pa.array(arrays[name][:].tolist()) for name in ("query_id", "sample_id")}
     queries, samples = scores.shape
     step = max(1, _ROW_BYTES // (4 * samples))
-    writing = out.with_name(f".{out.name}.writing")
 
     def coded(name: str, numbers: NDArray[np.int64]) -> pa.Array:
         return pa.DictionaryArray.from_arrays(pa.array(numbers.astype(np.int32)), ids[name])
 
     kind = pa.dictionary(pa.int32(), pa.string())
     schema = pa.schema([("query_id", kind), ("sample_id", kind), ("score", pa.float32())])
-    with pq.ParquetWriter(writing, schema) as writer:
+    with written(out) as writing, pq.ParquetWriter(writing, schema) as writer:
         for start in range(0, queries, step):
             block = scores[start : start + step]
             for query, row in enumerate(block, start):
@@ -215,4 +217,3 @@ def _write_table(group: zarr.Group, out: Path) -> None:
                     pa.array(row),
                 ]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-    writing.replace(out)

@@ -70,6 +70,7 @@ def hubness(config: Path | None, **given: Any) -> None:
     from gradstore import open_store
     from query.results.folder import require_place
     from query.results.table import shown, write_table
+    from query.results.writing import named, written
     from query.studies.hubness import hubness_of_results
 
     out = Path(settings.out)
@@ -78,15 +79,19 @@ def hubness(config: Path | None, **given: Any) -> None:
         raise ConfigError(f"{out} exists; nothing was changed. Choose another --out.")
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     found = hubness_of_results(store, Path(settings.results))
-    out.mkdir(parents=True)
+    with named(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with written(out) as writing:
+        writing.mkdir()
+        for one in found:
+            name, table = one.measure.replace(":", "-"), one.to_table()
+            write_table(table, writing / f"{name}.parquet", table.schema)
+            one.plot(writing / f"{name}.png")
     for one in found:
-        name, table = one.measure.replace(":", "-"), one.to_table()
-        write_table(table, out / f"{name}.parquet", table.schema)
-        one.plot(out / f"{name}.png")
         click.echo(
             f"{one.measure}: distinctness {one.distinctness:.2f}, Spearman of influence with norm "
             f"{one.influence_with_norm:.2f}, with timestep {one.influence_with_timestep:.2f}\n"
-            f"{shown(table)}\n"
+            f"{shown(one.to_table())}\n"
         )
     click.echo(f"wrote {out}")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from query.results.report import Section, summary, write_report
 from query.results.summary import summary_text
-from query.results.table import to_table
+from query.results.table import to_table, write_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +36,9 @@ def write_answers(
     out: Path, title: str, sections: Sequence[Section], train: Pictures | None
 ) -> Result:
     """Write `results.parquet` and `report.html` into `out`."""
-    import pyarrow.parquet as pq
-
     answers: list[Answer] = [answer for section in sections for answer in section.answers]
     table, report = out / "results.parquet", out / "report.html"
-    pq.write_table(to_table(answers), table)
+    rows = to_table(answers)
+    write_table(rows, table, rows.schema)
     write_report(report, title, sections, train)
     return Result(table, report, summary_text(summary(sections)))

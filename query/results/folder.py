@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from gradstore.errors import ConfigError
+from query.results.writing import named, written
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,10 +62,13 @@ def claim(out: Path, config: Spec, name: str) -> None:
 
     Raises:
         ConfigError: if `out` exists with other content.
+        QueryError: if it cannot be written.
     """
     if require_free(out, config, name):
-        out.mkdir(parents=True, exist_ok=True)
-        (out / name).write_text(_settings(config))
+        with named(out):
+            out.mkdir(parents=True, exist_ok=True)
+        with written(out / name) as writing:
+            writing.write_text(_settings(config))
     else:
         _log.info("%s has the same settings: resuming", out)
 

@@ -13,6 +13,7 @@ from gradstore.errors import DatasetError
 from gradstore.text import one_line
 from query.results.answer import labels, timesteps
 from query.results.pictures import data_uri
+from query.results.writing import written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +66,7 @@ def write_report(
 
     Raises:
         DatasetError: if a displayed sample changed since its store was made.
+        QueryError: if the page cannot be written.
 
     Examples:
         >>> import gradstore as gs
@@ -102,7 +104,8 @@ def write_report(
         version=__version__,
         fingerprint=store.spec.fingerprint[:16],
     )
-    Path(path).write_text(page, encoding="utf-8")
+    with written(Path(path)) as writing:
+        writing.write_text(page, encoding="utf-8")
 
 
 def _shown(value: Any) -> Any:

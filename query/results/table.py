@@ -11,6 +11,7 @@ import numpy as np
 from gradstore.text import one_line
 from query.results.answer import labels, timesteps
 from query.results.ranks import agreement, rank_intervals
+from query.results.writing import written
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -113,22 +114,24 @@ def write_table(table: pa.Table | Iterable[pa.Table], path: Path, schema: pa.Sch
         table: the tables.
         path: the file; its suffix selects the format.
         schema: common schema of the tables.
+
+    Raises:
+        QueryError: if it cannot be written.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     tables = [table] if isinstance(table, pa.Table) else table
-    writing = path.with_name(f".{path.name}.writing")
-    if path.suffix == ".jsonl":
-        with writing.open("w", encoding="utf-8") as file:
-            for one in tables:
-                for row in one.to_pylist():
-                    file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
-    else:
-        with pq.ParquetWriter(writing, schema) as writer:
-            for one in tables:
-                writer.write_table(one.select(schema.names).cast(schema))
-    writing.replace(path)
+    with written(path) as writing:
+        if path.suffix == ".jsonl":
+            with writing.open("w", encoding="utf-8") as file:
+                for one in tables:
+                    for row in one.to_pylist():
+                        file.write(json.dumps(_finite(row), ensure_ascii=False) + "\n")
+        else:
+            with pq.ParquetWriter(writing, schema) as writer:
+                for one in tables:
+                    writer.write_table(one.select(schema.names).cast(schema))
 
 
 def shown(table: pa.Table, rows: int = 10) -> str:

@@ -1,0 +1,87 @@
+"""Where nothing more can be written, a command names what it could not write and leaves nothing."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gradstore import open_store
+from gradstore.store.verify import verify
+from tests.support.commands import Run
+from tests.support.drawn_stores import random_store
+
+
+@contextmanager
+def full() -> Iterator[None]:
+    """No file can be made longer than 16 bytes, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def place(tmp_path: Path, run: Run) -> Path:
+    place = tmp_path / "place"
+    random_store(place / "train.gradstore", 20, metadata={"label": [str(n % 3) for n in range(20)]})
+    random_store(place / "asked.gradstore", 3, seed=1)
+    random_store(place / "more.gradstore", 3, seed=2)
+    return place
+
+
+def everything(place: Path) -> set[str]:
+    return {str(file.relative_to(place)) for file in place.rglob("*") if file.is_file()}
+
+
+COMMANDS = {
+    "query {asked} --k 3 --out {place}/o": "place/o",
+    "scores {asked} --out {place}/s.zarr": "s.zarr",
+    "scores {asked} --out {place}/s.parquet": "s.parquet",
+    "self-influence {store} --out {place}/i.parquet": "i.parquet",
+    "self-influence {store} --out {place}/i.jsonl": "i.jsonl",
+    "rollup {asked} --out {place}/r.parquet": "r.parquet",
+    "breakdown {asked} --query s0 --sample s1 --out {place}/b.jsonl": "b.jsonl",
+    "hubness {store} --results {place}/../results.parquet --out {place}/h": "place/.h.writing",
+    "index {store}": "train.tracin.index",
+    "index {store} --measures trak": "train.trak.kernel",
+    "delete {place}/train.gradstore --ids s1": "train.gradstore",
+    "drop-checkpoint {place}/train.gradstore 1": "train.gradstore",
+}
+
+
+def test_a_full_disk(place: Path, run: Run, subtests: pytest.Subtests) -> None:
+    asked = f"--store {place}/train.gradstore --queries {place}/asked.gradstore"
+    run("query", *asked.split(), "--k", 3, "--out", place / "o")
+    (place / "o/results.parquet").rename(place.parent / "results.parquet")
+    shutil.rmtree(place / "o")
+    before = everything(place)
+    for command, name in COMMANDS.items():
+        words = command.format(
+            asked=asked, store=asked.split(" --queries", maxsplit=1)[0], place=place
+        ).split()
+        with subtests.test(command):
+            with full():
+                told = run(*words, status=1)
+            assert name in told
+            assert "cannot be written" in told or "cannot be changed" in told
+            left = everything(place) - before
+            assert {one for one in left if not one.endswith(".lock")} == set()
+            assert not any(
+                report.problem for report in verify(open_store(place / "train.gradstore"))
+            )
+    run("query", *asked.split(), "--k", 3, "--out", place / "o")
+    run(
+        "hubness",
+        *asked.split()[:2],
+        "--results",
+        place / "o/results.parquet",
+        "--out",
+        place / "h",
+    )
