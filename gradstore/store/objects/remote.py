@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 
@@ -17,9 +17,14 @@ from gradstore.errors import DependencyError, StoreError
 from gradstore.store.objects.protocol import ChangedError, TooLargeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
+
+T = TypeVar("T")
+
+_CUT_OFF: Final = 3
+"""How often an answer that is cut off is asked for again."""
 
 
 class RemoteObjects:
@@ -67,22 +72,38 @@ class RemoteObjects:
         except exceptions.BaseError as error:
             raise OSError(5, _first_line(error), key) from error
 
+    def _whole(self, key: str, answer: Callable[[], T]) -> T:
+        """An answer, asked for again if it is cut off: obstore repeats only failed requests."""
+        with self._errors(key):
+            for _ in range(_CUT_OFF):
+                try:
+                    return answer()
+                except self._obstore.exceptions.GenericError as error:
+                    if "body error" not in str(error):
+                        raise
+            return answer()
+
     def read(self, key: str, most: int | None = None) -> bytes:
         """See `Objects`."""
-        with self._errors(key):
+
+        def answer() -> bytes:
             found = self._obstore.get(self._store, key)
             if most is not None and found.meta["size"] > most:
                 raise TooLargeError(key, found.meta["size"], most)
             return bytes(found.bytes())
+
+        return self._whole(key, answer)
 
     def read_ranges(
         self, key: str, ranges: Sequence[tuple[int, int]], out: NDArray[np.uint8] | None = None
     ) -> NDArray[np.uint8]:
         """See `Objects`."""
         starts, lengths = [start for start, _ in ranges], [length for _, length in ranges]
-        with self._errors(key):
-            # obstore merges adjacent ranges into one request and sends requests in parallel.
-            parts = self._obstore.get_ranges(self._store, key, starts=starts, lengths=lengths)
+        # obstore merges adjacent ranges into one request and sends requests in parallel.
+        parts: list[Any] = self._whole(
+            key,
+            lambda: self._obstore.get_ranges(self._store, key, starts=starts, lengths=lengths),
+        )
         whole = np.concatenate([np.frombuffer(part, np.uint8) for part in parts])
         if len(whole) != sum(lengths):
             raise OSError(errno.EIO, "it ends early", key)
@@ -149,11 +170,14 @@ class RemoteObjects:
 
     def replace(self, key: str, content: bytes, *, seen: bytes) -> None:
         """See `Objects`."""
-        with self._errors(key):
+
+        def now() -> tuple[bytes, Any]:
             found = self._obstore.get(self._store, key)
-            version = found.meta["e_tag"]
-            if bytes(found.bytes()) != seen:
-                raise ChangedError(f"{self.location}/{key} was changed by another process")
+            return bytes(found.bytes()), found.meta["e_tag"]
+
+        present, version = self._whole(key, now)
+        if present != seen:
+            raise ChangedError(f"{self.location}/{key} was changed by another process")
         try:
             with self._errors(key):
                 self._obstore.put(self._store, key, content, mode={"e_tag": version})
@@ -182,16 +206,17 @@ class RemoteObjects:
 
     def names(self, prefix: str) -> set[str]:
         """See `Objects`."""
-        with self._errors(prefix):
-            listed = self._obstore.list_with_delimiter(self._store, prefix)
+        listed = self._whole(prefix, lambda: self._obstore.list_with_delimiter(self._store, prefix))
         return {item["path"].rsplit("/", 1)[-1] for item in listed["objects"]}
 
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See `Objects`."""
-        with self._errors(prefix):
-            for batch in self._obstore.list(self._store, prefix or None):
-                for item in batch:
-                    yield item["path"], item["size"]
+
+        def answer() -> list[tuple[str, int]]:
+            batches = self._obstore.list(self._store, prefix or None)
+            return [(item["path"], item["size"]) for batch in batches for item in batch]
+
+        yield from self._whole(prefix, answer)
 
 
 def _endpoint(url: str) -> str:

@@ -1,0 +1,38 @@
+"""A store under a URL whose server or network fails now and then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.worlds.s3 import Server
+from gradstore import delete, open_store, vacuum
+from gradstore.store.verify import verify
+from tests.support.failing_proxy import proxied
+from tests.support.written_stores import everything, filled, grown, require_equal
+
+
+@pytest.mark.parametrize("kind", ["503", "cut", "lost"])
+def test_what_fails_now_and_then_is_tried_again(
+    kind: str, bucket: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = everything(grown(filled(tmp_path / "s.gradstore"), ["a", "b"]))
+    expected_after = everything(vacuum(delete(open_store(tmp_path / "s.gradstore"), ["s4"])))
+
+    def fault(number: int, method: str, path: str) -> str | None:
+        if kind == "cut" and method != "GET":
+            return None
+        return kind if number % 17 == 5 else None
+
+    url = f"{bucket}/s.gradstore"
+    with proxied(s3_server.url, fault) as (proxy, done):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+        store = grown(filled(url), ["a", "b"])
+        require_equal(everything(open_store(url)), expected)
+        after = vacuum(delete(store, ["s4"]))
+        require_equal(everything(after), expected_after)
+        assert not any(report.problem for report in verify(open_store(url)))
+    assert done[kind] > 2
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    require_equal(everything(open_store(url)), expected_after)
