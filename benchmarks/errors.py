@@ -94,6 +94,7 @@ def _measured(preset: Preset, trial: lds.Trial, metric: str) -> dict[str, dict[s
                 draws=trial.data.draws,
                 event_seed=100 + seed,
             ),
+            checkpoints=trial.whole(0),
         )
         for seed in range(preset.repetitions)
     ]

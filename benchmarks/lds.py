@@ -48,7 +48,7 @@ REPLAYED: Final = (
 PLANNED: Final = ("tracin", "retrac", "trak", "trak:0.1")
 # Rows in a metric are planned, of several noises as queries are.
 IN_METRICS: Final = ("tracin", "retrac", "minus:4", "trak:0.1", "trak", "trak:3")
-REMOVED_BY: Final = ("tracin", "retrac", "retrac, kfac", "pixels, cosine")
+REMOVED_BY: Final = ("retrac, kfac", "pixels, cosine")
 PIXELS: Final = ("pixels, cosine", "pixels, kernel")
 
 
@@ -312,7 +312,9 @@ def rows(trial: Trial, seed: int, way: str) -> tuple[Store, Store]:
         metric=way if way in METRICS else "none",
     )
     queries = place / f"{way}-queries.gradstore"
-    return store, collect_queries(store, trial.asked, queries, events=asked)
+    return store, collect_queries(
+        store, trial.asked, queries, events=asked, checkpoints=trial.whole(seed)
+    )
 
 
 def attributions(trial: Trial) -> dict[str, NDArray[np.float32]]:
