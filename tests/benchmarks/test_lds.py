@@ -16,7 +16,7 @@ def test_it_retrains_and_compares(tmp_path: Path, folders: Folders) -> None:
     wanted = {"tracin", "retrac, planned", "D-TRAK", "pixels, kernel", "random"}
     assert wanted | {f"retrac, {metric}" for metric in METRICS} <= set(figures["methods"])
     for one in figures["methods"].values():
-        for column in ("held out", "exponential", "generated", "choosing", "reported"):
+        for column in ("held out", "held out, exponential", "generated", "choosing", "reported"):
             assert -1.001 <= one[column]["low"] <= one[column]["high"] <= 1.001
         assert 0 <= one["label share"]["mean"] <= 1
     assert len(figures["methods"]["tracin"]["held out"]["runs"]) == preset.seeds
