@@ -8,6 +8,7 @@ import torch
 from torch.func import functional_call
 
 from gradstore.collect.models.parameters import trainable
+from gradstore.collect.objectives.calling import stands_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -20,14 +21,15 @@ class LoopEngine:
     """Slow and simple, for any model. The reference for the other engines."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
-        self._model = model
         self._objective = objective
         self._parameters = trainable(model)
 
-    def _call(self, *args: Any, **kwargs: Any) -> Any:
-        # Copies the buffers: a model that counts its calls must not affect the next row.
-        buffers = {name: buffer.clone() for name, buffer in self._model.named_buffers()}
-        return functional_call(self._model, buffers, args, kwargs)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            # Copies the buffers: a model that counts its calls must not affect the next row.
+            buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+            return functional_call(model, buffers, args, kwargs)
+
+        self._call = stands_for(call, model)
 
     def _gradients(self, loss: Tensor) -> list[Tensor]:
         """Use `backward()`; some gradient checkpointing does not allow `autograd.grad`."""

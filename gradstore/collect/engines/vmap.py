@@ -8,6 +8,7 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradstore.collect.models.parameters import trainable
+from gradstore.collect.objectives.calling import stands_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,7 +40,7 @@ class VmapEngine:
 
             draws = len(noise)
             return objective.losses(
-                call,
+                stands_for(call, model),
                 sample.expand(draws, *sample.shape),
                 timestep.expand(draws),
                 noise,

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from gradstore.collect import devices
-from gradstore.errors import CheckpointError, ConfigError, DatasetError
+from gradstore.collect.objectives.calling import (
+    along,
+    arguments,
+    at,
+    distance,
+    predict,
+    require_kind,
+    takes_patches,
+)
+from gradstore.errors import CheckpointError, DatasetError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,6 +32,13 @@ class DiffusionLoss:
     over the sample's elements of |prediction − target| (`l1`) or its square (`l2`). `square` is the
     mean of the prediction's square: not a loss, but D-TRAK's output function ‖ε_θ‖² (arXiv
     2311.00500, equation 7, up to the constant number of elements).
+
+    The model is called as `predict` in `objectives/calling.py` says; of a learned variance only the
+    prediction counts.
+
+    Args:
+        scheduler: a diffusers scheduler with `alphas_cumprod`.
+        loss: `l1`, `l2` or `square`.
 
     Examples:
         >>> import gradstore as gs
@@ -43,10 +59,8 @@ class DiffusionLoss:
                 "DiffusionLoss, which needs alphas_cumprod and prediction_type epsilon, sample or "
                 "v_prediction. Pass a custom objective to collect()."
             )
-        if loss not in {"l1", "l2", "square"}:
-            raise ConfigError(f"there is no loss {loss!r}; use 'l1', 'l2' or 'square'.")
         self.prediction_type = str(predicted)
-        self.loss = loss
+        self.loss = require_kind(loss)
         self.num_train_timesteps = int(scheduler.config.num_train_timesteps)
         level = devices.exact(scheduler.alphas_cumprod)
         self._signal, self._spread = level.sqrt(), (1 - level).sqrt()
@@ -78,11 +92,8 @@ class DiffusionLoss:
         conditions: Mapping[str, Tensor],
     ) -> Tensor:
         """See `Objective.losses`."""
-        # Cast before moving: not every device has float64.
-        shape = -1, *[1] * (inputs.ndim - 1)
         signal, spread = (
-            table.to(inputs.dtype).to(inputs.device)[timesteps].reshape(shape)
-            for table in (self._signal, self._spread)
+            along(at(table, timesteps, inputs), inputs) for table in (self._signal, self._spread)
         )
         noisy = signal * inputs + spread * noise
         if self.prediction_type == "epsilon":
@@ -91,21 +102,17 @@ class DiffusionLoss:
             target = inputs
         else:
             target = signal * noise - spread * inputs
-        output = model(noisy, timesteps, **conditions)
-        predicted = output.sample if hasattr(output, "sample") else output
-        if predicted.shape != target.shape:
-            raise CheckpointError(
-                f"the model predicts shape {tuple(predicted.shape[1:])} for samples of shape "
-                f"{tuple(target.shape[1:])}: it is not a plain denoiser (a learned variance?). "
-                "Pass a custom objective to collect()."
-            )
-        error = predicted if self.loss == "square" else predicted - target
-        distance: Tensor = error.abs() if self.loss == "l1" else error.square()
-        return distance.flatten(1).mean(1)
+        return distance(self.loss, predict(model, noisy, timesteps, conditions), target)
 
 
 def class_count(model: Any) -> int | None:
-    """Number of classes that a diffusers model is conditioned on; None if it is not."""
+    """Number of classes that a diffusers model is conditioned on; None if it is not.
+
+    A model that is has an argument `class_labels`; the configuration alone does not tell, because
+    PixArt's has a number of classes too.
+    """
+    if "class_labels" not in arguments(model):
+        return None
     config = getattr(model, "config", None)
     for name in ("num_class_embeds", "num_embeds_ada_norm"):
         count = getattr(config, name, None)
@@ -124,6 +131,8 @@ def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
     channels = getattr(config, "in_channels", None)
     if channels is None or len(shape) != 3:
         return
+    if takes_patches(model):
+        channels //= 4
     if shape[0] != channels:
         modes = {1: "L", 3: "RGB", 4: "RGBA"}
         mode = modes.get(channels)

@@ -54,7 +54,8 @@ class Objective(Protocol):
         """Loss of each event.
 
         Args:
-            model: the model, called as `model(noisy, timesteps, **conditions)`.
+            model: the model, called as `model(noisy, timesteps, **conditions)`, or by
+                `calling.predict`, which knows what the classes of diffusers want.
             inputs: clean samples `[events, *shape]`.
             timesteps: int64 `[events]`.
             noise: standard normal `[events, *shape]`.

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from gradstore.collect.objectives.calling import stands_for
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -47,7 +49,7 @@ class Autocast:
             with torch.autocast(inputs.device.type, torch.bfloat16):
                 return model(*args, **kwargs)
 
-        return self._objective.losses(cast, inputs, timesteps, noise, conditions)
+        return self._objective.losses(stands_for(cast, model), inputs, timesteps, noise, conditions)
 
 
 def precision(objective: Objective) -> str:

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
@@ -175,15 +176,39 @@ def test_a_model_that_does_not_take_the_samples(world: World, tmp_path: Path) ->
     assert not (tmp_path / "a.gradstore").exists()
 
 
-def test_a_model_with_a_learned_variance(world: World, tmp_path: Path) -> None:
+def several(channels: int) -> UNet2DModel:
+    """A model of one channel that returns several."""
     torch.manual_seed(0)
-    model = UNet2DModel(
-        sample_size=8, in_channels=1, out_channels=2, block_out_channels=(4, 8), norm_num_groups=2,
-        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
+    return UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=channels, block_out_channels=(4, 8),
+        norm_num_groups=2, down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"), layers_per_block=1,
     )  # fmt: skip
-    folder = save_checkpoint(tmp_path / "c", model=model)
-    with pytest.raises(CheckpointError, match=r"\(2, 8, 8\) for samples of shape \(1, 8, 8\)"):
+
+
+def test_a_model_with_a_learned_variance(world: World, tmp_path: Path) -> None:
+    """It has the rows of the model without the variance."""
+    model, plain = several(2), several(1)
+    mean = {
+        name: one[:1] if "conv_out" in name else one for name, one in model.state_dict().items()
+    }
+    plain.load_state_dict(mean)
+    found, expected = (
+        collect(
+            world.train,
+            [save_checkpoint(tmp_path / name, model=one)],
+            tmp_path / f"{name}.gradstore",
+            **SMALL,
+        ).rows(0)
+        for name, one in (("both", model), ("mean", plain))
+    )
+    np.testing.assert_allclose(found.norm, expected.norm, rtol=1e-4)
+    np.testing.assert_allclose(found.loss, expected.loss, rtol=1e-4)
+
+
+def test_a_model_that_predicts_something_else(world: World, tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "c", model=several(3))
+    with pytest.raises(CheckpointError, match=r"\(3, 8, 8\) for samples of shape \(1, 8, 8\)"):
         collect(world.train, [folder], tmp_path / "a.gradstore", **SMALL)
 
 
