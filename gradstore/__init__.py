@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from gradstore.collect.judging import losses
     from gradstore.collect.models.cache import CheckpointCache, Checkpoints
     from gradstore.collect.objectives.diffusion import DiffusionLoss
+    from gradstore.collect.objectives.edm import EDMLoss
+    from gradstore.collect.objectives.flow import FlowLoss
     from gradstore.collect.pipeline.run import collect, collect_each, plan
     from gradstore.collect.toy.sampling import generate
     from gradstore.collect.toy.training import train
@@ -101,6 +103,7 @@ __all__ = [
     "DatasetError",
     "DependencyError",
     "DiffusionLoss",
+    "EDMLoss",
     "EngineError",
     "EvaluateConfig",
     "Evaluation",
@@ -109,6 +112,7 @@ __all__ = [
     "Explanation",
     "Features",
     "FingerprintError",
+    "FlowLoss",
     "GradientError",
     "GradientSpec",
     "GradstoreError",
@@ -187,6 +191,7 @@ _HOMES = {
     "DatasetError": "gradstore.errors",
     "DependencyError": "gradstore.errors",
     "DiffusionLoss": "gradstore.collect.objectives.diffusion",
+    "EDMLoss": "gradstore.collect.objectives.edm",
     "EngineError": "gradstore.errors",
     "Evaluation": "query.evaluation.evaluate",
     "EvaluateConfig": "gradstore.flags.evaluate",
@@ -195,6 +200,7 @@ _HOMES = {
     "Explanation": "indexer.studies.explanation",
     "Features": "indexer.feature",
     "FingerprintError": "gradstore.errors",
+    "FlowLoss": "gradstore.collect.objectives.flow",
     "GradientError": "gradstore.errors",
     "GradientSpec": "gradstore.store.format.spec",
     "GradstoreError": "gradstore.errors",

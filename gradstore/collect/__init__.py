@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gradstore.collect.models.loading import Checkpoint, load
     from gradstore.collect.models.record import TrainingRecord
     from gradstore.collect.objectives.diffusion import DiffusionLoss
+    from gradstore.collect.objectives.edm import EDMLoss
+    from gradstore.collect.objectives.flow import FlowLoss
     from gradstore.collect.objectives.protocol import Batch, Objective
     from gradstore.collect.objectives.wrappers import Autocast, Compiled
     from gradstore.collect.pipeline.claims import Claims
@@ -76,11 +78,13 @@ __all__ = [
     "CollectOptions",
     "Compiled",
     "DiffusionLoss",
+    "EDMLoss",
     "Estimate",
     "EventPlan",
     "EventSpec",
     "Events",
     "Executor",
+    "FlowLoss",
     "GradientEngine",
     "GradientSpec",
     "IdentityProjector",
@@ -130,11 +134,13 @@ _HOMES = {
     "CollectOptions": "gradstore.collect.pipeline.options",
     "Compiled": "gradstore.collect.objectives.wrappers",
     "DiffusionLoss": "gradstore.collect.objectives.diffusion",
+    "EDMLoss": "gradstore.collect.objectives.edm",
     "Estimate": "gradstore.collect.pipeline.estimate",
     "EventPlan": "gradstore.collect.events.protocol",
     "EventSpec": "gradstore.store.format.spec",
     "Events": "gradstore.collect.events.protocol",
     "Executor": "gradstore.collect.pipeline.executors",
+    "FlowLoss": "gradstore.collect.objectives.flow",
     "GradientEngine": "gradstore.collect.engines.protocol",
     "GradientSpec": "gradstore.store.format.spec",
     "IdentityProjector": "gradstore.collect.projectors.identity",

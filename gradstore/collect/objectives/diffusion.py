@@ -57,7 +57,7 @@ class DiffusionLoss:
             raise CheckpointError(
                 f"{type(scheduler).__name__} (prediction_type {predicted!r}) is not supported by "
                 "DiffusionLoss, which needs alphas_cumprod and prediction_type epsilon, sample or "
-                "v_prediction. Pass a custom objective to collect()."
+                "v_prediction. Pass FlowLoss, EDMLoss or a custom objective to collect()."
             )
         self.prediction_type = str(predicted)
         self.loss = require_kind(loss)
