@@ -28,6 +28,7 @@ test-avx2: .venv/test.stamp
 	  tests/gradstore/collect/engines tests/gradstore/collect/test_arithmetic.py \
 	  tests/gradstore/collect/metrics tests/gradstore/collect/projectors tests/gradstore/collect/pipeline/test_estimate.py \
 	  tests/query/test_searching.py tests/benchmarks/test_collect.py tests/benchmarks/test_search.py \
+	  --deselect tests/gradstore/collect/engines/test_bare.py::test_a_compiled_model \
 	  --deselect tests/gradstore/collect/engines/test_engines.py::test_a_compiled_model
 
 docs: .venv/test.stamp

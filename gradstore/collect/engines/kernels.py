@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
 import torch
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -109,6 +110,17 @@ def _layer_norm(layer: nn.LayerNorm, inputs: Tensor, grads: Tensor, rows: int) -
     return found
 
 
+def _rms_norm(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
+    # torch's normalises over the axes of its weight, diffusers' over the last.
+    shape = layer.weight.shape if type(layer) is nn.RMSNorm else inputs.shape[-1:]
+    normal = F.rms_norm(inputs, shape, eps=layer.eps)
+    size = layer.weight.numel()
+    found = {"weight": (grads * normal).reshape(rows, -1, size).sum(1)}
+    if getattr(layer, "bias", None) is not None:
+        found["bias"] = grads.reshape(rows, -1, size).sum(1)
+    return found
+
+
 def _embedding(layer: nn.Embedding, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
     size = layer.num_embeddings
     offset = size * torch.arange(rows, device=inputs.device)
@@ -128,8 +140,26 @@ KERNELS: Final[Mapping[type[nn.Module], Kernel]] = {
     nn.Conv3d: _convolution,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
+    nn.RMSNorm: _rms_norm,
+    RMSNorm: _rms_norm,
     nn.Embedding: _embedding,
 }
+
+
+# Names of the parameters of the layers above.
+_OWN: Final = {"weight", "bias"}
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether a module has a kernel, or is a layer of torch or derived from one, so needs one.
+
+    The parameters of all other modules are bare, see `bare`.
+    """
+    return type(module) in KERNELS or any(
+        one.__module__.startswith("torch.nn.modules.")
+        and one.__module__ not in {"torch.nn.modules.module", "torch.nn.modules.container"}
+        for one in type(module).__mro__
+    )
 
 
 def unknown(layer: nn.Module) -> str | None:
@@ -139,6 +169,9 @@ def unknown(layer: nn.Module) -> str | None:
     """
     if type(layer) not in KERNELS:
         return "its class is not known"
+    more = [name for name, _ in layer.named_parameters(recurse=False) if name not in _OWN]
+    if more:
+        return f"it has a further parameter {more[0]}"
     if getattr(layer, "padding_mode", "zeros") != "zeros" or isinstance(
         getattr(layer, "padding", None), str
     ):

@@ -4,6 +4,7 @@ An identity function follows every layer that owns a trainable parameter. It kee
 input. When the gradient of the layer's output arrives, it computes each row's gradient of the
 layer's weights from the two. Memory is therefore that of a plain training step plus one layer's
 per-sample gradients. Products with the model's weights are computed once for all rows.
+Parameters that a module uses outside of any layer are watched by `bare`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from gradstore.collect.engines.kernels import KERNELS, unknown
+from gradstore.collect.engines.bare import Told, watched
+from gradstore.collect.engines.kernels import KERNELS, is_layer, unknown
 from gradstore.collect.models.parameters import trainable
 from gradstore.errors import EngineError
 
@@ -53,7 +55,7 @@ Transform: TypeAlias = Callable[[LayerGradients], dict[str, Tensor]]
 
 
 class StreamingEngine:
-    """For models whose trainable parameters all belong to layers with a kernel in `kernels`.
+    """For models whose trainable parameters have a kernel in `kernels`, or are bare.
 
     The model must not mix samples, and samples must be the leading dimension of every such layer's
     input, as in diffusers' models. `choice.require_agreement` tests this.
@@ -74,6 +76,7 @@ class StreamingEngine:
             start += parameter.numel()
         # Keyed by name within the layer; a shared parameter is in several layers.
         self._layers: dict[nn.Module, dict[str, nn.Parameter]] = {}
+        self._bare: dict[nn.Module, dict[str, nn.Parameter]] = {}
         strange = []
         for name, layer in model.named_modules():
             own = {
@@ -81,7 +84,9 @@ class StreamingEngine:
                 for key, parameter in layer.named_parameters(recurse=False)
                 if parameter in self._start
             }
-            if own:
+            if own and not is_layer(layer):
+                self._bare[layer] = own
+            elif own:
                 self._layers[layer] = own
                 reason = unknown(layer)
                 if reason is not None:
@@ -118,6 +123,8 @@ class StreamingEngine:
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             stack.enter_context(_frozen(self._start))
+            if self._bare:
+                stack.enter_context(watched(self._bare, Told(rows, one.use, one.found)))
             for layer in self._layers:
                 handle = layer.register_forward_hook(one.watch, with_kwargs=True)
                 stack.callback(handle.remove)
@@ -161,8 +168,8 @@ class _Pass:
         self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         """Forward hook: append the identity function to a layer."""
-        if self._forward:
-            self._uses.update(self._layers[layer].values())
+        for parameter in self._layers[layer].values():
+            self.use(parameter)
         # A layer with a kernel takes exactly one tensor.
         inputs = args[0] if args else next(iter(kwargs.values()))
         tapped: Tensor = _Tap.apply(output, inputs, self._anchor, partial(self._add, layer))  # type: ignore[no-untyped-call]
@@ -193,15 +200,24 @@ class _Pass:
         if self._transform is not None:
             found = self._transform(LayerGradients(layer, inputs, grads, self._rows, found))
         for name, parameter in self._layers[layer].items():
-            gradient = found[name].to(torch.float32)
-            if parameter in self._sums:
-                gradient = self._sums.pop(parameter).add_(gradient)
-            self._uses[parameter] -= 1
-            if self._uses[parameter] > 0:
-                self._sums[parameter] = gradient
-            else:
-                self._done.add(parameter)
-                self._receive(self._start[parameter], gradient)
+            self.found(parameter, found[name])
+
+    def use(self, parameter: nn.Parameter) -> None:
+        """Count a use of a parameter: `found` is called for it."""
+        if self._forward:
+            self._uses[parameter] += 1
+
+    def found(self, parameter: nn.Parameter, gradient: Tensor) -> None:
+        """Add the gradient `[rows, numel]` of one use; pass on the sum after the last."""
+        gradient = gradient.to(torch.float32)
+        if parameter in self._sums:
+            gradient = self._sums.pop(parameter).add_(gradient)
+        self._uses[parameter] -= 1
+        if self._uses[parameter] > 0:
+            self._sums[parameter] = gradient
+        else:
+            self._done.add(parameter)
+            self._receive(self._start[parameter], gradient)
 
 
 class _Tap(torch.autograd.Function):

@@ -74,11 +74,20 @@ def test_where_streaming_does_not_know_a_layer_vmap_is_taken(
     caplog.set_level(logging.INFO, "gradstore")
     own = nn.Linear(6, 6)
     own.extra = nn.Parameter(torch.ones(6))
-    model = Denoiser(lambda x: own(x) * own.extra, own)
-    model.scale = nn.Parameter(torch.ones(6))
-    assert chosen(model).make is VmapEngine
+    assert chosen(Denoiser(lambda x: own(x) * own.extra, own)).make is VmapEngine
     assert "engine streaming is not used" in caplog.text
-    assert "the model (Denoiser: its class is not known)" in caplog.text
+    assert "layers.0 (Linear: it has a further parameter extra)" in caplog.text
+
+
+def test_where_streaming_cannot_follow_a_parameter_vmap_is_taken(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "gradstore")
+    own = nn.Linear(6, 6)
+    model = Denoiser(lambda x: own(x) @ model.turn, own)
+    model.turn = nn.Parameter(torch.eye(6))
+    assert chosen(model).make is VmapEngine
+    assert "turn of a Denoiser goes into 'matmul'" in caplog.text
 
 
 def test_where_neither_works_one_row_at_a_time_is_taken() -> None:
@@ -95,13 +104,11 @@ def test_where_neither_works_one_row_at_a_time_is_taken() -> None:
 def test_an_engine_that_was_asked_for_is_taken_or_refused() -> None:
     assert chosen(unet(0), batch(2, 1), "loop").make is LoopEngine
     assert chosen(unet(0), batch(2, 1), VmapEngine).name == "VmapEngine"
-    norm = nn.LayerNorm(6)
-    model = Denoiser(lambda x: norm(x) * model.scale, norm)
-    model.scale = nn.Parameter(torch.ones(6))
-    with pytest.raises(EngineError, match=r"Denoiser.*Use --engine vmap"):
-        chosen(model, wanted="streaming")
+    norm = nn.BatchNorm1d(6).eval()
+    with pytest.raises(EngineError, match=r"BatchNorm1d.*Use --engine vmap"):
+        chosen(Denoiser(norm, norm), wanted="streaming")
     with pytest.raises(ConfigError, match=r"no engine 'best'; use one of auto, streaming"):
-        chosen(model, wanted="best")
+        chosen(unet(0), wanted="best")
 
 
 def test_the_faster_engine_is_taken_and_the_reason_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -181,6 +182,10 @@ def test_gradient_checkpointing_of_diffusers() -> None:
         nn.GroupNorm(2, 4, eps=0.1),
         nn.LayerNorm(4),
         nn.LayerNorm((4, 4), bias=False),
+        nn.RMSNorm(4),
+        nn.RMSNorm((4, 4), eps=0.1),
+        RMSNorm(4, eps=0.1),
+        RMSNorm(4, eps=1e-6, bias=True),
         nn.Linear(4, 3, bias=False),
     ],
     ids=lambda layer: str(layer)[:40],
@@ -228,6 +233,9 @@ def test_what_streaming_does_not_know_is_refused_by_name() -> None:
     assert "its padding is not plain zeros" in refused(nn.Conv1d(1, 1, 3, padding_mode="circular"))
     assert "its padding is not plain zeros" in refused(nn.Conv1d(1, 1, 3, padding="same"))
     assert "max_norm" in refused(nn.Embedding(3, 3, max_norm=1.0))
+    more = nn.Linear(6, 6)
+    more.extra = nn.Parameter(torch.ones(6))
+    assert "layers.0 (Linear: it has a further parameter extra)" in refused(more)
     hooked = nn.Linear(6, 6)
     hooked.register_forward_hook(lambda module, args, output: output * 2)
     assert "it has hooks" in refused(hooked)
