@@ -79,6 +79,7 @@ class FlowLoss:
         steps = torch.arange(1, self.num_train_timesteps + 1)
         part = devices.exact(steps) / self.num_train_timesteps
         self.sigmas = self.shift * part / (1 + (self.shift - 1) * part)
+        self._told = self.sigmas * self.num_train_timesteps
         self._weights = _WEIGHTINGS[weighting](self.sigmas)
 
     def identity(self) -> Identity:
@@ -100,9 +101,8 @@ class FlowLoss:
         conditions: Mapping[str, Tensor],
     ) -> Tensor:
         """See `Objective.losses`."""
-        sigma = at(self.sigmas, timesteps, inputs)
-        mixed = along(sigma, inputs)
-        noisy = (1 - mixed) * inputs + mixed * noise
-        predicted = predict(model, noisy, sigma * self.num_train_timesteps, conditions)
+        sigma = along(at(self.sigmas, timesteps, inputs), inputs)
+        noisy = (1 - sigma) * inputs + sigma * noise
+        predicted = predict(model, noisy, at(self._told, timesteps, inputs), conditions)
         found = distance(self.loss, predicted, noise - inputs)
         return found if self.loss == "square" else at(self._weights, timesteps, inputs) * found
