@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,7 +35,13 @@ class Event:
     layers: dict[str, Layer] = field(default_factory=dict)
 
 
-def differentiated(model: nn.Module, objective: Any, image: Tensor, events: Events) -> list[Event]:
+def differentiated(
+    model: nn.Module,
+    objective: Any,
+    image: Tensor,
+    events: Events,
+    conditions: Mapping[str, Tensor] = MappingProxyType({}),
+) -> list[Event]:
     """Each event of one sample, `events` of shape [1, slots], by an ordinary backward pass."""
     model = deepcopy(model).double()
     found = []
@@ -54,12 +62,21 @@ def differentiated(model: nn.Module, objective: Any, image: Tensor, events: Even
         drawn = torch.from_numpy(np.stack([noise(int(key), image.shape) for key in keys])).double()
         times = torch.full((len(drawn),), int(timestep))
         images = image.double().expand(len(drawn), *image.shape)
-        objective.losses(model, images, times, drawn, {}).mean().backward()
+        given = {
+            name: one.expand(len(drawn), *one.shape)
+            if not one.is_floating_point()
+            else one.double().expand(len(drawn), *one.shape)
+            for name, one in conditions.items()
+        }
+        objective.losses(model, images, times, drawn, given).mean().backward()
         for handle in handles:
             handle.remove()
         found.append(
             Event(
-                {name: one.grad.clone() for name, one in model.named_parameters()},  # type: ignore[union-attr]
+                {
+                    name: torch.zeros_like(one) if one.grad is None else one.grad.clone()
+                    for name, one in model.named_parameters()
+                },
                 {
                     name: Layer(inputs.detach(), output.grad)
                     for name, (inputs, output) in seen.items()
