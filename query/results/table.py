@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pyarrow as pa
+    from numpy.typing import NDArray
 
     from query.results.answer import Answer
 
@@ -94,14 +95,21 @@ def _table(answer: Answer) -> pa.Table:
             "rank_low": first.ravel(),
             "rank_high": last.ravel(),
             "projection_error": explained.projection_error.ravel(),
-            "query_error": explained.query_error.ravel(),
-            "query_margin": explained.query_margin.ravel(),
-            "training_error": explained.training_error.ravel(),
+            "query_error": _known(explained.query_error),
+            "query_margin": _known(explained.query_margin),
+            "training_error": _known(explained.training_error),
             "z": explained.z.ravel(),
-            "agreement": agreement(explained.parts).ravel(),
+            "agreement": _known(agreement(explained.parts)),
             "parts": pa.ListArray.from_arrays(edges, pa.array(parts.ravel())),
         }
     )
+
+
+def _known(values: NDArray[np.float32]) -> pa.Array:
+    """Values of a column; what is unknown (NaN) is null."""
+    import pyarrow as pa
+
+    return pa.array(values.ravel(), from_pandas=True)
 
 
 def write_table(table: pa.Table | Iterable[pa.Table], path: Path, schema: pa.Schema) -> None:

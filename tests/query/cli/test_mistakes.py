@@ -173,7 +173,7 @@ def test_a_cheap_mistake_is_told_before_heavy_imports(
     )
     lines = map(json.loads, run.stdout.splitlines())
     for command, (status, imported, text) in zip(MISTAKES, lines, strict=True):
-        with subtests.test(command):
+        with subtests.test(ascii(command)):
             assert status != 0
             assert MISTAKES[command] in text
             assert "Traceback" not in text
