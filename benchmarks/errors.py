@@ -17,7 +17,9 @@ from benchmarks.harness.plots import canvas, keep
 from benchmarks.harness.results import Target, machine, notes, save, target_table
 from benchmarks.worlds.setting import Folders, command
 from gradstore.collect import EventSpec, Samples
+from indexer import measure_of
 from query import collect_queries, search
+from query.engines import fitted
 from query.evaluation.methods import scores
 from query.results.ranks import rank_intervals
 
@@ -104,7 +106,10 @@ def _measured(preset: Preset, trial: lds.Trial, metric: str) -> dict[str, dict[s
     return {
         measure: coverage(
             np.stack([scores(store, one, measure)[:, some] for one in repeated]),
-            [search(store, one, k, measure=measure, keep=some) for one in repeated],
+            [
+                search(store, one, k, measure=fitted(measure_of(measure), store), keep=some)
+                for one in repeated
+            ],
             some,
         )
         for measure in MEASURES
@@ -162,12 +167,12 @@ def _page(
         "# How far may a score be off, and does its margin say so?",
         "",
         (
-            f"`python -m benchmarks.errors`; the models and rows of [lds](lds.md), of the first "
+            "`python -m benchmarks.errors`; the models and rows of [lds](lds.md), of the first "
             f"training seed; {preset.queries} held-out queries at {preset.lds.timesteps} "
             f"timesteps, asked {preset.repetitions} times, each with other noises; "
             f"{preset.compared} random training samples; {machine()['cpu']}. *Coverage*: how often "
-            f"the 95% interval of a "
-            "score holds the mean of the other repetitions (whose own spread is allowed for). "
+            "the 95% interval of a score holds the mean of the other repetitions, whose own spread "
+            "is allowed for. "
             "*Width*: half the interval, over the spread of a query's scores between samples. "
             "*Inflation*: the estimated variance over the true one; above 1, because a trend over "
             "timesteps that bends counts as noise. *Rank*: the same of ranks among these samples."

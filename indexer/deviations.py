@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from indexer.product import as_float32
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -48,9 +50,14 @@ def deviations(
         return None
     order = np.argsort(rows.timestep, axis=1, kind="stable")
     weights = features.weights(store, checkpoint, rows)  # of a mean: each holds 1 / slots
-    parts = np.asarray(rows.direction, np.float32) * weights[:, :, None]
-    bends = np.diff(np.take_along_axis(parts, order[:, :, None], axis=1), n=2, axis=1)
-    found: NDArray[np.float32] = bends * np.float32(np.sqrt(slots / (6 * (slots - 2))))
+    bend = np.sqrt(slots / (6 * (slots - 2))) * np.array([1, -2, 1])
+    # One product per sample: factors [samples, differences, slots] times directions.
+    factors = np.zeros((len(order), slots - 2, slots), np.float32)
+    for shift, factor in enumerate(bend):
+        place = order[:, shift : slots - 2 + shift, None]
+        own = np.take_along_axis(weights[:, None], place, axis=2)
+        np.put_along_axis(factors, place, factor * own, axis=2)
+    found: NDArray[np.float32] = np.matmul(factors, as_float32(rows.direction))
     return found
 
 

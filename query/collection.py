@@ -108,12 +108,7 @@ def collected(question: Question, out: Path) -> tuple[Store, Pictures | None]:
         question.store,
         images,
         out / "queries.gradstore",
-        events=EventSpec(
-            events="planned",
-            timesteps=config.timesteps,
-            draws=config.draws,
-            event_seed=config.event_seed,
-        ),
+        events=config.events(),
         etas=question.etas,
         checkpoints=config.checkpoints,
         batch_size=config.batch_size,

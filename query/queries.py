@@ -152,6 +152,11 @@ class Queries:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def _single(self) -> bool:
+        """Whether every query is one sample."""
+        return len(self.samples) == len(self) and bool((self.weights == 1).all())
+
     def _terms(self, query: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         here = slice(self.starts[query], self.starts[query + 1])
         return self.samples[here], self.weights[here]
@@ -180,11 +185,9 @@ class Queries:
         At most one block of samples' features is held in addition to the result.
         """
         store = self.store
-        if len(self.samples) == len(self) and (self.weights == 1).all():
-            first, count = int(self.samples[0]), len(self)
-            if np.array_equal(self.samples, np.arange(first, first + count)):
-                return features.range(store, first, first + count)
-            return features.take(store, self.samples)
+        first, count = int(self.samples[0]), len(self)
+        if self._single and np.array_equal(self.samples, np.arange(first, first + count)):
+            return features.range(store, first, first + count)
         return self._summed(lambda some: features.take(store, some), (features.dim(store),))
 
     def deviations(self, features: Features) -> NDArray[np.float32] | None:
@@ -212,6 +215,8 @@ class Queries:
         self, take: Callable[[NDArray[np.int64]], NDArray[np.float32]], shape: tuple[int, ...]
     ) -> NDArray[np.float32]:
         """Weighted sums of what `take` returns of samples, float32 `[queries, *shape]`."""
+        if self._single:
+            return take(self.samples)
         out = np.zeros((len(self), *shape))
         owner = np.repeat(np.arange(len(self)), np.diff(self.starts))
         order = np.argsort(self.samples, kind="stable")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pydantic import Field, model_validator
 
 from gradstore.errors import ConfigError
-from gradstore.flags.dataset import DatasetSpec, Device
+from gradstore.flags.query import QuestionSpec
 from gradstore.store.format.spec import COMMAS
 
 
-class EvaluateConfig(DatasetSpec):
+class EvaluateConfig(QuestionSpec):
     """Options of `gradstore evaluate`. The dataset holds the queries."""
 
     stores: list[str] = Field(
@@ -18,7 +18,6 @@ class EvaluateConfig(DatasetSpec):
     dataset: str = Field(
         description="held-out images to query: a folder, a .parquet file, digits, or hf://NAME"
     )
-    split: str = Field("test", description="split of digits or of a hub dataset")
     measures: list[str] = Field(
         ["tracin", "retrac", "trak"],
         min_length=1,
@@ -49,18 +48,8 @@ class EvaluateConfig(DatasetSpec):
         description="NAME.npz: features of another model, such as CLIP, to compare with: arrays "
         "`train` and `queries`, one row per sample",
     )
-    timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
-    draws: int = Field(4, ge=1, le=10_000, description="noises averaged at each timestep")
-    event_seed: int = Field(0, ge=0, description="seed of the queries' noises")
     loss_timesteps: int = Field(25, ge=1, le=10_000, description="timesteps of a query's loss")
     loss_draws: int = Field(4, ge=1, le=10_000, description="noises of its loss at each timestep")
-    checkpoints: list[str] | None = Field(
-        None, description="the stores' checkpoints, if they moved [default: recorded paths]"
-    )
-    out: str = Field(description="folder of the results: a new one, or one to resume")
-    batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
-    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB of memory in addition to the model")
-    device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
     @model_validator(mode="after")
     def _sound(self) -> EvaluateConfig:

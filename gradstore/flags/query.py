@@ -9,17 +9,41 @@ from pydantic import Field, model_validator
 from gradstore.errors import ConfigError
 from gradstore.flags.dataset import DatasetSpec, Device
 from gradstore.flags.fast import FAST
-from gradstore.store.format.spec import COMMAS
+from gradstore.store.format.spec import COMMAS, EventSpec
 
 
-class QueryConfig(DatasetSpec):
+class QuestionSpec(DatasetSpec):
+    """How queries are collected."""
+
+    split: str = Field("test", description="split of digits or of a hub dataset")
+    timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
+    draws: int = Field(4, ge=1, le=10_000, description="noises averaged at each timestep")
+    event_seed: int = Field(0, ge=0, description="seed of the noises")
+    checkpoints: list[str] | None = Field(
+        None, description="the store's checkpoints, if they moved [default: recorded paths]"
+    )
+    out: str = Field(description="folder of the results: a new one, or one to resume")
+    batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
+    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB of memory in addition to the model")
+    device: Device = Field(None, description="torch device [default: cuda if there is one]")
+
+    def events(self) -> EventSpec:
+        """Timesteps and noises of the queries."""
+        return EventSpec(
+            events="planned",
+            timesteps=self.timesteps,
+            draws=self.draws,
+            event_seed=self.event_seed,
+        )
+
+
+class QueryConfig(QuestionSpec):
     """Options of `gradstore query`."""
 
     store: str = Field(description="the training store to search")
     dataset: str = Field(
         "", description="images to query: a folder, a .parquet file, digits, or hf://NAME"
     )
-    split: str = Field("test", description="split of digits or of a hub dataset")
     queries: str | None = Field(None, description="an existing query store, instead of a dataset")
     generate: int = Field(
         0, ge=0, description="number of images to generate with the last checkpoint and query"
@@ -57,17 +81,7 @@ class QueryConfig(DatasetSpec):
         description=f"fewer gradients per query: {FAST.timesteps} timesteps × {FAST.draws} noises, "
         "instead of --timesteps, --draws and --etas",
     )
-    timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
-    draws: int = Field(4, ge=1, le=10_000, description="noises averaged at each timestep")
-    event_seed: int = Field(0, ge=0, description="seed of the noises")
-    checkpoints: list[str] | None = Field(
-        None, description="the store's checkpoints, if they moved [default: recorded paths]"
-    )
-    out: str = Field(description="folder of the results: a new one, or one to resume")
     format: Literal["parquet", "jsonl"] = Field("parquet", description="format of the results")
-    batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
-    memory: float = Field(4.0, gt=0, lt=1e6, description="GiB of memory in addition to the model")
-    device: Device = Field(None, description="torch device [default: cuda if there is one]")
 
     def where(self) -> dict[str, list[str]]:
         """Allowed values by manifest column of the training samples."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 
 _BLOCK_BYTES: Final = 64 * 2**20
+# Bytes of copies of rows for pairs: few enough to stay in the processor's cache.
+_PAIR_BYTES: Final = 2 * 2**20
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,7 +142,9 @@ def explain(
     order = np.argsort(place.ravel(), kind="stable")
     asker, ranked = order // samples.shape[1], place.ravel()[order]
     each = max(store.slots, 1 if noise is None else noise.shape[1])
-    step = max(1, _BLOCK_BYTES // (4 * width * each))
+    step, together = (
+        max(1, nbytes // (4 * width * each)) for nbytes in (_BLOCK_BYTES, _PAIR_BYTES)
+    )
     for checkpoint in features.checkpoints:
         own_part = slice(checkpoint * width, (checkpoint + 1) * width)
         asked = queries[:, own_part]
@@ -155,8 +159,8 @@ def explain(
             train_products = slot_products(train, train)
             theirs_vary = deviations(features, store, checkpoint, rows)
             low, high = np.searchsorted(ranked, (start, start + len(train)))
-            for first in range(low, high, step):
-                some = slice(first, min(first + step, high))
+            for first in range(low, high, together):
+                some = slice(first, min(first + together, high))
                 theirs, own_rows = asker[some], ranked[some] - start
                 pairs = slot_products(asked[theirs], train[own_rows])
                 here[order[some]] = np.trace(pairs, axis1=1, axis2=2)
@@ -183,8 +187,8 @@ def explain(
     error = np.sqrt((null + own) / store.dim)
     if store.slots < 3 or slots > 1:
         varied[:] = np.nan
-    together = np.stack(swings, axis=2)
-    query_error = np.sqrt((together.astype(np.float64) ** 2).sum(axis=(2, 3)))
+    moves = np.stack(swings, axis=2)
+    query_error = np.sqrt((moves.astype(np.float64) ** 2).sum(axis=(2, 3)))
     if noise is None:
         query_error[:] = np.nan
     return Explanation(
@@ -193,7 +197,7 @@ def explain(
         query_error=query_error.astype(np.float32),
         training_error=np.sqrt(varied).reshape(samples.shape).astype(np.float32),
         z=z.astype(np.float32),
-        swings=together,
+        swings=moves,
     )
 
 

@@ -110,12 +110,7 @@ def evaluate(
             store,
             asked,
             out / f"queries-{number}.gradstore",
-            events=EventSpec(
-                events="planned",
-                timesteps=config.timesteps,
-                draws=config.draws,
-                event_seed=config.event_seed,
-            ),
+            events=config.events(),
             checkpoints=config.checkpoints,
             batch_size=config.batch_size,
             memory=config.memory,

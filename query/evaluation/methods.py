@@ -9,6 +9,7 @@ import numpy as np
 
 from indexer import ExactEngine, Features, measure_of, self_influence
 from indexer.measure import QuerySide
+from query.engines import fitted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,10 +32,10 @@ def scores(store: Store, queries: Store, measure: str, **options: Any) -> NDArra
         float32 `[queries, samples]`.
     """
     trained, _, other = measure.partition("|")
-    chosen = measure_of(trained)
+    chosen = fitted(measure_of(trained), store)  # measures of a kernel share it
     if isinstance(chosen, QuerySide):
         features = Features.of(store, chosen.indexed, **options)
-        asked = chosen.fitted(store).prepared(features.range(queries))
+        asked = chosen.prepared(features.range(queries))
     else:
         features = Features.of(store, chosen, **options)
         side = features if not other else replace(features, measure=measure_of(other).fitted(store))

@@ -41,24 +41,28 @@ def _normal(rows: int, *shape: int) -> Tensor:
     return torch.randn(rows, *shape, generator=torch.Generator().manual_seed(rows))
 
 
-def _unet(**options: Any) -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(4, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=6,
-        attention_head_dim=2,
-        norm_num_groups=2,
-        **options,
-    )
+def _crossed(axes: str) -> dict[str, Any]:
+    """Configuration of a small UNet with cross-attention, over `2D` or `3D`."""
+    return {
+        "sample_size": 4,
+        "in_channels": 4,
+        "out_channels": 4,
+        "layers_per_block": 1,
+        "block_out_channels": (4, 8),
+        "down_block_types": (f"DownBlock{axes}", f"CrossAttnDownBlock{axes}"),
+        "up_block_types": (f"CrossAttnUpBlock{axes}", f"UpBlock{axes}"),
+        "cross_attention_dim": 6,
+        "attention_head_dim": 2,
+        "norm_num_groups": 2,
+    }
+
+
+def conditional_unet(**options: Any) -> UNet2DConditionModel:
+    return UNet2DConditionModel(**{**_crossed("2D"), **options})
 
 
 def _sdxl() -> UNet2DConditionModel:
-    return _unet(
+    return conditional_unet(
         addition_embed_type="text_time",
         addition_time_embed_dim=2,
         projection_class_embeddings_input_dim=5 + 6 * 2,
@@ -151,18 +155,7 @@ def _dit() -> DiTTransformer2DModel:
 
 
 def _unet3d() -> UNet3DConditionModel:
-    return UNet3DConditionModel(
-        sample_size=4,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(4, 8),
-        down_block_types=("DownBlock3D", "CrossAttnDownBlock3D"),
-        up_block_types=("CrossAttnUpBlock3D", "UpBlock3D"),
-        cross_attention_dim=6,
-        attention_head_dim=2,
-        norm_num_groups=2,
-    )
+    return UNet3DConditionModel(**_crossed("3D"))
 
 
 class SpatioTemporal(nn.Module):
@@ -199,7 +192,9 @@ class SpatioTemporal(nn.Module):
 
 
 FAMILIES: dict[str, Family] = {
-    "SD": Family(_unet, (4, 4, 4), lambda rows: {"encoder_hidden_states": _normal(rows, 3, 6)}),
+    "SD": Family(
+        conditional_unet, (4, 4, 4), lambda rows: {"encoder_hidden_states": _normal(rows, 3, 6)}
+    ),
     "SDXL": Family(
         _sdxl,
         (4, 4, 4),

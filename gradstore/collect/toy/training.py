@@ -55,7 +55,14 @@ def train(config: TrainConfig) -> list[Path]:
     out = Path(config.out)
     samples = Samples.from_spec(config)
     if config.only is not None:
-        samples = samples.only(Path(config.only).read_text(encoding="utf-8").splitlines())
+        wanted = Path(config.only).read_text(encoding="utf-8").splitlines()
+        lacking = set(wanted) - set(samples.ids)
+        if lacking:
+            raise DatasetError(
+                f"--only {config.only} names {min(lacking)!r}, which {config.dataset} does not "
+                f"have (and {len(lacking) - 1} more). Give ids of this dataset, one per line."
+            )
+        samples = samples.only(wanted)
     data = _stack(samples)
     device = devices.choose(config.device)
     data = data.to(device)

@@ -23,6 +23,7 @@ from gradstore.collect.conformance import check_engine
 from gradstore.collect.engines.choice import require_agreement
 from gradstore.collect.models.parameters import num_parameters, select, trainable
 from gradstore.errors import ConfigError, EngineError
+from tests.support.families import conditional_unet
 from tests.support.gradients import OBJECTIVE, Denoiser, batch, vectors
 from tests.support.worlds import unet
 
@@ -54,18 +55,7 @@ def test_equals_the_loop_with_class_labels(engine: Any) -> None:
 
 def conditional() -> UNet2DConditionModel:
     torch.manual_seed(0)
-    model = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        layers_per_block=1,
-        block_out_channels=(4, 8),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        cross_attention_dim=6,
-        attention_head_dim=2,
-        norm_num_groups=2,
-    )
+    model = conditional_unet(sample_size=8, in_channels=1, out_channels=1)
     return model.eval()
 
 

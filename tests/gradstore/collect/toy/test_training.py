@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -139,3 +140,19 @@ def test_a_conditional_model_is_not_sampled_from(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "c", model=unet(0, num_class_embeds=3))
     with pytest.raises(CheckpointError, match="conditioned on classes"):
         generate(folder, 1)
+
+
+def test_only_some_samples_are_trained_on(tmp_path: Path) -> None:
+    listed = tmp_path / "ids.txt"
+    ids = Samples.from_spec(config(tmp_path)).ids
+    wanted = [ids[row] for row in (3, 1, 5)]
+    listed.write_text("".join(f"{one}\n" for one in wanted))
+    some = config(tmp_path / "run", epochs=1, checkpoint_every=1, only=str(listed))
+    (folder,) = train(some)
+    assert pq.read_table(folder / "events.parquet")["id"].to_pylist() == wanted
+    assert not (tmp_path / "run" / "collect.yaml").exists()  # it would collect all samples
+    listed.write_text("99\n")
+    with pytest.raises(DatasetError, match="--only .*'99'"):
+        train(some.model_copy(update={"out": str(tmp_path / "other")}))
+    with pytest.raises(ConfigError, match="no such file"):
+        train(some.model_copy(update={"out": str(tmp_path / "third"), "only": "/no/ids"}))
