@@ -27,7 +27,7 @@ def test_ranks_are_those_of_all_pairs() -> None:
     generator = np.random.default_rng(0)
     scores = -np.sort(-generator.normal(size=(3, 8)).astype(np.float32), axis=1)
     swings = generator.normal(size=(3, 8, 2, 5)) / 10
-    errors = generator.random((2, 3, 8)) / 10
+    errors = generator.random((2, 3, 8)) * np.array([0.05, 0.4])[:, None, None]
     first, last = rank_intervals(scores, explanation(swings, *errors))
     for query in range(3):
         for one in range(8):
