@@ -70,6 +70,27 @@ def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[s
     return out
 
 
+def _transposed(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
+    # ⟨δ, convᵀ(x)⟩ = ⟨conv(δ), x⟩, so input and gradient change places in the weight's gradient.
+    _, found, _ = torch.ops.aten.convolution_backward(
+        _fold(inputs, rows),
+        _fold(grads, rows),
+        layer.weight.new_empty(rows * layer.weight.shape[0], *layer.weight.shape[1:]),
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,  # not transposed
+        [0] * len(layer.stride),
+        rows * layer.groups,
+        [False, True, False],  # only the weight's gradient
+    )
+    out = {"weight": found.reshape(rows, -1)}
+    if layer.bias is not None:
+        out["bias"] = grads.reshape(rows, -1, grads.shape[1], grads[0, 0].numel()).sum((1, 3))
+    return out
+
+
 def _seen(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> Tensor | None:
     """What each output position of a convolution sees, `[rows, positions, weight[0].numel()]`.
 
@@ -138,6 +159,9 @@ KERNELS: Final[Mapping[type[nn.Module], Kernel]] = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
+    nn.ConvTranspose1d: _transposed,
+    nn.ConvTranspose2d: _transposed,
+    nn.ConvTranspose3d: _transposed,
     nn.GroupNorm: _group_norm,
     nn.LayerNorm: _layer_norm,
     nn.RMSNorm: _rms_norm,

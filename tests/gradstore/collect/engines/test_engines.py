@@ -169,6 +169,10 @@ def test_gradient_checkpointing_of_diffusers() -> None:
         nn.Conv2d(4, 6, (3, 1), dilation=(2, 1), padding=(2, 0)),
         nn.Conv1d(4, 6, 3, padding=1),
         nn.Conv3d(4, 2, 2),
+        nn.ConvTranspose1d(4, 6, 4, stride=2, padding=1),
+        nn.ConvTranspose2d(4, 6, 3, stride=2, output_padding=1, groups=2, bias=False),
+        nn.ConvTranspose2d(4, 3, (3, 1), dilation=(2, 1)),
+        nn.ConvTranspose3d(4, 2, 2),
         nn.GroupNorm(2, 4, eps=0.1),
         nn.LayerNorm(4),
         nn.LayerNorm((4, 4), bias=False),
@@ -185,7 +189,8 @@ def test_each_kernel(engine: Any, layer: nn.Module) -> None:
     torch.manual_seed(0)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
-    shape = {"Conv1d": (4, 16), "Conv3d": (4, 4, 2, 2)}.get(type(layer).__name__, (4, 4, 4))
+    name = type(layer).__name__.replace("Transpose", "")
+    shape = {"Conv1d": (4, 16), "Conv3d": (4, 4, 2, 2)}.get(name, (4, 4, 4))
     into = nn.Linear(6, 64)
 
     def body(x: Tensor) -> Tensor:
