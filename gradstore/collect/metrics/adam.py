@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from gradstore.collect.metrics.rounding import is_rounding
 from gradstore.collect.metrics.whitening import Whitening
-from gradstore.collect.models.optimizer import load_steps, moments_digest
+from gradstore.collect.models.optimizer import load_moments, moments_digest
 from gradstore.collect.models.parameters import trainable
+from gradstore.collect.objectives.wrappers import precision
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from gradstore.collect.metrics.protocol import Fitting
     from gradstore.store.format.spec import Identity
 
-# A parameter that never had a gradient has v̂ = 0 and a step of 1/ε = 10⁸. It would hold all of a
+# An entry that never had a gradient has v̂ = 0 and a step of 1/ε = 10⁸. It would hold all of a
 # row's length, so steps above this quantile of all steps are cut to it.
 CLAMP: Final = 0.99
 
@@ -25,7 +27,8 @@ class Adam:
     """Multiplies a gradient by `D = 1 / (√v̂ + ε)`, with the v̂ of training at the checkpoint.
 
     A step of training moves the weights by `−lr · D g` (arXiv 1412.6980, without momentum), so rows
-    `D g` are what a sample did to the weights.
+    `D g` are what a sample did to the weights. D is 0 for parameters that moved by rounding only
+    (see `rounding`): such a step does not change what the model computes.
     """
 
     name = "adam"
@@ -42,7 +45,16 @@ class Adam:
 
     def fit(self, fitting: Fitting) -> Whitening:
         """See `Metric.fit`."""
-        steps = load_steps(fitting.folder, fitting.model)
-        flat = torch.cat([steps[name].flatten() for name in trainable(fitting.model)])
+        found = load_moments(fitting.folder, fitting.model)
+        known = [found[name] for name in trainable(fitting.model)]
+        whole = torch.cat([moments.flatten() for moments, _ in known])
+        used = precision(fitting.objective)
+        steps = [
+            torch.zeros_like(moments)
+            if is_rounding(moments, whole, used)
+            else 1 / (moments.sqrt() + epsilon)
+            for moments, epsilon in known
+        ]
+        flat = torch.cat([one.flatten() for one in steps]).float()
         most = flat.kthvalue(max(1, int(CLAMP * len(flat)))).values
         return Whitening(flat.clamp(max=most.item()))

@@ -14,8 +14,10 @@ from torch.nn import functional as F  # noqa: N812
 from gradstore.collect import devices
 from gradstore.collect.engines.streaming import StreamingEngine
 from gradstore.collect.metrics.fisher import Damped, inverse_root, second_moments
+from gradstore.collect.metrics.rounding import is_rounding
 from gradstore.collect.metrics.whitening import Factors, Whitening, has_factors
 from gradstore.collect.models.parameters import trainable
+from gradstore.collect.objectives.wrappers import precision
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -41,7 +43,8 @@ class Kfac(Damped):
     product `C ⊗ T` of a factor over channels and one over the positions of the kernel, each a mean
     over the other (the whole matrix, as in arXiv 1602.01407, has taps² times the entries of C).
     Other parameters are multiplied by `(F + d · mean F)^(−½)`, as by `Fisher`, each tensor by
-    itself: those of other layers, and of layers that a model uses more than once.
+    itself: those of other layers, and of layers that a model uses more than once. Parameters whose
+    gradients are only rounding are mapped to 0 (see `rounding`).
 
     Args:
         damping: added to the factors, relative to their mean eigenvalue.
@@ -69,10 +72,16 @@ class Kfac(Damped):
     def _scaled(
         self, fitting: Fitting, factors: dict[nn.Module, Factors], moments: Tensor
     ) -> Whitening:
-        mapped = {one for layer in factors for one in layer.parameters(recurse=False)}
+        layers = {one: layer for layer in factors for one in layer.parameters(recurse=False)}
+        pieces = {parameter: own for own, parameter in _pieces(fitting.model)}
         scale = torch.ones_like(moments)
-        for own, parameter in _pieces(fitting.model):
-            if parameter not in mapped:
+        for parameter, own in pieces.items():
+            # A layer's bias shares its factors: it is rounding only if the weight is.
+            layer = layers.get(parameter)
+            judged = own if layer is None else pieces[layer.weight]
+            if is_rounding(moments[judged], moments, precision(fitting.objective)):
+                scale[own] = 0.0
+            elif layer is None:
                 scale[own] = inverse_root(moments[own], self.damping)
         return Whitening(scale, _named(fitting.model, factors))
 
@@ -101,7 +110,10 @@ class Ekfac(Kfac):
         moments = second_moments(fitting, _Transformed(fitting, lambda: rotated))
         scale = torch.empty_like(moments)
         for own, _ in _pieces(fitting.model):
-            scale[own] = inverse_root(moments[own], self.damping)
+            if is_rounding(moments[own], moments, precision(fitting.objective)):
+                scale[own] = 0.0
+            else:
+                scale[own] = inverse_root(moments[own], self.damping)
         return Whitening(scale, _named(fitting.model, factors))
 
 

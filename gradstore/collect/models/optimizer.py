@@ -57,16 +57,16 @@ def save_moments(folder: Path, optimizer: torch.optim.Optimizer, model: nn.Modul
     save_file(tensors, folder / MOMENTS_NAME, metadata={"adam": json.dumps(settings)})
 
 
-def load_steps(folder: Path, model: nn.Module) -> dict[str, Tensor]:
-    """Adam's step size of each parameter in units of the learning rate, `1 / (√v̂ + ε)`.
+def load_moments(folder: Path, model: nn.Module) -> dict[str, tuple[Tensor, float]]:
+    """Adam's v̂ and ε of each parameter: its step is `1 / (√v̂ + ε)` learning rates.
 
     Args:
         folder: the checkpoint.
         model: its model, with all trainable parameters enabled.
 
     Returns:
-        float32 tensors of the parameters' shapes, by parameter name. v̂ is the second moment with
-        its bias corrected (arXiv 1412.6980, algorithm 1).
+        float64 tensors of the parameters' shapes, and numbers, by parameter name. v̂ is the second
+        moment with its bias corrected (arXiv 1412.6980, algorithm 1).
 
     Raises:
         CheckpointError: if there is no state, it is not Adam's, or it cannot be assigned to the
@@ -74,7 +74,7 @@ def load_steps(folder: Path, model: nn.Module) -> dict[str, Tensor]:
     """
     file = moments_file(folder)
     found = _own(file) if file.name == MOMENTS_NAME else _foreign(file, model)
-    steps = {}
+    moments = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -86,8 +86,8 @@ def load_steps(folder: Path, model: nn.Module) -> dict[str, Tensor]:
             )
         moment, step, beta, epsilon = found[name]
         corrected = moment.double() / (1 - beta**step) if step > 0 else moment.double()
-        steps[name] = (1 / (corrected.sqrt() + epsilon)).float()
-    return steps
+        moments[name] = corrected, epsilon
+    return moments
 
 
 _Moments = dict[str, tuple["Tensor", float, float, float]]

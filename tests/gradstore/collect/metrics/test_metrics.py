@@ -23,7 +23,7 @@ from gradstore.collect.engines.streaming import StreamingEngine
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.metrics import Whitening
 from gradstore.collect.models.loading import load
-from gradstore.collect.models.optimizer import load_steps
+from gradstore.collect.models.optimizer import load_moments
 from gradstore.errors import (
     CheckpointError,
     ConfigError,
@@ -138,6 +138,8 @@ class Naive:
         for (name, _), one in zip(self.model.named_parameters(), state.values(), strict=True):
             corrected = one["exp_avg_sq"].double() / (1 - 0.99 ** float(one["step"]))
             steps[name] = 1 / (corrected.sqrt() + 1e-8)
+        for name in naive.without_gradient(self.events):
+            steps[name] *= 0
         every = np.sort(flat(steps))
         return {
             name: one.clamp(max=every[int(0.99 * len(every)) - 1]) for name, one in steps.items()
@@ -414,11 +416,12 @@ def test_the_states_of_other_trainers_are_read_or_refused(
     model = load(trained).model
     folder = tmp_path / "checkpoint-500" / "unet"
     model.save_pretrained(folder)
-    own = load_steps(trained, model)
+    own = load_moments(trained, model)
     state = torch.load(trained.parent / "state.bin", weights_only=True)
     torch.save(state, folder.parent / "optimizer.bin")
-    for name, step in load_steps(folder, model).items():
-        torch.testing.assert_close(step, own[name])
+    for name, (moment, epsilon) in load_moments(folder, model).items():
+        torch.testing.assert_close(moment, own[name][0])
+        assert epsilon == own[name][1]
     wrong = deepcopy(state)
     wrong["state"] = {number: {"state1": torch.zeros(3)} for number in wrong["state"]}
     fewer = deepcopy(state)
@@ -428,10 +431,10 @@ def test_the_states_of_other_trainers_are_read_or_refused(
     for bad in (wrong, fewer, other, {"no": "state"}):
         torch.save(bad, folder.parent / "optimizer.bin")
         with pytest.raises(CheckpointError):
-            load_steps(folder, model)
+            load_moments(folder, model)
     (folder.parent / "optimizer.bin").unlink()
     with pytest.raises(CheckpointError):
-        load_steps(folder, model)
+        load_moments(folder, model)
 
 
 def test_an_unknown_metric_is_refused(trained: Path, world: World, tmp_path: Path) -> None:
