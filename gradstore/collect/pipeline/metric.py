@@ -58,9 +58,10 @@ class JobMetric:
         metric: the metric.
         samples: the training samples that it is fitted to; None if only a store's fits are used.
         identity: its identity, with a digest of these samples.
-        stores: the stores that hold fits, or will: those that the job fills, or the store whose
-            metric it takes over.
-        source: the store whose metric is taken over; None if the job fits its own.
+        stores: the stores that hold fits, or will: those that the job fills; of queries, the
+            training store.
+        source: the training store, if the rows are queries: nothing is written into it.
+        lender: a store whose fits those that the job fills take over.
         fits: SHA-256 of the file of each fit that was used, by the checkpoint's number.
     """
 
@@ -69,6 +70,7 @@ class JobMetric:
     identity: Identity
     stores: Sequence[Objects]
     source: Store | None = None
+    lender: Store | None = None
     fits: dict[int, str] = field(default_factory=dict)
     _contents: dict[int, bytes] = field(default_factory=dict)
     _written: dict[int, str] = field(default_factory=dict)
@@ -124,6 +126,8 @@ class JobMetric:
             return self._parsed(number, self._contents[number], loaded.model)
         stored = (read_metric(open_store(objects), number) for objects in self._present())
         content = next((one for one in stored if one is not None), None)
+        if content is None and self.lender is not None:
+            content = read_metric(self.lender, number)
         if content is None:
             content = self._fitted(number, loaded, objective, events).content()
         if self.source is None:
@@ -244,7 +248,10 @@ def job_metric(
         recorded = source.spec.identity.get("metric")
         # What differs from the recorded one is reported together with all other differences.
         whole = {**recorded, **own} if isinstance(recorded, dict) else own
-        return JobMetric(metric, None, whole, [source.objects], source)
+        if like is not None:
+            return JobMetric(metric, None, whole, [like.objects], like)
+        places = [objects for objects, _ in stores]
+        return JobMetric(metric, None, whole, places, lender=source)
     places = [objects for objects, _ in stores]
     if metric.passes == 0:
         return JobMetric(metric, samples, own, places)
@@ -331,7 +338,7 @@ def with_metric(
     loaded.whiten(own, "trial")
     held = [
         peak_bytes(partial(loaded.differentiate, batch_of(rows, 0, count), count, forget), device)
-        for count in range(1, len(rows) + 1)
+        for count in range(1, min(2, len(rows)) + 1)
     ]
     per_event = max(choice.per_event, held[-1] - held[0] if len(held) > 1 else held[0])
     fixed = max(choice.fixed, held[0] - per_event, 0)

@@ -157,12 +157,16 @@ def _prepared(
     def chosen() -> tuple[EngineChoice, Objective]:
         rows = trial(samples, plan, numbers[0], model, device, rows=most if asked else 2)
         choice = choose(wanted, model, found.objective, rows, memory=memory // 2, timed=asked)
-        return _in_arithmetic(
+        choice, objective = _in_arithmetic(
             choice, model, found.objective, rows, gradients, part=targets[0].part, timed=asked
         )
+        if metric is not None:
+            choice = with_metric(choice, metric, model, objective, rows)
+        return choice, objective
 
     try:
-        known = (key, wanted, most, memory, asked, tuple(samples[0].tensor.shape))
+        mapped = None if metric is None else metric.metric.name
+        known = (key, wanted, most, memory, asked, mapped, tuple(samples[0].tensor.shape))
         start = perf_counter()
         choice, objective = kept.held(known, chosen) if kept else chosen()
         choice_seconds = perf_counter() - start
@@ -171,9 +175,6 @@ def _prepared(
             f"checkpoint {folders[0]}, sample {samples.ids[0]!r} and later samples: {error}"
         ) from error
     found = replace(found, objective=objective)
-    if metric is not None:
-        few = trial(samples, plan, numbers[0], model, device, rows=2)
-        choice = with_metric(choice, metric, model, objective, few)
     budget = Budget.spend(
         memory,
         choice,

@@ -85,7 +85,7 @@ def expected(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     return road(world, tmp_path_factory.mktemp("float64"), "loop")
 
 
-def road(world: World, folder: Path, engine: str) -> dict[str, Any]:
+def road(world: World, folder: Path, engine: str, metric: str = "none") -> dict[str, Any]:
     """Rows of each projector, and sums and products of whole gradients."""
     samples = world.train.only(NAMES[:3])
     stores = collect_each(
@@ -95,6 +95,7 @@ def road(world: World, folder: Path, engine: str) -> dict[str, Any]:
         # Several noises per row, split over batches.
         events=EventSpec(events="planned", timesteps=2, draws=3),
         batch_size=2,
+        metric=metric,
         dtype="float32",
         engine=engine,
     )
@@ -104,6 +105,23 @@ def road(world: World, folder: Path, engine: str) -> dict[str, Any]:
     for name, store in zip(PROJECTORS, stores, strict=True):
         found |= {f"{name}/{key}": array for key, array in rows(store).items()}
     return found
+
+
+@pytest.fixture(scope="module")
+def expected_in_metric(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Results of `road` in the default metric, with float64."""
+    return road(world, tmp_path_factory.mktemp("kfac"), "streaming", "kfac")
+
+
+@pytest.mark.usefixtures("expected_in_metric", "without_float64")
+def test_a_metric_is_fitted_without_float64(
+    world: World, tmp_path: Path, expected_in_metric: dict[str, Any]
+) -> None:
+    found = road(world, tmp_path, "streaming", "kfac")
+    for name, array in expected_in_metric.items():
+        np.testing.assert_allclose(
+            found[name], array, atol=1e-4 * np.abs(array).max(), err_msg=name
+        )
 
 
 @pytest.mark.usefixtures("without_float64")
