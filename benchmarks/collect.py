@@ -269,7 +269,7 @@ def _collecting(
                     executor=timed,
                     shard_samples=samples,
                     batch_size=batch_size,
-                    **options,
+                    **{"metric": "none", **options},
                 )
                 after = interleaved({"step": step}, 3)["step"]["median"]
                 seconds = timed.seconds * BATCH / samples
@@ -414,6 +414,7 @@ def _bill(model: UNet2DModel, spec: ProjectorSpec) -> dict[str, Any]:
             objective="l1",
             events=EventSpec(events="planned", timesteps=1),
             projector=spec,
+            metric="none",
         )
     return {
         "text": str(found),
@@ -483,7 +484,8 @@ def _agreement(preset: Preset, seed: int) -> dict[str, dict[str, float]]:
         asked = Samples.from_spec(config.model_copy(update={"split": "test", "limit": 20}))
         for number, (name, (projector, gradients)) in enumerate(ways.items()):
             common: dict[str, Any] = {"projector": projector, "gradients": gradients}
-            store = collect(digits, checkpoints, f"{folder}/{number}.gradstore", **common)
+            place = f"{folder}/{number}.gradstore"
+            store = collect(digits, checkpoints, place, events="replayed", metric="none", **common)
             queries = collect(
                 asked,
                 checkpoints,

@@ -73,6 +73,7 @@ def collect_once(checkpoints: str, store: str, samples: int, die: tuple[str, int
         objective="l1",
         etas=[1.0, 1.0],
         events=EventSpec(events="planned", timesteps=2),
+        metric="none",
         # Not `auto`: after a kill before the store exists, a new run may choose another precision,
         # and bytes are compared.
         projector=ProjectorSpec(proj_dim=128, precision="float32"),

@@ -66,6 +66,7 @@ def measure(name: str, memory: float, samples: int, projector: ProjectorSpec) ->
             objective="l1",
             events=EventSpec(events="planned", timesteps=1),
             projector=projector,
+            metric="none",
             memory=memory,
             engine="streaming",
         )

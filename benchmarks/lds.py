@@ -299,7 +299,8 @@ def rows(trial: Trial, seed: int, way: str) -> tuple[Store, Store]:
     preset = trial.preset
     asked = EventSpec(events="planned", timesteps=preset.timesteps, draws=trial.data.draws)
     planned = EventSpec(events="planned", timesteps=preset.timesteps)
-    events = {"replayed": EventSpec(), "planned": planned, "square": planned}.get(way, asked)
+    replayed = EventSpec(events="replayed")
+    events = {"replayed": replayed, "planned": planned, "square": planned}.get(way, asked)
     place = (
         trial.folder
         / f"stores-{seed}-{digest(preset.proj_dim, preset.timesteps, trial.data.draws)}"

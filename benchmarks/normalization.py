@@ -17,12 +17,11 @@ from benchmarks.harness.plots import canvas, keep
 from benchmarks.harness.results import Target, cell, machine, notes, save, target_table
 from benchmarks.outliers import average_precision
 from benchmarks.worlds.setting import SETTINGS, Folders, Setting, command, prepare
-from gradstore.collect import Samples
-from gradstore.flags.dataset import DatasetSpec
 from query.evaluation.figures import (
     datamodeling_score,
     distinctness,
     group_influence,
+    label_share,
     top,
 )
 from query.evaluation.methods import own_influence, scores
@@ -44,6 +43,11 @@ MEASURES: Final = (
     *("retrac", "clip:0.9", "clip:0.75", "clip:0.5", "clip:0.25", "calibrated"),
     *("calibrated|tracin", "calibrated|retrac", "retrac|tracin", "tracin|retrac"),
     *("retrac|calibrated", "tracin|calibrated"),
+    # In K-FAC's metric, of planned rows.
+    *(
+        f"{measure}, kfac"
+        for measure in ("tracin", "power:0.5", "clip:0.5", "calibrated", "retrac")
+    ),
 )
 NORM: Final = "norm alone"
 CRITERIA: Final = {
@@ -51,8 +55,10 @@ CRITERIA: Final = {
     "average precision": "average precision of zeros, zero queries",
     "planes of plane queries": "share of planes in the first 50 of plane queries",
     "distinctness": "distinct samples in the first 50 of plane queries",
-    "label": "share of the query's digit in the first 10 of digits",
-    "LDS": "linear datamodeling score of held-out digits",
+    "digits: label": "share of the query's digit in the first 10 of digits",
+    "digits: LDS": "linear datamodeling score of held-out digits",
+    "cifar2: label": "share of the query's class in the first 10 of two CIFAR classes",
+    "cifar2: LDS": "linear datamodeling score of held-out images of two CIFAR classes",
 }
 
 
@@ -63,19 +69,19 @@ class Preset:
     Attributes:
         setting: planes and zeros.
         seeds: seeds of their training runs.
-        digits: the models of `benchmarks.lds`, for digits and their labels.
+        lds: the models of `benchmarks.lds`, for labels and retraining.
         depths: k of zeros' precision, of planes' precision and distinctness, and of labels.
     """
 
     setting: Setting
     seeds: tuple[int, ...]
-    digits: lds.Preset
+    lds: lds.Preset
     depths: tuple[int, int, int] = (10, 50, 10)
 
 
 PRESETS = {
-    "cpu": Preset(SETTINGS["cpu"], (0,), lds.PRESETS["cpu"]),
-    "paper": Preset(SETTINGS["paper"], (0,), replace(lds.PRESETS["cpu"], seeds=3)),
+    "cpu": Preset(SETTINGS["cpu"], (0, 1), lds.PRESETS["cpu"]),
+    "paper": Preset(SETTINGS["paper"], (0,), lds.PRESETS["cpu"]),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), lds.PRESETS["tiny"], (3, 5, 4)),
 }
 
@@ -84,11 +90,13 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     """Measure, and write `normalization.json`, `.md` and `.png` into `out`."""
     figures = {name: dict[str, Any]() for name in (*MEASURES, NORM)}
     _planes(preset, folders, figures)
-    _digits(preset, folders, figures)
+    for data in preset.lds.data:
+        _retrained(preset, data, folders, figures)
     names = list(MEASURES)
+    known = {name: words for name, words in CRITERIA.items() if name in figures[NORM]}
     winners = {
         criterion: max(names, key=lambda name: figures[name][criterion]["mean"])
-        for criterion in CRITERIA
+        for criterion in known
     }
     both = "calibrated|retrac"
     wanted = ("zeros of zero queries", "distinctness")
@@ -108,28 +116,36 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
         ),
         *(
             Target(
-                f"{CRITERIA[criterion]}: ReTrac less TracIn",
+                f"{known[criterion]}: ReTrac less TracIn{metric}",
                 "≥ 0: removing magnitude removes no signal",
-                figures["retrac"][criterion]["mean"] - figures["tracin"][criterion]["mean"],
-                figures["retrac"][criterion]["mean"] >= figures["tracin"][criterion]["mean"],
+                figures["retrac" + metric][criterion]["mean"]
+                - figures["tracin" + metric][criterion]["mean"],
+                figures["retrac" + metric][criterion]["mean"]
+                >= figures["tracin" + metric][criterion]["mean"],
             )
-            for criterion in ("average precision", "label", "LDS")
+            for metric in ("", ", kfac")
+            for criterion in known
+            if criterion not in {*wanted, "planes of plane queries"}
         ),
-        Target(
-            "LDS of the norm alone, the same list for every query",
-            "interval holds 0: the norm is no signal",
-            figures[NORM]["LDS"]["mean"],
-            figures[NORM]["LDS"]["low"] <= 0 <= figures[NORM]["LDS"]["high"],
+        *(
+            Target(
+                f"{criterion} of the norm alone, the same list for every query",
+                "interval holds 0: the norm is no signal",
+                figures[NORM][criterion]["mean"],
+                figures[NORM][criterion]["low"] <= 0 <= figures[NORM][criterion]["high"],
+            )
+            for criterion in known
+            if criterion.endswith("LDS")
         ),
     ]
     inputs = {
         "setting": asdict(preset.setting),
         "training_seeds": preset.seeds,
-        "digits": asdict(preset.digits),
+        "lds": asdict(preset.lds),
         "depths": preset.depths,
     }
     found = {"measures": figures, "best": winners}
-    page = _page(preset, inputs, found, targets)
+    page = _page(preset, found, targets)
     save(out, "normalization", inputs=inputs, figures=found, targets=targets, page=page)
     _plot(out / "normalization.png", figures)
     return targets
@@ -141,7 +157,9 @@ def _planes(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]
     planes, zeros = worlds[0].of("plane"), worlds[0].of("zero")
     near, far, _ = preset.depths
     for name, own in figures.items():
-        found = [_scores(world.store, world.queries, name) for world in worlds]
+        measure, _, metric = name.partition(", ")
+        pairs = [world.rows(metric) if metric else (world.store, world.queries) for world in worlds]
+        found = [_scores(*pair, measure) for pair in pairs]
         own["zeros of zero queries"] = interval(
             [zero[top(one[zeros], near)].mean(axis=1) for one in found]
         ).json()
@@ -160,63 +178,70 @@ def _planes(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]
         }
 
 
-def _digits(preset: Preset, folders: Folders, figures: dict[str, dict[str, Any]]) -> None:
-    trial = lds.prepare(preset.digits, preset.digits.data[0], folders)
-    members = halves(len(trial.train), trial.data.subsets)
-    truth = trial.retraining().on_subsets(members, preset.digits.seeds)
-    store, queries = lds.rows(trial, 0, "replayed")
-    count = trial.data.heldout
-    test = Samples.from_spec(DatasetSpec(dataset="digits", split="test", limit=count))
-    asked = np.array(test.manifest.metadata["label"])
-    given = np.array(store.manifest.metadata["label"])
+def _retrained(
+    preset: Preset, data: lds.Data, folders: Folders, figures: dict[str, dict[str, Any]]
+) -> None:
+    trial = lds.prepare(preset.lds, data, folders)
+    members = halves(len(trial.train), data.subsets)
+    truth = trial.retraining().on_subsets(members, preset.lds.seeds)[:, : data.heldout]
+    labels = trial.train.manifest.metadata["label"]
     for name, own in figures.items():
-        found = _scores(store, queries, name)
-        first = top(found[:count], preset.depths[2])
-        own["label"] = interval((given[first] == asked[:, None]).mean(axis=1)).json()
-        score = datamodeling_score(group_influence(found[:count], members), truth[:, :count])
-        own["LDS"] = score.json()
+        measure, _, metric = name.partition(", ")
+        found = np.stack(
+            [
+                _scores(*lds.rows(trial, seed, metric or "replayed"), measure)[: data.heldout]
+                for seed in range(preset.lds.seeds)
+            ]
+        )
+        share = label_share(found, labels, trial.labels, preset.depths[2])
+        own[f"{data.dataset}: label"] = share.json()
+        sums = np.stack([group_influence(one, members) for one in found])
+        own[f"{data.dataset}: LDS"] = datamodeling_score(sums, truth).json()
 
 
-def _scores(store: Store, queries: Store, name: str) -> NDArray[np.float32]:
-    if name != NORM:
-        return scores(store, queries, name)
+def _scores(store: Store, queries: Store, measure: str) -> NDArray[np.float32]:
+    if measure != NORM:
+        return scores(store, queries, measure)
     lengths = np.sqrt(own_influence(store, "tracin"))
     return np.tile(lengths, (queries.samples, 1))
 
 
-def _page(
-    preset: Preset, inputs: dict[str, Any], found: dict[str, Any], targets: Sequence[Target]
-) -> str:
-    setting, digits = inputs["setting"], inputs["digits"]
+def _page(preset: Preset, found: dict[str, Any], targets: Sequence[Target]) -> str:
+    setting = preset.setting
     near, far, label = preset.depths
+    criteria = list(found["best"])
     lines = [
         "# How much of a gradient's norm should count?",
         "",
         (
             f"`python -m benchmarks.normalization`; the planes and zeros of "
-            f"[outliers](outliers.md) ({setting['planes']:,} + {setting['zeros']}, training seeds "
-            f"{', '.join(map(str, preset.seeds))}) and the digits of [lds](lds.md) "
-            f"({digits['data'][0]['samples']:,}, {digits['data'][0]['subsets']} halves × "
-            f"{digits['seeds']} "
-            f"seeds); {machine()['cpu']}. `A|B`: A weights training rows, B query rows. "
-            "*Norm alone*: the length of a sample's TracIn feature, the same list for every "
-            "query. Means with "
-            "95% bootstrap intervals over queries (LDS: and halves); distinctness with the range "
-            "of training seeds. Higher is better everywhere."
+            f"[outliers](outliers.md) ({setting.planes:,} + {setting.zeros}, training seeds "
+            f"{', '.join(map(str, preset.seeds))}) and the models of [lds](lds.md), of "
+            f"{preset.lds.seeds} seeds; {machine()['cpu']}. `A|B`: A weights training rows, B "
+            "query rows. Training rows are replayed, as in the paper; `kfac`: at a query's "
+            "timesteps, in K-FAC's metric. *Norm alone*: the length of a sample's TracIn feature, "
+            "the same list for every query. Means with 95% bootstrap intervals over queries (LDS: "
+            "and halves); distinctness with the range of training seeds. Higher is better "
+            "everywhere."
         ),
         "",
         (
             f"| measure | zeros, top {near} | zeros, average precision | planes, top {far} | "
-            f"distinct, top {far} | digit, top {label} | LDS |"
+            f"distinct, top {far} | "
+            + " | ".join(
+                f"{data.dataset}: label, top {label} | {data.dataset}: LDS"
+                for data in preset.lds.data
+            )
+            + " |"
         ),
-        "|---|---|---|---|---|---|---|",
+        "|" + "---|" * (len(criteria) + 1),
     ]
     for name, one in found["measures"].items():
         cells = [
             f"**{text(one[criterion], 2)}**"
             if found["best"].get(criterion) == name
             else text(one[criterion], 2)
-            for criterion in CRITERIA
+            for criterion in criteria
         ]
         lines.append(f"| {cell(name)} | " + " | ".join(cells) + " |")
     lines += ["", target_table(targets), "", notes("normalization")]
@@ -224,16 +249,17 @@ def _page(
 
 
 def _plot(path: Path, figures: dict[str, dict[str, Any]]) -> None:
-    figure, axes = canvas(2, 3, width=11)
+    figure, axes = canvas(2, 4, width=14)
     line = ["tracin", *(f"power:{alpha:g}" for alpha in ALPHAS), "retrac"]
     alphas = [0.0, *ALPHAS, 1.0]
-    for one, (criterion, words) in zip(axes.ravel(), CRITERIA.items(), strict=True):
+    known = {name: words for name, words in CRITERIA.items() if name in figures[NORM]}
+    for one, (criterion, words) in zip(axes.ravel(), known.items(), strict=False):
         cells = [figures[name][criterion] for name in line]
         one.plot(alphas, [c["mean"] for c in cells], marker=".", label="power:α")
         one.fill_between(
             alphas, [c["low"] for c in cells], [c["high"] for c in cells], alpha=0.2, linewidth=0
         )
-        for number, name in enumerate(("clip:0.5", "calibrated", "calibrated|retrac"), 1):
+        for number, name in enumerate(("clip:0.5", "calibrated", "retrac, kfac"), 1):
             value = figures[name][criterion]["mean"]
             one.axhline(value, color=f"C{number}", linestyle="--", linewidth=1, label=name)
         one.set_title(words, fontsize=8)

@@ -217,6 +217,8 @@ def _gradients(preset: Preset, folders: Folders) -> Gradients:
             [world.checkpoints[-1]],
             Path(folder) / "train.gradstore",
             projector=ProjectorSpec(projector="identity"),
+            events="replayed",
+            metric="none",
             dtype="float32",
             shard_samples=64,
         )

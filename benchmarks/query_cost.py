@@ -1,8 +1,8 @@
 """What does a question about an image cost, relative to generating it?
 
 A question consists of gradients at some timesteps, noises and checkpoints, and a search. Measures
-how much of the ranking fewer of each keep, and their time from end to end, in units of the time to
-generate the image by 50 steps of DDIM.
+how much of the full question's power to predict retraining (LDS) fewer of each keep, and their time
+from end to end, in units of the time to generate the image by 50 steps of DDIM.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from diffusers import DDIMPipeline
 
+from benchmarks import lds
 from benchmarks.harness.plots import canvas, keep
 from benchmarks.harness.results import Target, interleaved, notes, processor, save, target_table
-from benchmarks.sparse_timesteps import PRESETS as SPARSE
-from benchmarks.sparse_timesteps import Preset as Sparse
-from benchmarks.sparse_timesteps import even, grid, slot_scores
-from benchmarks.worlds.setting import Folders, command, prepare
+from benchmarks.sparse_timesteps import even, slot_scores
+from benchmarks.worlds.setting import Folders, command
 from gradstore.collect import CheckpointCache, EventSpec, load
-from gradstore.flags.fast import Setting
-from indexer import Features, build_index, index_path, measure_of
+from gradstore.flags.fast import FAST, Setting
+from indexer import build_index, index_path
 from query import collect_queries, search
+from query.evaluation.figures import group_influence
+from query.evaluation.retraining import halves
 from query.statistics import interval, rank_correlation, text
 
 if TYPE_CHECKING:
@@ -33,19 +34,15 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from benchmarks.worlds.setting import World
     from gradstore.store.reader import Store
     from indexer import SearchIndex
 
 MEASURES: Final = ("tracin", "retrac")
+METRIC: Final = "kfac"
 STEPS: Final = 50
 _K: Final = 10
 _KEPT: Final = 0.95
-# Ridge and rank of `other_ways`.
-_RIDGE: Final = 0.1
-_RANK: Final = 10
-# The question of the cost target: timesteps, noises, checkpoints.
-_USUAL: Final = (10, 1, 4)
+_RESAMPLES: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -53,153 +50,103 @@ class Preset:
     """Sizes of a run.
 
     Attributes:
-        sparse: the setting, its queries and the full grid.
-        checkpoints: numbers of checkpoints: the last ones of equal parts of training.
+        lds: the models and training rows, those of `benchmarks.lds`.
+        counts: numbers of timesteps to try; the full question has those of `lds`.
         repeats: repetitions of each timing.
     """
 
-    sparse: Sparse
-    checkpoints: tuple[int, ...]
+    lds: lds.Preset
+    counts: tuple[int, ...]
     repeats: int
 
 
 PRESETS = {
-    "cpu": Preset(SPARSE["cpu"], (1, 2, 3, 4, 5), 5),
-    "paper": Preset(SPARSE["paper"], (1, 2, 4, 10), 5),
-    "tiny": Preset(SPARSE["tiny"], (1, 2), 1),
+    "cpu": Preset(lds.PRESETS["cpu"], (1, 2, 3, 5, 10), 9),
+    "paper": Preset(lds.PRESETS["paper"], (1, 2, 3, 5, 10), 5),
+    "tiny": Preset(lds.PRESETS["tiny"], (1, 2, 4), 1),
 }
 
 
 def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     """Measure, and write `query_cost.json`, `.md` and `.png` into `out`."""
-    world = prepare(preset.sparse.setting, folders)
-    figures: dict[str, Any] = {
-        "kept": kept(preset, world),
-        "other ways": other_ways(preset, world),
-    }
-    cheapest = _cheapest(figures["kept"])
-    figures["cheapest"] = cheapest
-    figures |= timed(preset, world, cheapest)
-    targets = _targets(figures)
-    inputs = {
-        "preset": asdict(preset),
-        "num_parameters": sum(p.numel() for p in load(world.checkpoints[0]).model.parameters()),
-        "steps": STEPS,
-        "k": _K,
-    }
-    page = _page(inputs, figures, targets)
+    figures: dict[str, Any] = {}
+    for data in preset.lds.data:
+        trial = lds.prepare(preset.lds, data, folders)
+        kept = _kept(preset, trial)
+        cheapest = _cheapest(kept)
+        figures[data.dataset] = {
+            "kept": kept,
+            "cheapest": cheapest,
+            "parameters": sum(p.numel() for p in load(trial.whole(0)[-1]).model.parameters()),
+            **_timed(preset, trial, cheapest),
+        }
+    targets = [one for name, found in figures.items() for one in _targets(name, found)]
+    page = _page(preset, figures, targets)
+    inputs = {"preset": asdict(preset), "steps": STEPS, "k": _K}
     save(out, "query_cost", inputs=inputs, figures=figures, targets=targets, page=page)
     _plot(out / "query_cost.png", figures)
     return targets
 
 
-def kept(preset: Preset, world: World) -> dict[str, dict[str, Any]]:
-    """Spearman of every cheaper question with the full one, over all training samples.
+def _kept(preset: Preset, trial: lds.Trial) -> dict[str, dict[str, Any]]:
+    """LDS of every cheaper question, and its share of the full question's.
 
     Returns:
-        Intervals by `timesteps × noises × checkpoints`, then by measure.
+        By `timesteps × noises × checkpoints` and measure: `LDS` on all held-out queries; `choosing`
+        and `reported`, the share of the full LDS on every other one.
     """
-    sparse = preset.sparse
-    grids = {draws: grid(sparse, world, draws) for draws in sparse.draws}
-    figures: dict[str, dict[str, Any]] = {}
+    data = trial.data
+    members = halves(len(trial.train), data.subsets)
+    truth = -trial.retraining().on_subsets(members, preset.lds.seeds)[:, : data.heldout].mean(0)
+    every = range(1, len(trial.whole(0)) + 1)
+    draws = [2**power for power in range(10) if 2**power <= data.draws]
+    found: dict[str, dict[str, Any]] = {}
     for measure in MEASURES:
-        full = slot_scores(world.store, grids[sparse.draws[-1]], measure).mean(axis=1)
-        for count in preset.checkpoints:
-            etas = Setting(1, 1, count).etas(world.store.etas)
-            for draws, one in grids.items():
-                parts = slot_scores(world.store, one, measure, etas)
-                for timesteps in sparse.counts:
-                    means = parts[:, even(sparse.timesteps, timesteps)].mean(axis=1)
-                    name = f"{timesteps} × {draws} × {count}"
-                    figures.setdefault(name, {})[measure] = interval(
-                        rank_correlation(means, full)
-                    ).json()
-    return figures
-
-
-def other_ways(preset: Preset, world: World) -> dict[str, dict[str, dict[str, float]]]:
-    """Other ways to use as many gradients: Spearman with the full grid of other noises.
-
-    - even: the same timesteps at every checkpoint.
-    - staggered: different timesteps at each checkpoint, evenly spaced over all.
-    - weighted: staggered, with weights by least squares from the other queries' full scores.
-    - low rank: staggered, within the first components of training features.
-
-    Returns:
-        Spearman by gradients, measure and way. The last is the full grid itself, the upper limit.
-    """
-    sparse = preset.sparse
-    one = grid(sparse, world, sparse.draws[0])
-    draws = sparse.draws[-1]
-    full = grid(sparse, world, draws)
-    again = grid(sparse, world, draws, event_seed=world.setting.seed + 1000)
-    figures: dict[str, dict[str, dict[str, float]]] = {}
-    for measure in MEASURES:
-        truth = slot_scores(world.store, again, measure).mean(axis=1)
-        features = Features.of(world.store, measure_of(measure))
-        parts = np.stack([_at(world.store, one, features, place) for place in features.checkpoints])
-        low = np.stack(
-            [_at(world.store, one, features, place, _RANK) for place in features.checkpoints]
-        )
-        for count in sparse.counts:
-            places = [even(sparse.timesteps, count)] * len(parts)
-            apart = [
-                np.floor((np.arange(count) + (place + 0.5) / len(parts)) * sparse.timesteps / count)
-                for place in range(len(parts))
-            ]
-            found = {
-                "even": _chosen(parts, places).sum(axis=1),
-                "staggered": _chosen(parts, apart).sum(axis=1),
-                "weighted": _weighted(_chosen(parts, apart), truth),
-                "low rank": _chosen(low, apart).sum(axis=1),
+        correlations: dict[str, list[NDArray[np.float64]]] = {}
+        for seed in range(preset.lds.seeds):
+            store = lds.rows(trial, seed, METRIC)[0]
+            grids = {draw: _grid(preset, trial, seed, store, draw) for draw in draws}
+            for count in every:
+                etas = Setting(1, 1, count).etas(store.etas)
+                for draw, grid in grids.items():
+                    parts = slot_scores(store, grid, measure, etas)[: data.heldout]
+                    for timesteps in preset.counts:
+                        means = parts[:, even(preset.lds.timesteps, timesteps)].mean(axis=1)
+                        name = f"{timesteps} × {draw} × {count}"
+                        own = rank_correlation(group_influence(means, members), truth)
+                        correlations.setdefault(name, []).append(np.nan_to_num(own))
+        full = np.stack(correlations[f"{preset.lds.timesteps} × {draws[-1]} × {every[-1]}"])
+        for name, runs in correlations.items():
+            own = np.stack(runs)
+            found.setdefault(name, {})[measure] = {
+                "LDS": interval(own).json(),
+                "choosing": _share(own[:, ::2], full[:, ::2]),
+                "reported": _share(own[:, 1::2], full[:, 1::2]),
             }
-            figures.setdefault(str(count * len(parts)), {})[measure] = {
-                way: float(rank_correlation(scores, truth).mean()) for way, scores in found.items()
-            }
-        itself = slot_scores(world.store, full, measure).mean(axis=1)
-        figures.setdefault(str(sparse.timesteps * draws * len(parts)), {})[measure] = {
-            "even": float(rank_correlation(itself, truth).mean())
-        }
-    return figures
+    return found
 
 
-def _at(
-    store: Store, queries: Store, features: Features, place: int, rank: int | None = None
-) -> NDArray[np.float32]:
-    """Contribution of each slot at a checkpoint, `[queries, slots, samples]`."""
-    rows = queries.rows(place)
-    weights = features.weights(queries, place, rows) * queries.slots
-    asked = rows.direction.astype(np.float32) * weights[:, :, None]
-    trained = features.part(store, place, store.rows(place))
-    if rank is not None:
-        first = np.linalg.svd(trained, full_matrices=False)[2][:rank]
-        asked, trained = asked @ first.T, trained @ first.T
-    return np.asarray(asked @ trained.T)
-
-
-def _chosen(parts: NDArray[np.float32], places: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-    """Parts of selected slots, `[queries, slots of all checkpoints, samples]`."""
-    return np.concatenate(
-        [part[:, some.astype(np.int64)] for part, some in zip(parts, places, strict=True)], axis=1
+def _grid(preset: Preset, trial: lds.Trial, seed: int, store: Store, draws: int) -> Store:
+    """Rows of the held-out queries at every timestep; more draws include the noises of fewer."""
+    if draws == trial.data.draws:
+        return lds.rows(trial, seed, METRIC)[1]
+    heldout = trial.asked.only(trial.asked.ids[: trial.data.heldout])
+    return collect_queries(
+        store,
+        heldout,
+        trial.folder / "cost" / f"{seed}-{preset.lds.timesteps}-{draws}.gradstore",
+        events=EventSpec(events="planned", timesteps=preset.lds.timesteps, draws=draws),
+        checkpoints=trial.whole(seed),
     )
 
 
-def _weighted(parts: NDArray[np.float32], truth: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Weighted sums of slots; a query's weights fit the truth of the other queries best."""
-    inputs = parts.astype(np.float64) - parts.mean(axis=2, keepdims=True)
-    wanted = truth.astype(np.float64) - truth.mean(axis=1, keepdims=True)
-    scale = wanted.std(axis=1)  # equal weight for each query
-    unit = inputs / scale[:, None, None]
-    products = np.einsum("qsn,qtn->qst", unit, unit)
-    answers = np.einsum("qsn,qn->qs", unit, wanted / scale[:, None])
-    sums = []
-    for query in range(len(parts)):
-        others = np.arange(len(parts)) != query
-        matrix = products[others].sum(axis=0)
-        ridge = _RIDGE * np.trace(matrix) / len(matrix)
-        weights = np.linalg.solve(matrix + ridge * np.eye(len(matrix)), answers[others].sum(axis=0))
-        sums.append(weights @ inputs[query])
-    return np.stack(sums)
+def _share(own: NDArray[np.float64], full: NDArray[np.float64]) -> dict[str, float]:
+    """A mean over another, with the 95% interval of resampled queries; both `[runs, queries]`."""
+    pair = np.stack([own.mean(axis=0), full.mean(axis=0)])
+    picks = np.random.default_rng(0).integers(0, pair.shape[1], (_RESAMPLES, pair.shape[1]))
+    upper, lower = pair[:, picks].mean(axis=2)
+    low, high = np.quantile(upper / lower, [0.025, 0.975])
+    return {"mean": float(pair[0].mean() / pair[1].mean()), "low": float(low), "high": float(high)}
 
 
 def _numbers(name: str) -> tuple[int, int, int]:
@@ -211,32 +158,36 @@ def _gradients(name: str) -> int:
     return int(np.prod(_numbers(name)))
 
 
+def _least(one: Mapping[str, Any], half: str) -> float:
+    """The least share of the full LDS among the measures."""
+    return min(float(one[measure][half]["mean"]) for measure in MEASURES)
+
+
 def _cheapest(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """The fewest gradients that keep the ranking under every measure, else the best ones."""
-
-    def least(name: str) -> float:
-        return min(float(one["mean"]) for one in found[name].values())
-
-    enough = [name for name in found if least(name) >= _KEPT]
-    if not enough:
-        return max(found, key=least)
-    return min(enough, key=lambda name: (_gradients(name), -least(name)))
+    """The fewest gradients that keep the LDS of the choosing queries under every measure."""
+    enough = [name for name, one in found.items() if _least(one, "choosing") >= _KEPT]
+    return min(enough, key=lambda name: (_gradients(name), -_least(found[name], "choosing")))
 
 
-def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
+def _timed(preset: Preset, trial: lds.Trial, cheapest: str) -> dict[str, Any]:
     """Seconds of generating an image, and of a question about it from end to end.
 
     Models stay in memory in both: a pipeline generates several images, and `CheckpointCache`
     answers several questions. A question with models read and tried anew is measured as well.
     """
-    drawn = world.of("generated")[0] if world.of("generated") else 0
-    image = world.asked.only([world.asked.ids[drawn]])
-    loaded = load(world.checkpoints[-1])
+    store = lds.rows(trial, 0, METRIC)[0]
+    folders = trial.whole(0)
+    image = trial.asked.only(trial.asked.ids[-1:])
+    loaded = load(folders[-1])
     pipeline = DDIMPipeline(loaded.model, loaded.scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    checkpoints = CheckpointCache(world.checkpoints)
-    every = len(world.store.etas)
-    usual = (*_USUAL[:2], min(_USUAL[2], every))
+    checkpoints = CheckpointCache(folders)
+    every = store.checkpoints
+    questions = {
+        "the default question": (10, 4, every),
+        "--fast": (FAST.timesteps, FAST.draws, every),
+        "the cheapest question": _numbers(cheapest),
+    }
 
     def generate() -> None:
         pipeline(
@@ -245,12 +196,12 @@ def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
             generator=torch.Generator().manual_seed(0),
         )
 
-    with tempfile.TemporaryDirectory(dir=world.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=trial.folder) as folder:
         indexes: dict[int, SearchIndex] = {}
-        for count in {*preset.checkpoints, usual[2]}:
-            etas = Setting(1, 1, count).etas(world.store.etas)
-            name = f"{count}-{index_path(world.store, 'retrac').name}"
-            indexes[count] = build_index(world.store, "retrac", Path(folder) / name, etas=etas)
+        for count in {numbers[2] for numbers in questions.values()}:
+            etas = Setting(1, 1, count).etas(store.etas)
+            name = f"{count}-{index_path(store, 'retrac').name}"
+            indexes[count] = build_index(store, "retrac", Path(folder) / name, etas=etas)
         asked = 0
 
         def ask(numbers: tuple[int, int, int], held: CheckpointCache | None = checkpoints) -> None:
@@ -258,46 +209,24 @@ def timed(preset: Preset, world: World, cheapest: str) -> dict[str, Any]:
             asked += 1
             timesteps, draws, count = numbers
             queries = collect_queries(
-                world.store,
+                store,
                 image,
                 Path(folder) / f"{asked}.gradstore",
                 events=EventSpec(events="planned", timesteps=timesteps, draws=draws),
-                etas=Setting(1, 1, count).etas(world.store.etas),
-                checkpoints=held or world.checkpoints,
+                etas=Setting(1, 1, count).etas(store.etas),
+                checkpoints=held or folders,
             )
             search(indexes[count], queries, _K)
 
         ask((1, 1, every))  # one-time loading
         jobs = {
             "generating": generate,
-            "the usual question": lambda: ask(usual),
-            "the usual question, models read anew": lambda: ask(usual, None),
-            "the cheapest question": lambda: ask(_numbers(cheapest)),
+            **{name: lambda n=numbers: ask(n) for name, numbers in questions.items()},  # type: ignore[misc]
+            "the cheapest question, models read anew": lambda: ask(_numbers(cheapest), None),
         }
         seconds = interleaved(jobs, preset.repeats)
-        cells = {}
-        for name in sorted(_table(preset), key=_gradients):
-            numbers = _numbers(name)
-            pair = interleaved({"generating": generate, "asking": lambda n=numbers: ask(n)}, 1)  # type: ignore[misc]
-            cells[name] = pair["asking"]["median"] / pair["generating"]["median"]
-    return {
-        "usual": " × ".join(map(str, usual)),
-        "seconds": seconds,
-        "times generating": cells,
-    }
-
-
-def _table(preset: Preset) -> list[str]:
-    """The timed questions: few gradients each, at one, half and all checkpoints."""
-    counts = preset.checkpoints
-    some = {counts[0], counts[len(counts) // 2], counts[-1]}
-    return [
-        f"{timesteps} × {draws} × {count}"
-        for timesteps in preset.sparse.counts
-        for draws in preset.sparse.draws
-        for count in some
-        if timesteps * draws * count <= 200
-    ]
+    asked_for = {name: " × ".join(map(str, numbers)) for name, numbers in questions.items()}
+    return {"questions": asked_for, "seconds": seconds}
 
 
 def _ratio(figures: Mapping[str, Any], job: str) -> float:
@@ -305,123 +234,93 @@ def _ratio(figures: Mapping[str, Any], job: str) -> float:
     return float(seconds[job]["median"] / seconds["generating"]["median"])
 
 
-def _targets(figures: Mapping[str, Any]) -> list[Target]:
-    usual, cheap = (_ratio(figures, f"the {which} question") for which in ("usual", "cheapest"))
-    least = min(one["mean"] for one in figures["kept"][figures["cheapest"]].values())
+def _targets(dataset: str, figures: Mapping[str, Any]) -> list[Target]:
+    cheapest = figures["cheapest"]
+    cost = _ratio(figures, "the cheapest question")
+    left = _least(figures["kept"][cheapest], "reported")
     return [
-        Target(
-            f"asking, {figures['usual']} / generating by {STEPS} steps",
-            "≤ 1.5",
-            usual,
-            usual <= 1.5,
+        *(
+            Target(
+                f"{dataset}: the cheapest question that keeps {_KEPT:.0%} of the LDS, {cheapest}, "
+                "over generating",
+                f"≤ {limit}",
+                cost,
+                cost <= limit,
+            )
+            for limit in (0.5, 0.25)
         ),
         Target(
-            f"the cheapest question that keeps the ranking, {figures['cheapest']} / generating",
-            "≤ 0.5",
-            cheap,
-            cheap <= 0.5,
-        ),
-        Target(
-            "its Spearman with the full question, the least of the measures",
+            f"{dataset}: its share of the full question's LDS, other queries, least measure",
             f"≥ {_KEPT}",
-            least,
-            least >= _KEPT,
+            left,
+            left >= _KEPT,
         ),
     ]
 
 
-def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Target]) -> str:
-    sparse = inputs["preset"]["sparse"]
-    full = f"{sparse['timesteps']} × {sparse['draws'][-1]}"
+def _page(preset: Preset, figures: Mapping[str, Any], targets: Sequence[Target]) -> str:
     lines = [
         "# What does a question about an image cost, relative to generating it?",
         "",
         (
-            f"`python -m benchmarks.query_cost`; a UNet of {inputs['num_parameters']:,} parameters "
-            f"of the setting of [outliers](outliers.md); {processor()}. "
-            f" A question is *timesteps × noises × checkpoints* "
-            f"gradients, the search for {inputs['k']} proponents and opponents and their exact "
-            f"scores; generating is one image by {inputs['steps']} steps of DDIM. Models are in "
-            f"memory for both. With fewer checkpoints, each has the weight of those before it."
+            f"`python -m benchmarks.query_cost`; the models of [lds](lds.md), rows in K-FAC's "
+            f"metric; {processor()}. A question is *timesteps × noises × checkpoints* gradients, "
+            f"the search for {_K} proponents and opponents and their exact scores; generating is "
+            f"one image by {STEPS} steps of DDIM. Models are in memory for both. With fewer "
+            "checkpoints, each has the weight of those before it. The cheapest question that keeps "
+            f"{_KEPT:.0%} of the full question's LDS is chosen on every other held-out query, and "
+            "its share reported on the rest."
         ),
         "",
         target_table(targets),
-        "",
-        "| | seconds | times generating |",
-        "|---|---|---|",
     ]
-    names = {
-        "the usual question": figures["usual"],
-        "the usual question, models read anew": f"{figures['usual']}, models read anew",
-        "the cheapest question": figures["cheapest"],
-    }
-    for name, one in figures["seconds"].items():
-        spread = f"{one['median']:.2f} ({one['low']:.2f} … {one['high']:.2f})"
-        lines.append(f"| {names.get(name, name)} | {spread} | {_ratio(figures, name):.2f} |")
-    lines += [
-        "",
-        "## Ranking kept, and its cost",
-        "",
-        (
-            f"Spearman over all training samples with {full} at all checkpoints, mean over "
-            f"{sum(count for _, count in sparse['queries'])} queries with a 95% bootstrap "
-            "interval; time of one question over that of generating, each timed once, in "
-            "sequence."
-        ),
-        "",
-        "| timesteps × noises × checkpoints | gradients | " + " | ".join(MEASURES) + " | time |",
-        "|---|---|" + "---|" * (len(MEASURES) + 1),
-    ]
-    for name in sorted(figures["kept"], key=_gradients):
-        cells = " | ".join(text(figures["kept"][name][measure]) for measure in MEASURES)
-        cost = figures["times generating"].get(name)
-        lines.append(
-            f"| {name} | {_gradients(name)} | {cells} | {'' if cost is None else f'{cost:.2f}'} |"
-        )
-    ways = ("even", "staggered", "weighted", "low rank")
-    lines += [
-        "",
-        "## Other ways to use as many gradients",
-        "",
-        (
-            "Spearman with a full grid of other noises, unknown to every question, at all "
-            "checkpoints; the last line is its agreement with the first full grid. *Even*: the "
-            "same timesteps at every checkpoint. *Staggered*: different ones at each. *Weighted*: "
-            f"staggered, with weights by least squares (ridge {_RIDGE}) from the other queries' "
-            f"full scores. *Low rank*: staggered, within the first {_RANK} components of training "
-            "features."
-        ),
-        "",
-        "| gradients | " + " | ".join(f"{m}, {way}" for m in MEASURES for way in ways) + " |",
-        "|---|" + "---|" * (len(MEASURES) * len(ways)),
-    ]
-    for name, one in figures["other ways"].items():
-        values = [one[measure].get(way) for measure in MEASURES for way in ways]
-        shown = " | ".join("" if value is None else f"{value:.3f}" for value in values)
-        lines.append(f"| {name} | {shown} |")
-    lines += ["", "![Ranking kept, by cost](query_cost.png)", "", notes("query_cost")]
+    for data in preset.lds.data:
+        found = figures[data.dataset]
+        lines += [
+            "",
+            f"## {data.dataset}, {data.size} × {data.size}, {found['parameters']:,} parameters",
+            "",
+            "| | seconds | times generating |",
+            "|---|---|---|",
+        ]
+        for name, one in found["seconds"].items():
+            spread = f"{one['median']:.3f} ({one['low']:.3f} … {one['high']:.3f})"
+            asked = found["questions"].get(name)
+            shown = f"{name}, {asked}" if asked else name
+            lines.append(f"| {shown} | {spread} | {_ratio(found, name):.2f} |")
+        lines += [
+            "",
+            "| timesteps × noises × checkpoints | gradients | "
+            + " | ".join(f"{measure}: LDS | kept" for measure in MEASURES)
+            + " |",
+            "|---|---|" + "---|" * (2 * len(MEASURES)),
+        ]
+        for name in sorted(found["kept"], key=_gradients):
+            cells = [
+                f"{text(one['LDS'], 2)} | {text(one['reported'], 2)}"
+                for one in (found["kept"][name][measure] for measure in MEASURES)
+            ]
+            lines.append(f"| {name} | {_gradients(name)} | " + " | ".join(cells) + " |")
+    lines += ["", "![LDS kept, by gradients](query_cost.png)", "", notes("query_cost")]
     return "\n".join(lines)
 
 
-def _plot(path: Path, figures: dict[str, Any]) -> None:
-    figure, axes = canvas(1, len(MEASURES), width=10)
-    costs = figures["times generating"]
-    counts = sorted({_numbers(name)[2] for name in costs})
-    for one, measure in zip(axes[0], MEASURES, strict=True):
-        for count in counts:
-            names = [name for name in costs if _numbers(name)[2] == count]
-            one.scatter(
-                [costs[name] for name in names],
-                [figures["kept"][name][measure]["mean"] for name in names],
-                s=14,
-                label=f"{count} checkpoints",
-            )
-        one.axhline(_KEPT, color="grey", linestyle=":")
-        for limit in (0.5, 1.5):
-            one.axvline(limit, color="grey", linewidth=0.8)
-        one.set(title=measure, xscale="log", xlabel="time of a question / of generating")
-    axes[0, 0].set_ylabel("Spearman with the full question")
-    axes[0, 0].legend(fontsize=7)
+def _plot(path: Path, figures: Mapping[str, Any]) -> None:
+    figure, axes = canvas(len(figures), len(MEASURES), width=10)
+    for row, (dataset, found) in zip(axes, figures.items(), strict=True):
+        kept = found["kept"]
+        for one, measure in zip(row, MEASURES, strict=True):
+            for count in sorted({_numbers(name)[2] for name in kept}):
+                names = [name for name in kept if _numbers(name)[2] == count]
+                one.scatter(
+                    [_gradients(name) for name in names],
+                    [kept[name][measure]["LDS"]["mean"] for name in names],
+                    s=14,
+                    label=f"{count} checkpoints",
+                )
+            one.set(title=f"{dataset}, {measure}", xscale="log", xlabel="gradients")
+        row[0].set_ylabel("LDS")
+        row[0].legend(fontsize=7)
     keep(figure, path)
 
 

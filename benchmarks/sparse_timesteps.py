@@ -7,7 +7,7 @@ so the grid's own rows give the scores of every subset of its timesteps.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
     from gradstore.store.reader import Store
 
-MEASURES: Final = ("tracin", "retrac", "calibrated")
+# Measures of the paper's rows, replayed; then of rows at a query's timesteps, in K-FAC's metric.
+MEASURES: Final = ("tracin", "retrac", "calibrated", "tracin, kfac", "retrac, kfac")
 _CLAIMED: Final = 20
 
 
@@ -39,6 +40,7 @@ class Preset:
 
     Attributes:
         setting: the model and its training rows.
+        seeds: seeds of the training runs.
         queries: number of queries of each class.
         timesteps: timesteps of the full grid.
         draws: noises at each timestep; the last is the full grid's.
@@ -48,6 +50,7 @@ class Preset:
     """
 
     setting: Setting
+    seeds: tuple[int, ...]
     queries: tuple[tuple[str, int], ...]
     timesteps: int
     draws: tuple[int, ...]
@@ -59,6 +62,7 @@ class Preset:
 PRESETS = {
     "cpu": Preset(
         SETTINGS["cpu"],
+        (0, 1),
         (("plane", 4), ("zero", 2)),
         40,
         (1, 2, 4),
@@ -68,6 +72,7 @@ PRESETS = {
     ),
     "paper": Preset(
         SETTINGS["paper"],
+        (0,),
         (("plane", 16), ("zero", 8), ("generated", 8)),
         1000,
         (1, 4, 16),
@@ -75,44 +80,16 @@ PRESETS = {
         20,
         10,
     ),
-    "tiny": Preset(SETTINGS["tiny"], (("plane", 2), ("zero", 1)), 6, (1, 2), (1, 2, 3, 6), 3, 3),
+    "tiny": Preset(
+        SETTINGS["tiny"], (0, 1), (("plane", 2), ("zero", 1)), 6, (1, 2), (1, 2, 3, 6), 3, 3
+    ),
 }
 
 
 def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     """Measure, and write `sparse_timesteps.json`, `.md` and `.png` into `out`."""
-    world = prepare(preset.setting, folders)
-    grids = {draws: grid(preset, world, draws) for draws in preset.draws}
-    again = grid(preset, world, preset.draws[-1], event_seed=world.setting.seed + 1000)
-    figures: dict[str, Any] = {}
-    for measure in MEASURES:
-        parts = {draws: slot_scores(world.store, one, measure) for draws, one in grids.items()}
-        full = parts[preset.draws[-1]].mean(axis=1)
-        other = slot_scores(world.store, again, measure).mean(axis=1)
-        figures[measure] = {
-            "even": {
-                str(draws): {
-                    str(n): _agreement([one[:, even(preset.timesteps, n)]], full, preset.k)
-                    for n in preset.counts
-                }
-                for draws, one in parts.items()
-            },
-            "stratified": {
-                str(draws): {
-                    str(n): _agreement(
-                        [
-                            one[:, stratified(preset.timesteps, n, seed)]
-                            for seed in range(preset.stratified)
-                        ],
-                        full,
-                        preset.k,
-                    )
-                    for n in preset.counts
-                }
-                for draws, one in parts.items()
-            },
-            "the full grid with other noises": _agreement([other[:, None]], full, preset.k),
-        }
+    worlds = [prepare(replace(preset.setting, seed=seed), folders) for seed in preset.seeds]
+    figures = {method: _measured(preset, worlds, method) for method in MEASURES}
     full_cost = preset.timesteps * preset.draws[-1]
     affordable = {
         measure: _best(figures[measure]["even"], full_cost // _CLAIMED) for measure in MEASURES
@@ -128,6 +105,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     ]
     inputs = {
         "setting": asdict(preset.setting),
+        "training_seeds": preset.seeds,
         "queries": dict(preset.queries),
         "timesteps": preset.timesteps,
         "draws": preset.draws,
@@ -141,7 +119,47 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
     return targets
 
 
-def grid(preset: Preset, world: World, draws: int, event_seed: int | None = None) -> Store:
+def _measured(preset: Preset, worlds: Sequence[World], method: str) -> dict[str, Any]:
+    """Agreement of every sparse question with the full one; each training seed is a run."""
+    measure, _, metric = method.partition(", ")
+    parts: dict[int, list[NDArray[np.float32]]] = {draws: [] for draws in preset.draws}
+    other = []
+    for world in worlds:
+        store = world.rows(metric)[0] if metric else world.store
+        for draws, found in parts.items():
+            found.append(slot_scores(store, _grid(preset, world, store, draws), measure))
+        again = _grid(preset, world, store, preset.draws[-1], event_seed=world.setting.seed + 1000)
+        other.append(slot_scores(store, again, measure))
+    full = [one.mean(axis=1) for one in parts[preset.draws[-1]]]
+
+    def agreement(choices: Sequence[Sequence[NDArray[np.float32]]]) -> dict[str, Any]:
+        """Of choices of timesteps, by world."""
+        return _agreement(choices, full, preset.k)
+
+    def some(found: NDArray[np.float32], count: int) -> list[NDArray[np.float32]]:
+        return [
+            found[:, stratified(preset.timesteps, count, seed)] for seed in range(preset.stratified)
+        ]
+
+    return {
+        "even": {
+            str(draws): {
+                str(n): agreement([[one[:, even(preset.timesteps, n)]] for one in found])
+                for n in preset.counts
+            }
+            for draws, found in parts.items()
+        },
+        "stratified": {
+            str(draws): {str(n): agreement([some(one, n) for one in found]) for n in preset.counts}
+            for draws, found in parts.items()
+        },
+        "the full grid with other noises": agreement([[one] for one in other]),
+    }
+
+
+def _grid(
+    preset: Preset, world: World, store: Store, draws: int, event_seed: int | None = None
+) -> Store:
     """Query rows at every timestep of the grid; more draws include the noises of fewer draws."""
     given = np.array(world.queries.manifest.metadata["label"])
     names = [
@@ -150,14 +168,15 @@ def grid(preset: Preset, world: World, draws: int, event_seed: int | None = None
         for row in np.flatnonzero(given == label)[:count]
     ]
     seed = world.setting.seed if event_seed is None else event_seed
-    key = digest(names, preset.timesteps, draws, seed)
+    key = digest(names, preset.timesteps, draws, seed, store.spec.fingerprint)
     return collect_queries(
-        world.store,
+        store,
         world.asked.only(names),
         world.folder / f"sparse-{preset.setting.proj_dim}-{key}.gradstore",
         events=EventSpec(
             events="planned", timesteps=preset.timesteps, draws=draws, event_seed=seed
         ),
+        checkpoints=world.checkpoints,
     )
 
 
@@ -191,19 +210,17 @@ def stratified(timesteps: int, count: int, seed: int) -> NDArray[np.int64]:
 
 
 def _agreement(
-    parts: Sequence[NDArray[np.float32]], full: NDArray[np.float32], k: int
+    choices: Sequence[Sequence[NDArray[np.float32]]], full: Sequence[NDArray[np.float32]], k: int
 ) -> dict[str, Any]:
-    """Agreement of sparse with full scores; each choice of timesteps is a run."""
-    means = [one.mean(axis=1) for one in parts]
-    wanted = top(full, k)
-    overlap = [
-        [len(set(a) & set(b)) / k for a, b in zip(top(one, k), wanted, strict=True)]
-        for one in means
-    ]
-    return {
-        "spearman": interval([rank_correlation(one, full) for one in means]).json(),
-        "overlap": interval(overlap).json(),
-    }
+    """Agreement of sparse with full scores; each choice of timesteps in each world is a run."""
+    correlations, overlap = [], []
+    for parts, known in zip(choices, full, strict=True):
+        wanted = top(known, k)
+        for mean in (one.mean(axis=1) for one in parts):
+            correlations.append(rank_correlation(mean, known))
+            pairs = zip(top(mean, k), wanted, strict=True)
+            overlap.append([len(set(a) & set(b)) / k for a, b in pairs])
+    return {"spearman": interval(correlations).json(), "overlap": interval(overlap).json()}
 
 
 def _best(found: dict[str, Any], cost: int) -> tuple[str, float]:
@@ -226,7 +243,8 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         (
             f"`python -m benchmarks.sparse_timesteps`; {setting['planes']:,} planes and "
-            f"{setting['zeros']} zeros, training seed {setting['seed']}, sjlt to "
+            f"{setting['zeros']} zeros, training seeds "
+            f"{', '.join(map(str, inputs['training_seeds']))}, sjlt to "
             f"{setting['proj_dim']:,}; queries: {asked}; full grid: {inputs['timesteps']} "
             f"timesteps × {inputs['draws'][-1]} noises = {full} gradients per query and "
             f"checkpoint; {machine()['cpu']}. Spearman over all training samples with the full "
@@ -267,7 +285,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
 
 
 def _plot(path: Path, figures: dict[str, Any], preset: Preset) -> None:
-    figure, axes = canvas(1, len(figures), width=11)
+    figure, axes = canvas(1, len(figures), width=16)
     for one, (measure, found) in zip(axes[0], figures.items(), strict=True):
         for draws, counts in found["even"].items():
             costs = [int(n) * int(draws) for n in counts]

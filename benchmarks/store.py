@@ -301,6 +301,8 @@ def _scores(preset: Preset, folder: Path, seed: int) -> dict[str, Any]:
             checkpoints,
             folder / f"scores-{proj_seed}.gradstore",
             projector=ProjectorSpec(projector="sjlt", proj_dim=preset.dim, proj_seed=proj_seed),
+            events="replayed",
+            metric="none",
             dtype="float32",
         )
         queries = collect_queries(

@@ -100,6 +100,8 @@ class Gradstore:
             trial.checkpoints,
             self._path,
             projector=self._projector or self._spec,
+            events="replayed",
+            metric="none",
             dtype=self._dtype,
         )
         self.engine = ExactEngine(self.store, Features.of(self.store, TracIn()))

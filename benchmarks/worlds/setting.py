@@ -25,9 +25,12 @@ from gradstore.collect.data import sources
 from gradstore.errors import DatasetError
 from gradstore.flags.dataset import DatasetSpec
 from query import collect_queries
+from query.evaluation.methods import scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
 
@@ -54,6 +57,8 @@ _CLASSES: Final = {
     "four": ("mnist", 4),
 }
 GENERATED: Final = "generated"
+# Metrics in which the benchmarks ask again, of planned rows; `none`: what the plan alone does.
+METRICS: Final = ("none", "kfac")
 
 
 @dataclass(frozen=True)
@@ -179,6 +184,32 @@ class World:
     store: Store
     queries: Store
 
+    def rows(self, metric: str) -> tuple[Store, Store]:
+        """Rows of the training samples and of the query images in a metric.
+
+        Those of the training samples are at a query's timesteps, of one noise each.
+        """
+        setting = self.setting
+        grid = EventSpec(
+            events="planned", timesteps=setting.timesteps, draws=1, event_seed=setting.seed
+        )
+        store = collect(
+            self.train,
+            self.checkpoints,
+            self.folder / f"{metric}-{setting.proj_dim}-{setting.timesteps}.gradstore",
+            projector=self.projector(),
+            events=grid,
+            metric=metric,
+        )
+        name = f"{metric}-{query_key(setting, self.asked)}.gradstore"
+        return store, collect_queries(
+            store,
+            self.asked,
+            self.folder / name,
+            events=grid.model_copy(update={"draws": setting.draws}),
+            checkpoints=self.checkpoints,
+        )
+
     def projector(self) -> ProjectorSpec:
         """The projector of the stores."""
         return ProjectorSpec(
@@ -216,14 +247,18 @@ def prepare(setting: Setting, folders: Folders) -> World:
     )
     projector = ProjectorSpec(projector="sjlt", proj_dim=setting.proj_dim, proj_seed=setting.seed)
     store = collect(
-        train, checkpoints, folder / f"train-{setting.proj_dim}.gradstore", projector=projector
+        train,
+        checkpoints,
+        folder / f"train-{setting.proj_dim}.gradstore",
+        projector=projector,
+        events="replayed",
+        metric="none",
     )
     asked = _asked(setting, folders, checkpoints[-1])
-    name = digest(asked.manifest.digests, setting.proj_dim, setting.timesteps, setting.draws)
     queries = collect_queries(
         store,
         asked,
-        folder / f"queries-{name}.gradstore",
+        folder / f"queries-{query_key(setting, asked)}.gradstore",
         events=EventSpec(
             events="planned",
             timesteps=setting.timesteps,
@@ -232,6 +267,23 @@ def prepare(setting: Setting, folders: Folders) -> World:
         ),
     )
     return World(setting, folder, train, asked, checkpoints, store, queries)
+
+
+def query_key(setting: Setting, asked: Samples) -> str:
+    """Digest of what the rows of queries depend on, besides the model."""
+    return digest(asked.manifest.digests, setting.proj_dim, setting.timesteps, setting.draws)
+
+
+def attributed(world: World, method: str) -> NDArray[np.float32]:
+    """Scores `[queries, samples]`.
+
+    Args:
+        world: the model and its rows.
+        method: a measure, of the paper's rows; or `MEASURE, METRIC`: of planned rows in a metric.
+    """
+    measure, _, metric = method.partition(", ")
+    pair = world.rows(metric) if metric else (world.store, world.queries)
+    return scores(*pair, measure)
 
 
 def _asked(setting: Setting, folders: Folders, checkpoint: Path) -> Samples:
