@@ -43,8 +43,10 @@ def user(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_checkpoint(folder, epoch=epoch, learning_rate_sum=epoch / 8, ids=seen)
 
     train, projector = root / "train.gradstore", gs.ProjectorSpec(projector="sjlt", proj_dim=64)
-    gs.collect(root / "my_images", checkpoints, train, projector=projector)
-    gs.collect(root / "more_images", checkpoints, root / "more.gradstore", projector=projector)
+    gs.collect(root / "my_images", checkpoints, train, projector=projector, shard_samples=8)
+    more = root / "more.gradstore"
+    metric = gs.open_store(train)  # rows of one fit can be merged
+    gs.collect(root / "more_images", checkpoints, more, projector=projector, metric=metric)
     gs.collect_queries(train, root / "asked_images", root / "asked.gradstore")
     damaged = shutil.copytree(train, root / "damaged.gradstore")
     next((damaged / "checkpoints" / "0" / "columns").glob("c.*")).write_bytes(b"damaged")

@@ -58,7 +58,7 @@ def test_the_python_blocks_run(world: World, tmp_path: Path) -> None:
     exec(asking, names)  # noqa: S102
     assert len(names["answer"].to_table()) == 2 * 2 * 10
     exec(bare, names)  # noqa: S102
-    assert names["directions"].shape == (12, 1, 4096)
+    assert names["directions"].shape == (12, 10, 4096)
 
     class Pipeline:
         save_pretrained = staticmethod(unet(0).save_pretrained)

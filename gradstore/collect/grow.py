@@ -141,7 +141,7 @@ def add_checkpoint(
     Examples:
         >>> import gradstore as gs
         >>> gs.add_checkpoint("train.gradstore", "run/later/epoch-03", datasets=["my_images"])
-        Store('train.gradstore', checkpoints=3, samples=7, slots=1, dim=64)
+        Store('train.gradstore', checkpoints=3, samples=7, slots=10, dim=64)
     """
     if eta is not None and not 0 <= eta < inf:
         raise ConfigError(f"--eta is {eta:g}; a weight is a number from 0 on.")

@@ -370,6 +370,7 @@ def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConf
     try:
         return CollectConfig.model_validate(
             {
+                "metric": "none",  # of a store older than metrics
                 **Provenance.of(part).config,
                 "precision": "auto",  # this machine chooses the arithmetic
                 "autocast": "auto",

@@ -44,7 +44,7 @@ def open_store(location: str | os.PathLike[str] | Objects, *, skip_unsealed: boo
     Examples:
         >>> import gradstore as gs
         >>> gs.open_store("train.gradstore")
-        Store('train.gradstore', checkpoints=2, samples=7, slots=1, dim=64)
+        Store('train.gradstore', checkpoints=2, samples=7, slots=10, dim=64)
     """
     objects = objects_at(location)
     where = objects.location

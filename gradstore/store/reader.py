@@ -61,7 +61,7 @@ class Store:
         (7, 2, ['cat/0.png', 'cat/2.png'])
         >>> rows = store.rows(checkpoint=0)
         >>> rows.direction.shape, rows.norm.shape
-        ((7, 1, 64), (7, 1))
+        ((7, 10, 64), (7, 10))
     """
 
     def __init__(

@@ -61,7 +61,7 @@ def verify(store: Store) -> Iterator[ShardReport]:
         >>> import gradstore as gs
         >>> for report in gs.verify(gs.open_store("damaged.gradstore")):
         ...     print(report)
-        checkpoint 0, shard 0: columns has 7 bytes, not 88
+        checkpoint 0, shard 0: columns has 7 bytes, not 1284
         checkpoint 1, shard 0: None
     """
     check_commits(store)

@@ -125,7 +125,7 @@ class Clip:
         >>> clip = gs.Clip(0.5).fitted(store)
         >>> rows = store.rows(0)
         >>> int((clip.weights(rows, 0) < rows.norm).sum())
-        3
+        35
     """
 
     q: float

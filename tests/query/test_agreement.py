@@ -111,6 +111,8 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Case:
         folders,
         folder / "train.gradstore",
         projector=ProjectorSpec(projector="identity"),
+        events="replayed",
+        metric="none",
         dtype="float32",
         batch_size=4,
         device="cpu",

@@ -14,6 +14,7 @@ from gradstore.collect.pipeline import differentiating
 from gradstore.errors import CheckpointError, GradientError
 from gradstore.store.reader import Store
 from query import collect_queries
+from tests.support.collected import PAPER
 from tests.support.worlds import World, images
 
 PLAN = EventSpec(events="planned", timesteps=3, draws=2)
@@ -104,6 +105,7 @@ def test_checkpoints_are_differentiated_side_by_side(
         checkpoints,
         tmp_path / "train.gradstore",
         projector=ProjectorSpec(projector=name, proj_dim=64),
+        **PAPER,
     )
     seen: set[tuple[int, int]] = set()
     differentiate = differentiating.LoadedCheckpoint.differentiate

@@ -20,16 +20,23 @@ from gradstore.store.reader import Store
 from indexer import build_index
 from query import Answer, collect_queries, search, to_table
 from tests.support import naive
+from tests.support.collected import PAPER
 from tests.support.worlds import World
 
 PLAN = EventSpec(events="planned", timesteps=3, draws=2)
-EXACT: dict[str, Any] = {"projector": ProjectorSpec(projector="identity"), "dtype": "float32"}
+EXACT: dict[str, Any] = {
+    "projector": ProjectorSpec(projector="identity"),
+    "dtype": "float32",
+    "metric": "none",
+}
 
 
 @pytest.fixture(scope="module")
 def stores(world: World, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Store]:
     folder = tmp_path_factory.mktemp("stores")
-    train = collect(world.train, world.checkpoints, folder / "train.gradstore", **EXACT)
+    train = collect(
+        world.train, world.checkpoints, folder / "train.gradstore", events="replayed", **EXACT
+    )
     queries = collect_queries(
         train, world.queries, folder / "queries.gradstore", events=PLAN, dtype="float32"
     )
@@ -75,9 +82,13 @@ def test_projected_scores_approximate_the_exact_ones(
     world: World, tmp_path: Path, projector: str
 ) -> None:
     spec = ProjectorSpec.model_validate({"projector": projector, "proj_dim": 2048})
-    train = collect(world.train, world.checkpoints, tmp_path / "t.gradstore", projector=spec)
+    train = collect(
+        world.train, world.checkpoints, tmp_path / "t.gradstore", projector=spec, **PAPER
+    )
     queries = collect_queries(train, world.queries, tmp_path / "q.gradstore", events=PLAN)
-    exact_train = collect(world.train, world.checkpoints, tmp_path / "et.gradstore", **EXACT)
+    exact_train = collect(
+        world.train, world.checkpoints, tmp_path / "et.gradstore", events="replayed", **EXACT
+    )
     exact_queries = collect_queries(
         exact_train, world.queries, tmp_path / "eq.gradstore", events=PLAN, dtype="float32"
     )
@@ -92,11 +103,12 @@ def test_d_trak_is_trak_of_the_outputs_square(world: World, tmp_path: Path) -> N
     """Unprojected, by the formula in float64; queries inherit the store's objective."""
     train = collect(
         world.train, world.checkpoints, tmp_path / "t.gradstore", objective="square",
-        projector=ProjectorSpec(projector="sjlt", proj_dim=64), dtype="float32",
+        projector=ProjectorSpec(projector="sjlt", proj_dim=64), dtype="float32", **PAPER,
     )  # fmt: skip
     exact = collect(
-        world.train, world.checkpoints, tmp_path / "e.gradstore", objective="square", **EXACT
-    )
+        world.train, world.checkpoints, tmp_path / "e.gradstore", objective="square",
+        events="replayed", **EXACT,
+    )  # fmt: skip
     queries = collect_queries(
         train, world.queries, tmp_path / "q.gradstore", events=PLAN, dtype="float32"
     )

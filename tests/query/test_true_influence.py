@@ -24,6 +24,7 @@ from indexer import ExactEngine, Features, measure_of
 from query import Queries, collect_queries, rerank, search
 from query.true_influence import Sources
 from tests.support import naive
+from tests.support.collected import PAPER
 from tests.support.worlds import World, images, save_checkpoint
 
 PLAN = EventSpec(events="planned", timesteps=3, draws=2)
@@ -41,7 +42,7 @@ def stores(world: World, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     ):
         train = collect(
             world.train, world.checkpoints, folder / f"{name}.gradstore", projector=spec,
-            dtype="float32",
+            dtype="float32", **PAPER,
         )  # fmt: skip
         queries = collect_queries(
             train, world.queries, folder / f"{name}-q.gradstore", events=PLAN, dtype="float32"

@@ -14,8 +14,12 @@ from gradstore.collect import (
 from gradstore.store.format.rows import ARRAYS
 from gradstore.store.reader import Store
 
+# The rows of the paper: events as training had them, gradients as they are.
+PAPER: dict[str, Any] = {"events": "replayed", "metric": "none"}
+
 # Not `auto`: bfloat16 rounds each entry of a gradient, and two runs may round differently.
 SMALL: dict[str, Any] = {
+    **PAPER,
     "projector": ProjectorSpec(proj_dim=64, precision="float32"),
     "shard_samples": 2,
 }

@@ -41,11 +41,12 @@ class CollectOptions(TypedDict, total=False):
     Attributes:
         objective: an objective, or the loss of `DiffusionLoss`: `l1`, `l2` or `square`. By default
             as the checkpoints record, else `l2`.
-        events: the events of the rows: `replayed` (as the training run recorded them, the
-            default), `planned` (10 timesteps, one noise each), an `EventSpec`, or a custom plan.
+        events: the events of the rows: `planned` (10 timesteps, one noise each; the default),
+            `replayed` (as the training run recorded them), an `EventSpec`, or a custom plan.
         gradients: which parameters are differentiated, and in which arithmetic.
-        metric: the metric in which gradients are compared: `none` (the default), `adam`, `fisher`,
-            `kfac`, `ekfac`, a `MetricSpec`, a custom metric, or a store whose metric is taken over.
+        metric: the metric in which gradients are compared: `kfac` (the default), `ekfac`, `adam`,
+            `fisher`, `none` (as in the paper), a `MetricSpec`, a custom metric, or a store whose
+            metric is taken over.
         etas: weight η_k of each checkpoint; by default as recorded, else 1.
         scheduler: used instead of the checkpoints' own.
         dtype: dtype of the stored directions, `float16` (the default), `float32` or `int8`.
@@ -91,7 +92,7 @@ _SPECS: Final[dict[str, type[Spec]]] = {
 
 DEFAULTS: Final[CollectOptions] = {
     "objective": None,
-    "events": "replayed",
+    "events": "planned",
     "gradients": None,
     "metric": None,
     "etas": None,

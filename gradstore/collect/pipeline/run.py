@@ -74,7 +74,7 @@ def collect(
     Examples:
         >>> import gradstore as gs
         >>> gs.collect("my_images", "run/checkpoints", "mine.gradstore", projector="sjlt")
-        Store('mine.gradstore', checkpoints=2, samples=7, slots=1, dim=4096)
+        Store('mine.gradstore', checkpoints=2, samples=7, slots=10, dim=4096)
     """
     return collect_each(
         dataset, checkpoints, {str(store): projector}, executor=executor, **options
@@ -122,7 +122,7 @@ def plan(
         >>> import gradstore as gs
         >>> cost = gs.plan("my_images", "run/checkpoints", "mine.gradstore", projector="sjlt")
         >>> cost.samples, cost.checkpoints, cost.rows
-        (7, 2, 14)
+        (7, 2, 140)
     """
     job = prepare(dataset, checkpoints, {str(store): projector}, **options)
     return _foretold(job)

@@ -74,7 +74,7 @@ def drop_checkpoint(store: StoreLike, checkpoint: int) -> Store:
     Examples:
         >>> import gradstore as gs
         >>> gs.drop_checkpoint("train.gradstore", 0)
-        Store('train.gradstore', checkpoints=1, samples=7, slots=1, dim=64)
+        Store('train.gradstore', checkpoints=1, samples=7, slots=10, dim=64)
     """
     store = as_store(store)
     dropped = store.number(checkpoint)

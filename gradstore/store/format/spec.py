@@ -116,9 +116,9 @@ class EventSpec(Spec):
     """Events that become rows."""
 
     events: Literal["replayed", "planned"] = Field(
-        "replayed",
-        description="replayed: each sample's timestep and noise as recorded by the training run; "
-        "planned: evenly spaced timesteps",
+        "planned",
+        description="planned: evenly spaced timesteps; replayed: each sample's timestep and noise "
+        "as recorded by the training run, as in the paper",
     )
     timesteps: int = Field(10, ge=1, le=10_000, description="planned timesteps per sample")
     draws: int = Field(
@@ -171,7 +171,7 @@ class MetricSpec(Spec):
     """The metric in which gradients are compared."""
 
     metric: Literal["none", "adam", "fisher", "kfac", "ekfac"] = Field(
-        "none",
+        "kfac",
         description="linear map of gradients before projection. none: as in the paper; adam: the "
         "training run's own step sizes, from its optimizer state; fisher: the diagonal of the "
         "Fisher matrix; kfac, ekfac: its Kronecker factors, per layer",

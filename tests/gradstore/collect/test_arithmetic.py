@@ -113,6 +113,7 @@ def test_stores_of_other_arithmetic_are_merged(world: World, tmp_path: Path) -> 
             tmp_path / f"{low}.gradstore",
             projector=projector,
             events=PLAN,
+            metric="none",
         )
         for low, projector in ((0, Recording(spec("bfloat16"))), (3, spec("float32")))
     ]

@@ -29,9 +29,11 @@ from gradstore.store.format.rows import ARRAYS
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
 from query import collect_queries
+from tests.support.collected import PAPER
 from tests.support.worlds import NAMES, World, images, save_checkpoint
 
 SMALL: dict[str, Any] = {
+    **PAPER,
     "projector": ProjectorSpec(proj_dim=64, proj_seed=3),
     "shard_samples": 2,
     "engine": "streaming",

@@ -24,7 +24,7 @@ def store(run: Run, world: World, image_folder: Path, tmp_path: Path) -> Path:
     path = tmp_path / "s.gradstore"
     run(
         "collect", "--dataset", image_folder, "--store", path, "--proj-dim", 32,
-        *flags("--checkpoints", world.checkpoints), "--events", "planned",
+        *flags("--checkpoints", world.checkpoints), "--metric", "none",
         "--timesteps", 2, "--loss", "l1", "--shard-samples", 2,
     )  # fmt: skip
     run("index", "--store", path)
@@ -91,7 +91,7 @@ def test_merging(run: Run, store: Path, tmp_path: Path, world: World) -> None:
     other = tmp_path / "o.gradstore"
     run(
         "collect", "--dataset", more, "--store", other, "--proj-dim", 32,
-        *flags("--checkpoints", world.checkpoints), "--events", "planned",
+        *flags("--checkpoints", world.checkpoints), "--metric", "none",
         "--timesteps", 2, "--loss", "l1",
     )  # fmt: skip
     assert "6 samples, now 8" in run("merge", store, other)

@@ -24,8 +24,9 @@ def test_info_and_verify(road: Path, run: Run) -> None:
         "40 (columns id, label)",
         "loss l1",
         "proj_dim 64",
-        "shards 1/1 sealed",
-        "replayed",
+        "shards 2/2 sealed",
+        "planned",
+        "kfac",
     ):
         assert part in told
     assert "every shard is as it was sealed" in run("verify", store)

@@ -9,6 +9,7 @@ import pytest
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
 from indexer import build_index
 from query import Answer, Section, collect_queries, search, write_report
+from tests.support.collected import PAPER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
 @pytest.fixture
 def answers(world: World, tmp_path: Path) -> list[Answer]:
     spec = ProjectorSpec(proj_dim=32)
-    store = collect(world.train, world.checkpoints, tmp_path / "t.gradstore", projector=spec)
+    store = collect(
+        world.train, world.checkpoints, tmp_path / "t.gradstore", projector=spec, **PAPER
+    )
     queries = collect_queries(
         store,
         world.queries,

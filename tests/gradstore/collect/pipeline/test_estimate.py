@@ -20,6 +20,7 @@ def test_a_plan_makes_nothing_and_says_what_collecting_would_take(
         path,
         projector=ProjectorSpec(proj_dim=4096),
         events=EventSpec(events="planned", timesteps=3, draws=2),
+        metric="none",
     )
     assert list(tmp_path.iterdir()) == []
     assert found.rows == 7 * 3 * 2
@@ -44,6 +45,7 @@ def test_a_plan_makes_nothing_and_says_what_collecting_would_take(
         path,
         projector=ProjectorSpec(proj_dim=4096),
         events=EventSpec(events="planned", timesteps=3, draws=2),
+        metric="none",
     )
     rows = [stored.rows(k) for k in range(2)]
     arrays = [
@@ -70,12 +72,16 @@ def test_collecting_tells_the_bill_first(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "gradstore")
-    options: dict[str, Any] = {"projector": ProjectorSpec(proj_dim=64), "shard_samples": 2}
-    collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **options)
+    options: dict[str, Any] = {
+        "projector": ProjectorSpec(proj_dim=64),
+        "shard_samples": 2,
+        "metric": "none",
+    }
+    collect(world.train, world.checkpoints, tmp_path / "a.gradstore", events="replayed", **options)
     assert "14 rows, 1.96 KB, " in caplog.text
     assert "engine streaming" in caplog.text
     caplog.clear()
-    collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **options)
+    collect(world.train, world.checkpoints, tmp_path / "a.gradstore", events="replayed", **options)
     assert not caplog.text  # nothing to do
     many = EventSpec(events="planned", timesteps=200)
     few = Samples([world.train.image(0), world.train.image(1), world.train.image(2)], ids=NAMES[:3])

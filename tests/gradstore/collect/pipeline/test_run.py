@@ -38,7 +38,7 @@ from gradstore.errors import (
 from gradstore.store.opening import open_store
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
-from tests.support.collected import PLAN, SMALL, contents, files
+from tests.support.collected import PAPER, PLAN, SMALL, contents, files
 from tests.support.worlds import NAMES, World, images, save_checkpoint, unet
 
 
@@ -124,6 +124,7 @@ def test_memory_does_not_change_rows(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     options: dict[str, Any] = {
+        **PAPER,
         "projector": ProjectorSpec(proj_dim=64, block_size=8, precision="float32"),
         "shard_samples": 2,
         "engine": "streaming",
@@ -162,16 +163,16 @@ def test_several_stores_from_one_pass(world: World, tmp_path: Path, reference: S
         world.train,
         world.checkpoints,
         tmp_path / "alone.gradstore",
-        projector=sparse,
-        shard_samples=2,
+        **{**SMALL, "projector": sparse},
     )
     paths = {tmp_path / "a.gradstore": SMALL["projector"], tmp_path / "b.gradstore": sparse}
+    both: dict[str, Any] = {**PAPER, "shard_samples": 2}
     with pytest.raises(_Killed):
-        collect_each(world.train, world.checkpoints, paths, shard_samples=2, executor=_Dies(3))
+        collect_each(world.train, world.checkpoints, paths, executor=_Dies(3), **both)
     # First one of the two resumes alone, then both; only missing shards are written.
     collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
     before = files(tmp_path / "a.gradstore")
-    dense, found = collect_each(world.train, world.checkpoints, paths, shard_samples=2)
+    dense, found = collect_each(world.train, world.checkpoints, paths, **both)
     assert files(tmp_path / "a.gradstore") == before
     for store, expected in ((dense, reference), (found, alone)):
         assert store.missing() == []
@@ -183,7 +184,7 @@ def test_stores_of_different_shards_are_not_filled_together(world: World, tmp_pa
     paths = {tmp_path / f"{name}.gradstore": ProjectorSpec(proj_dim=64) for name in "ab"}
     collect(world.train, world.checkpoints, tmp_path / "a.gradstore", **SMALL)
     with pytest.raises(ConfigError, match=r"shards of different sizes .*a\.gradstore: 2.*: 3"):
-        collect_each(world.train, world.checkpoints, paths, shard_samples=3)
+        collect_each(world.train, world.checkpoints, paths, shard_samples=3, **PAPER)
     assert not (tmp_path / "b.gradstore").exists()
 
 
