@@ -19,6 +19,7 @@ from benchmarks.worlds.models import build
 from benchmarks.worlds.setting import Folders, command, digest, train_and_heldout
 from benchmarks.worlds.training import fit
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect, generate, losses
+from indexer import Features
 from query import collect_queries
 from query.evaluation.figures import (
     datamodeling_score,
@@ -48,6 +49,9 @@ REPLAYED: Final = (
 PLANNED: Final = ("tracin", "retrac", "trak", "trak:0.1")
 # Rows in a metric are planned, of several noises as queries are.
 IN_METRICS: Final = ("tracin", "retrac", "minus:4", "trak:0.1", "trak", "trak:3")
+# Each model's scores, standardised by query, averaged over the models of all seeds.
+TOGETHER: Final = ("tracin, kfac", "retrac, kfac", "trak, none", "D-TRAK")
+TOGETHER_NAME: Final = ", all models"
 REMOVED_BY: Final = ("retrac, kfac", "pixels, cosine")
 # Influence of a half: the sum of its samples' scores, or of exp(z/2) of them, standardised.
 SUMS: Final = ("", ", exponential")
@@ -324,6 +328,8 @@ def attributions(trial: Trial) -> dict[str, NDArray[np.float32]]:
     """Scores `[runs, queries, samples]` of every method; baselines have one run."""
     every = [_attributed(trial, seed) for seed in range(trial.preset.seeds)]
     found = {name: np.stack([one[name] for one in every]) for name in every[0]}
+    for name in TOGETHER:
+        found[name + TOGETHER_NAME] = _together(found[name])
     left, right = (
         np.stack([samples[row].tensor.numpy().ravel() for row in range(len(samples))])
         for samples in (trial.asked, trial.train)
@@ -342,10 +348,35 @@ def _attributed(trial: Trial, seed: int) -> dict[str, NDArray[np.float32]]:
     for metric in METRICS:
         pair = rows(trial, seed, metric)
         found |= {f"{measure}, {metric}": scores(*pair, measure) for measure in IN_METRICS}
+        found[f"centred cosine, {metric}"] = centred_cosine(*pair)
     pair = rows(trial, seed, "square")
     found["D-TRAK"] = scores(*pair, "trak")
     last = [0.0] * (pair[0].checkpoints - 1) + [1.0]
     found["D-TRAK, last checkpoint"] = scores(*pair, "trak", etas=last)
+    return found
+
+
+def _together(runs: NDArray[np.float32]) -> NDArray[np.float32]:
+    spread = runs.std(axis=2, keepdims=True)
+    standardised = (runs - runs.mean(axis=2, keepdims=True)) / np.where(spread > 0, spread, 1)
+    found: NDArray[np.float32] = standardised.mean(axis=0, keepdims=True)
+    return found
+
+
+def centred_cosine(store: Store, queries: Store) -> NDArray[np.float32]:
+    """Σ_k η_k cos(φ_k(x) − μ_k, φ_k(q) − μ_k) of TracIn's features φ, with μ their mean over x.
+
+    No measure of gradstore: it is not linear in rows, and no better than the product.
+    """
+    features = Features.of(store, "tracin")
+    found = np.zeros((queries.samples, store.samples), np.float32)
+    for place in features.checkpoints:
+        train, asked = (
+            features.part(one, place, one.rows(place)).astype(np.float64)
+            for one in (store, queries)
+        )
+        mean = train.mean(axis=0)
+        found += store.etas[place] * cosine(asked - mean, train - mean)
     return found
 
 
@@ -458,7 +489,7 @@ def _targets(dataset: str, figures: Mapping[str, Any]) -> list[Target]:
     rivals = [
         name
         for name in own
-        if name.startswith(("trak", "D-TRAK")) and not name.endswith(tuple(metrics))
+        if name.startswith(("trak", "D-TRAK")) and not name.endswith((*metrics, TOGETHER_NAME))
     ]
     trak = highest(methods, rivals, "choosing", SUMS[:1])
     best, reach, without, other = (
@@ -532,10 +563,11 @@ def _page(preset: Preset, found: Mapping[str, Any], targets: Sequence[Target]) -
             f"training "
             f"seeds; queries at {preset.timesteps} timesteps, true losses at {preset.judged[0]} × "
             f"{preset.judged[1]}; sjlt to {preset.proj_dim:,}; {machine()['cpu']}. Attributions "
-            f"are of {preset.seeds} models of the whole set, one by one (no ensemble), and "
-            "averaged here. Without a suffix: replayed events, as in the paper. `planned`: "
-            "training rows at as many timesteps as a query. D-TRAK: ‖ε_θ‖² instead of the loss, "
-            "planned. `none`, `adam`, `fisher`, `kfac`, `ekfac`: rows in this metric, at as many "
+            f"are of {preset.seeds} models of the whole set, one by one, and the figures averaged; "
+            "*all models*: their standardised scores are averaged. Without a suffix: replayed "
+            "events, as in the paper. `planned`: training rows at as many timesteps as a query. "
+            "D-TRAK: ‖ε_θ‖² instead of the loss, planned. `none`, `adam`, `fisher`, `kfac`, "
+            "`ekfac`: rows in this metric, at as many "
             "timesteps and noises as a query. *Exponential*: the influence of a half is Σ exp(z/2) "
             "of its samples' standardised scores instead of their sum. 95% intervals resample "
             "queries and halves. Methods are chosen on every other held-out query, and targets "

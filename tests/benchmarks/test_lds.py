@@ -3,7 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.lds import METRICS, PRESETS, REMOVED_BY, run
+import numpy as np
+import pytest
+
+from benchmarks.lds import METRICS, PRESETS, REMOVED_BY, _together, run
 from benchmarks.worlds.setting import Folders
 
 
@@ -32,3 +35,11 @@ def test_it_retrains_and_compares(tmp_path: Path, folders: Folders) -> None:
     run(preset, tmp_path, folders)  # uses the cached results
     assert json.loads((tmp_path / "lds.json").read_text()) == written
     assert len(list(folder.glob("*/epoch-0002"))) == trained
+
+
+def test_lists_of_several_models_count_alike() -> None:
+    runs = np.array([[[1.0, 2, 3]], [[100, 300, 200]]], np.float32)
+    found = _together(runs)
+    assert found.shape == (1, 1, 3)
+    step = (3 / 2) ** 0.5
+    assert found[0, 0] == pytest.approx([-step, step / 2, step / 2])

@@ -15,7 +15,8 @@ def test_shares_of_rows_are_those_that_made_them() -> None:
     samples, timesteps, dim = 200, 20, 500
 
     def noise(*shape: int) -> np.ndarray:
-        return generator.standard_normal((*shape, dim)) / dim**0.5
+        drawn: np.ndarray = generator.standard_normal((*shape, dim)) / dim**0.5
+        return drawn
 
     # Squared lengths 2, 1 and 5, of 8 in all.
     rows = 2**0.5 * noise() + noise(samples)[:, None] + 5**0.5 * noise(samples, timesteps)

@@ -77,7 +77,7 @@ class Kfac(Damped):
         scale = torch.ones_like(moments)
         for parameter, own in pieces.items():
             # A layer's bias shares its factors: it is rounding only if the weight is.
-            layer = layers.get(parameter)
+            layer: Any = layers.get(parameter)
             judged = own if layer is None else pieces[layer.weight]
             if is_rounding(moments[judged], moments, precision(fitting.objective)):
                 scale[own] = 0.0
