@@ -59,7 +59,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(SETTINGS["cpu"], (0, 1), k=50),
+    "cpu": Preset(SETTINGS["pictures"], (0, 1), k=50),
     "paper": Preset(SETTINGS["paper"], (0,), k=50),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), k=5),
 }
@@ -223,7 +223,8 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         (
             f"`python -m benchmarks.generally_influential`; {setting['planes']:,} CIFAR-10 planes "
-            f"and {setting['zeros']} MNIST zeros, {setting['epochs']} epochs, training seeds "
+            f"and {setting['zeros']} MNIST zeros of {setting['size']} × {setting['size']}, "
+            f"{setting['epochs']} epochs, training seeds "
             f"{', '.join(map(str, inputs['training_seeds']))}; diverse queries ({asked}), the "
             f"first {inputs['k']} proponents of each; {machine()['cpu']}. A generally "
             f"influential sample is a proponent of more than {inputs['general']:.0%} of the "

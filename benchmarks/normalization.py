@@ -80,7 +80,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(SETTINGS["cpu"], (0, 1), lds.PRESETS["cpu"]),
+    "cpu": Preset(SETTINGS["pictures"], (0, 1), lds.PRESETS["cpu"]),
     "paper": Preset(SETTINGS["paper"], (0,), lds.PRESETS["cpu"]),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), lds.PRESETS["tiny"], (3, 5, 4)),
 }

@@ -64,7 +64,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(SETTINGS["cpu"], (0, 1), (1, 10, 40, 50), (3, 8)),
+    "cpu": Preset(SETTINGS["pictures"], (0, 1), (1, 10, 40, 50), (3, 8)),
     "paper": Preset(SETTINGS["paper"], (0,), (1, 10, 50, 200), (4, 10)),
     "tiny": Preset(SETTINGS["tiny"], (0, 1), (1, 5), (2, 3)),
 }
@@ -212,7 +212,8 @@ def _page(
         "",
         (
             f"`python -m benchmarks.outliers`; {setting.planes:,} CIFAR-10 planes and "
-            f"{setting.zeros} MNIST zeros, {setting.epochs} epochs, "
+            f"{setting.zeros} MNIST zeros of {setting.size} × {setting.size}, "
+            f"{setting.epochs} epochs, "
             f"{setting.epochs // setting.checkpoint_every} checkpoints, sjlt to "
             f"{setting.proj_dim:,}; queries at {setting.timesteps} timesteps × {setting.draws} "
             f"noises; training seeds {', '.join(map(str, preset.seeds))}; {machine()['cpu']}. "

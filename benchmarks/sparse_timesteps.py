@@ -61,7 +61,7 @@ class Preset:
 
 PRESETS = {
     "cpu": Preset(
-        SETTINGS["cpu"],
+        SETTINGS["pictures"],
         (0, 1),
         (("plane", 4), ("zero", 2)),
         40,
@@ -243,7 +243,7 @@ def _page(inputs: dict[str, Any], figures: dict[str, Any], targets: Sequence[Tar
         "",
         (
             f"`python -m benchmarks.sparse_timesteps`; {setting['planes']:,} planes and "
-            f"{setting['zeros']} zeros, training seeds "
+            f"{setting['zeros']} zeros of {setting['size']} × {setting['size']}, training seeds "
             f"{', '.join(map(str, inputs['training_seeds']))}, sjlt to "
             f"{setting['proj_dim']:,}; queries: {asked}; full grid: {inputs['timesteps']} "
             f"timesteps × {inputs['draws'][-1]} noises = {full} gradients per query and "

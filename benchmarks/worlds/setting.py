@@ -114,6 +114,24 @@ SETTINGS: Final = {
         timesteps=10,
         draws=4,
     ),
+    # A smaller model, so that several training runs and rows in several metrics can be afforded.
+    "pictures": Setting(
+        model="pictures",
+        size=16,
+        planes=1000,
+        zeros=40,
+        epochs=80,
+        checkpoint_every=16,
+        batch_size=32,
+        learning_rate=1e-3,
+        proj_dim=4096,
+        queries=(
+            *(("plane", 32), ("zero", 16), ("automobile", 8), ("bird", 8), ("horse", 8)),
+            *(("one", 2), ("two", 2), ("three", 2), ("four", 2), (GENERATED, 16)),
+        ),
+        timesteps=10,
+        draws=4,
+    ),
     "paper": Setting(
         model="paper",
         size=32,
