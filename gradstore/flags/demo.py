@@ -13,9 +13,9 @@ class DemoConfig(Spec):
     out: str = Field(
         "demo", description="folder of all files of the demo: a new one, or one to resume"
     )
-    epochs: int = Field(24, ge=4, description="epochs of training; four checkpoints are kept")
-    proj_dim: int = Field(512, ge=1, le=1 << 20, description="projection dimension")
-    digits: int = Field(1700, ge=1, le=1700, description="number of training digits")
+    epochs: int = Field(72, ge=4, description="epochs of training; four checkpoints are kept")
+    proj_dim: int = Field(4096, ge=1, le=1 << 20, description="projection dimension")
+    digits: int = Field(400, ge=1, le=1700, description="number of training digits")
     heldout: int = Field(50, ge=1, le=97, description="number of held-out digits to query")
     generated: int = Field(16, ge=1, description="number of generated digits to query")
     k: int = Field(10, ge=1, description="number of proponents and opponents per query and measure")

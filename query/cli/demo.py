@@ -9,7 +9,7 @@ from gradstore.errors import ConfigError
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.train import TrainConfig
-from gradstore.store.format.spec import EventSpec, ProjectorSpec
+from gradstore.store.format.spec import EventSpec
 from indexer import build_index
 from query.collection import collect_queries
 from query.results.files import Result, write_answers
@@ -38,8 +38,7 @@ def run(config: DemoConfig) -> Result:
 
     from gradstore.collect import (
         Samples,
-        TrakProjector,
-        collect,
+        collect_config,
         find_checkpoints,
         generate,
         train,
@@ -68,22 +67,12 @@ def run(config: DemoConfig) -> Result:
         limit=config.digits,
         checkpoints=[str(folder) for folder in checkpoints],
         store=str(out / "train.gradstore"),
+        projector="sjlt",
         proj_dim=config.proj_dim,
         proj_seed=config.seed,
     )
-    # One object for all three stores, so that each checkpoint's matrix is drawn once.
-    projector = TrakProjector(
-        ProjectorSpec.model_validate(settings.model_dump(include=set(ProjectorSpec.model_fields)))
-    )
     digits = Samples.from_spec(settings)
-    store = collect(
-        digits,
-        checkpoints,
-        settings.store,
-        projector=projector,
-        memory=settings.memory,
-        config=settings.recorded(),
-    )
+    store = collect_config(settings)
     indexes = [build_index(store, measure) for measure in MEASURES]
 
     heldout = Samples.from_spec(DatasetSpec(dataset="digits", split="test", limit=config.heldout))
@@ -96,7 +85,6 @@ def run(config: DemoConfig) -> Result:
             queries,
             out / f"{title.split()[0].lower()}.gradstore",
             events=EventSpec(events="planned", timesteps=10, draws=2, event_seed=config.seed),
-            projector=projector,
         )
         answers = [search(index, asked, config.k) for index in indexes]
         sections.append(Section(title, answers, queries))
