@@ -119,7 +119,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
                 detectors[f"self-influence, {name}"]["auroc"]["mean"],
                 detectors[f"self-influence, {name}"]["auroc"]["mean"] >= least,
             )
-            for name, least in (("tracin", 0.8), ("tracin, kfac", 0.95))
+            for name, least in (("tracin", 0.8), ("tracin, kfac", 0.95), ("retrac, kfac", 0.95))
         ),
     ]
     inputs = {

@@ -246,7 +246,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
                 found[f"self-influence, {name}"][gross]["mean"],
                 found[f"self-influence, {name}"][gross]["mean"] >= 0.95,
             )
-            for name in ("tracin", "tracin, kfac")
+            for name in ("tracin", "tracin, kfac", "retrac, kfac")
         ),
         Target(
             "outliers among the proponents of held-out rows, ReTrac less TracIn",
