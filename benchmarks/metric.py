@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from gradstore.store.reader import Store
 
-METRICS: Final = ("none", "adam", "fisher", "kfac", "ekfac")
+METRICS: Final = ("none", "adam", "kfac")
 MEASURES: Final = ("tracin", "retrac")
 # What a query's list is made of: the paper's rows, then planned rows in each metric.
-WAYS: Final = ("replayed", *METRICS)
+WAYS: Final = ("replayed", *lds.METRICS)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(lds.PRESETS["cpu"], timesteps=20),
+    "cpu": Preset(lds.PRESETS["cpu"], timesteps=10),
     "paper": Preset(lds.PRESETS["paper"], timesteps=20),
     "tiny": Preset(lds.PRESETS["tiny"], timesteps=4),
 }
