@@ -25,4 +25,4 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Turn a link that works beside the sources into one that works in the site."""
-    return markdown.replace(f"](../{RESULTS}/", f"]({RESULTS}/")
+    return markdown.replace(f"../{RESULTS}/", f"{RESULTS}/")
