@@ -1,18 +1,20 @@
-"""Does a store survive a kill of `collect` at any point?
+"""Is anything lost if a command is killed at any point?
 
-Kills a real `collect` (SIGKILL) at random instants and at every named step of writing a shard.
-Checks that all sealed data is intact, collects again, and compares the finished store with an
-undisturbed one byte by byte.
+Kills real commands (SIGKILL) at random instants, and `collect` at every named step of writing a
+shard. Checks that all that counts as finished is whole, runs the command again, and compares what
+it made with an undisturbed run byte by byte.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import random
+import shutil
 import signal
 import tempfile
-from collections import Counter
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -20,17 +22,13 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.harness import forked
 from benchmarks.harness.command import command
 from benchmarks.harness.plots import canvas, keep
-from benchmarks.harness.results import Target, machine, save, target_table
-from gradstore import open_store
+from benchmarks.harness.results import Target, processor, save, target_table
+from benchmarks.worlds.victims import Collecting, Indexing, Querying, Scoring, Victim, make_stores
 from gradstore.store import writer
-from gradstore.store.format.rows import ARRAYS
-from gradstore.store.opening import looks_like_store
-from gradstore.store.verify import verify
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from gradstore.store.reader import Store
+    from collections.abc import Iterator
+    from multiprocessing.process import BaseProcess
 
 
 @dataclass(frozen=True)
@@ -38,113 +36,90 @@ class Preset:
     """Sizes of a run.
 
     Attributes:
-        kills: number of kills at a random instant.
-        samples: number of collected samples.
+        kills: number of kills of each command at random instants.
+        samples: number of samples that `collect` collects.
     """
 
     kills: int
     samples: int
 
 
-PRESETS = {"cpu": Preset(100, 48), "tiny": Preset(1, 4)}
+PRESETS = {"cpu": Preset(200, 24), "tiny": Preset(1, 4)}
 
 
-def collect_once(checkpoints: str, store: str, samples: int, die: tuple[str, int] | None) -> None:
-    """Collect, and die when a step is reached for the n-th time."""
-    import torch
+@dataclass(frozen=True)
+class Trial:
+    """One kill, and what came of it.
 
-    from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
+    Attributes:
+        killed: whether the process was still running.
+        finished: pieces of its work that counted as finished when it was killed.
+        damaged: those of them that were not whole.
+        equal: whether the command, run again, made what an undisturbed one makes.
+    """
 
-    torch.set_num_threads(1)
-    if die is not None:
-        seen = Counter[str]()
+    killed: bool
+    finished: int
+    damaged: int
+    equal: bool
 
-        def reached(step: str) -> None:
-            seen[step] += 1
-            if (step, seen[step]) == die:
-                os.kill(os.getpid(), signal.SIGKILL)
 
-        writer.reached = reached
-    images = torch.rand(samples, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    collect(
-        Samples(images),
-        checkpoints,
-        store,
-        objective="l1",
-        etas=[1.0, 1.0],
-        events=EventSpec(events="planned", timesteps=2),
-        metric="none",
-        # Not `auto`: after a kill before the store exists, a new run may choose another precision,
-        # and bytes are compared.
-        projector=ProjectorSpec(proj_dim=128, precision="float32"),
-        shard_samples=4,
-        engine="streaming",
-    )
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nothing disturbed.
+
+    Attributes:
+        content: all that it made.
+        finished: its pieces that are left when it has ended.
+        seconds: its time.
+    """
+
+    content: dict[str, Any]
+    finished: int
+    seconds: float
 
 
 def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
-    """Kill, check, resume, compare; write `faults.json`, `.md` and `.png` into `out`."""
-    context = forked.context()
+    """Kill, check, run again, compare; write `faults.json`, `.md` and `.png` into `out`."""
     generator = random.Random(seed)  # noqa: S311
+    here = Path.cwd()
+    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        checkpoints = _checkpoints(folder)
-
-        def start(store: Path, die: tuple[str, int] | None = None) -> Any:
-            process = context.Process(
-                target=collect_once, args=(checkpoints, str(store), preset.samples, die)
-            )
-            process.start()
-            return process
-
-        start(folder / "warm.gradstore").join()
-        begun = perf_counter()
-        start(folder / "reference.gradstore").join()
-        whole = perf_counter() - begun
-        reference = _content(open_store(folder / "reference.gradstore"))
-
-        trials = []
-        for number in range(preset.kills):
-            store = folder / f"random-{number}.gradstore"
-            delay = generator.uniform(0, whole)
-            process = start(store)
-            process.join(delay)
-            trials.append(_trial("a random instant", store, process, start, reference))
-        shards = len(reference["seals"])
-        for step in writer.STEPS:
-            for times in sorted({1, shards // 2, shards}):
-                store = folder / f"{step.replace(' ', '-')}-{times}.gradstore"
-                process = start(store, (step, times))
-                process.join()
-                trials.append(_trial(step, store, process, start, reference))
-
-    rows = []
-    for step in ("a random instant", *writer.STEPS):
-        those = [trial for trial in trials if trial["where"] == step]
-        rows.append(
-            {
-                "where": step,
-                "trials": len(those),
-                "killed": sum(trial["killed"] for trial in those),
-                "no_store_yet": sum(not trial["store"] for trial in those),
-                "sealed_then": sum(trial["sealed"] for trial in those),
-                "damaged_seals": sum(trial["damaged"] for trial in those),
-                "identical_after": sum(trial["identical"] for trial in those),
-            }
-        )
-    identical = sum(trial["identical"] for trial in trials)
-    damaged = sum(trial["damaged"] for trial in trials)
+        collecting = Collecting(_checkpoints(folder), preset.samples)
+        make_stores(folder)
+        victims: list[Victim] = [
+            collecting,
+            Indexing(folder, replacing=False, name="index"),
+            Indexing(folder, replacing=True, name="index, replacing one"),
+            Scoring(folder),
+            Querying(folder),
+        ]
+        try:
+            for victim in victims:
+                _undisturbed(victim, folder)  # to warm up
+                whole = _undisturbed(victim, folder)
+                trials: list[Trial] = []
+                while sum(trial.killed for trial in trials) < preset.kills:
+                    delay = generator.uniform(0, whole.seconds)
+                    trials.append(_trial(victim, folder, whole, delay))
+                rows.append(_row(f"{victim.name}: a random instant", trials, whole))
+                if victim is collecting:
+                    rows += _at_steps(collecting, folder, whole)
+        finally:
+            os.chdir(here)
+    kills = sum(row["killed"] for row in rows)
+    tried = sum(row["trials"] for row in rows)
+    equal = sum(row["equal"] for row in rows)
+    damaged = sum(row["damaged"] for row in rows)
     targets = [
         Target(
-            "stores equal to an undisturbed one",
-            f"all {len(trials)}",
-            identical,
-            identical == len(trials),
+            "trials that ended equal to an undisturbed run", f"all {tried}", equal, equal == tried
         ),
-        Target("sealed shards that were not whole", "0", damaged, damaged == 0),
+        Target("finished pieces that were not whole", "0", damaged, damaged == 0),
     ]
     inputs = {"kills": preset.kills, "samples": preset.samples, "seed": seed}
-    figures = {"seconds_undisturbed": whole, "shards": shards, "table": rows}
+    figures = {"kills": kills, "table": rows}
     save(
         out, "faults", inputs=inputs, figures=figures, targets=targets, page=_page(figures, targets)
     )
@@ -152,7 +127,7 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
     return targets
 
 
-def _checkpoints(folder: Path) -> str:
+def _checkpoints(folder: Path) -> Path:
     import torch
     from diffusers import DDIMPipeline, DDIMScheduler
 
@@ -163,95 +138,139 @@ def _checkpoints(folder: Path) -> str:
         DDIMPipeline(build("tiny"), DDIMScheduler()).save_pretrained(
             folder / "run" / f"checkpoint-{number}"
         )
-    return str(folder / "run")
+    return folder / "run"
 
 
-def _content(store: Store) -> dict[str, Any]:
-    """All data bytes and all seals."""
-    (part,) = store.parts
-    tasks = [(number, shard) for number in store.numbers for shard in range(part.layout.shards)]
-    return {
-        "seals": {task: part.seal(*task) for task in tasks},
-        "manifest": store.manifest,
-        "identity": store.spec.identity,
-        **{
-            f"{k}/{name}": getattr(store.rows(k), name).tobytes()
-            for k in range(store.checkpoints)
-            for name in ARRAYS
-        },
-    }
+def _start(victim: Victim) -> BaseProcess:
+    process = forked.context().Process(target=_act, args=(victim, str(Path.cwd())))
+    process.start()
+    return process
 
 
-def _trial(
-    where: str,
-    store: Path,
-    process: Any,
-    start: Callable[[Path], Any],
-    reference: dict[str, Any],
-) -> dict[str, Any]:
-    if process.is_alive():
+def _act(victim: Victim, folder: str) -> None:
+    os.chdir(folder)
+    os.environ["GRADSTORE_PROGRESS"] = "0"
+    logging.disable(logging.WARNING)
+    victim.run()
+
+
+@contextmanager
+def _place(victim: Victim, folder: Path) -> Iterator[None]:
+    """A new folder with the command's inputs, as the present one. All have one name."""
+    place = folder / "trial"
+    place.mkdir()
+    os.chdir(place)
+    victim.make()
+    yield
+    os.chdir(folder)
+    shutil.rmtree(place)
+
+
+def _undisturbed(victim: Victim, folder: Path) -> Undisturbed:
+    with _place(victim, folder):
+        begun = perf_counter()
+        _start(victim).join()
+        seconds = perf_counter() - begun
+        content = victim.content()
+        return Undisturbed(content, victim.finished(content)[0], seconds)
+
+
+def _at_steps(victim: Collecting, folder: Path, whole: Undisturbed) -> list[dict[str, Any]]:
+    """Trials in which it kills itself at a step, of the first shard, one amid and the last."""
+    return [
+        _row(
+            f"{victim.name}: {step}",
+            [
+                _trial(replace(victim, die=(step, times)), folder, whole, None)
+                for times in sorted({1, whole.finished // 2, whole.finished})
+            ],
+            whole,
+        )
+        for step in writer.STEPS
+    ]
+
+
+def _trial(victim: Victim, folder: Path, whole: Undisturbed, delay: float | None) -> Trial:
+    """Kill a command after some seconds, or let it kill itself; then run it again."""
+    with _place(victim, folder):
+        process = _start(victim)
+        process.join(delay)
         process.kill()
-    process.join()
-    found = looks_like_store(store)
-    reports = list(verify(open_store(store))) if found else []
-    damaged = [one for one in reports if one.sealed and one.problem]
-    sealed = sum(one.problem is None for one in reports)
-    killed = process.exitcode == -signal.SIGKILL
-    again = start(store)
-    again.join()
+        process.join()
+        finished, damaged = victim.finished(whole.content)
+        again = _start(replace(victim, die=None) if isinstance(victim, Collecting) else victim)
+        again.join()
+        equal = again.exitcode == 0 and victim.content() == whole.content
+        return Trial(process.exitcode == -signal.SIGKILL, finished, damaged, equal)
+
+
+def _row(name: str, trials: list[Trial], whole: Undisturbed) -> dict[str, Any]:
     return {
-        "where": where,
-        "killed": killed,
-        "store": found,
-        "sealed": sealed,
-        "damaged": len(damaged),
-        "identical": again.exitcode == 0 and _content(open_store(store)) == reference,
+        "where": name,
+        "seconds_undisturbed": whole.seconds,
+        "pieces": max(whole.finished, *(trial.finished for trial in trials)),
+        "trials": len(trials),
+        "killed": sum(trial.killed for trial in trials),
+        "nothing_yet": sum(not trial.finished for trial in trials),
+        "finished_then": sum(trial.finished for trial in trials),
+        "damaged": sum(trial.damaged for trial in trials),
+        "equal": sum(trial.equal for trial in trials),
     }
 
 
 def plot(path: Path, figures: dict[str, Any]) -> None:
-    """Plot the share of equal stores, and the progress at the kill."""
+    """Plot the share of trials that ended equal, and the progress at the kill."""
     table = figures["table"]
     names = [f"{row['where']} ({row['trials']})" for row in table]
-    figure, axes = canvas(1, 2, height=2.9)
-    equal, sealed = axes[0]
-    good = [row["identical_after"] / row["trials"] for row in table]
+    figure, axes = canvas(1, 2, height=3.6)
+    equal, finished = axes[0]
+    good = [row["equal"] / row["trials"] for row in table]
     equal.barh(names, good, color="#4878a8", label="equal to an undisturbed one")
     equal.barh(names, [1 - one for one in good], left=good, color="#c44e52", label="not equal")
-    equal.set_title("stores that were finished afterwards")
+    equal.set_title("run again afterwards")
     equal.set_xlabel("share of trials")
-    sealed.barh(names, [row["sealed_then"] / row["trials"] for row in table], color="#4878a8")
-    sealed.set_xlim(0, figures["shards"])
-    sealed.set_title("sealed when it was killed")
-    sealed.set_xlabel(f"shards of {figures['shards']}, mean")
+    shares = [row["finished_then"] / row["trials"] / max(1, row["pieces"]) for row in table]
+    finished.barh(names, shares, color="#4878a8")
+    finished.set_xlim(0, 1)
+    finished.set_title("finished when it was killed")
+    finished.set_xlabel("share of its pieces, mean")
     for panel in axes[0]:
         panel.invert_yaxis()
     equal.set_ylabel("killed at (trials)")
-    sealed.set_yticklabels([])
+    finished.set_yticklabels([])
     figure.legend(loc="outside lower left", ncols=2, fontsize="small")
     keep(figure, path)
 
 
 def _page(figures: dict[str, Any], targets: list[Target]) -> str:
     lines = [
-        "# Does a store survive a kill of `collect` at any point?",
+        "# Is anything lost if a command is killed at any point?",
         "",
         (
-            f"`python -m benchmarks.faults`; {figures['shards']} shards, "
-            f"{figures['seconds_undisturbed']:.1f} s undisturbed, {machine()['cpu']}. Each trial: "
-            "SIGKILL ends a collecting process, every seal is checked against every byte, "
-            "`collect` is run again, and data, seals and manifest are compared with an undisturbed "
-            "store's. Killing a process does not test a loss of power; the flushes to the disk "
-            "before each seal protect against that."
+            f"`python -m benchmarks.faults`; {figures['kills']} kills, {processor()}. Each trial: "
+            "SIGKILL ends a command, all that counts as finished is compared with its seal or with "
+            "an undisturbed run, the command is run again, and all that it made is compared with "
+            "an undisturbed run: data, seals, tables, pages, and the names of all files but those "
+            "that `verify` tells and `vacuum` removes. Killing a process does not test a loss of "
+            "power; the flushes to the disk before each seal protect against that."
         ),
         "",
-        "| killed at | trials | killed | no store yet | sealed then | damaged seals | equal |",
-        "|---|---|---|---|---|---|---|",
+        (
+            "| killed at | pieces | seconds undisturbed | trials | killed | nothing finished yet "
+            "| finished then | damaged | equal |"
+        ),
+        "|---|---|---|---|---|---|---|---|---|",
         *[
-            f"| {row['where']} | {row['trials']} | {row['killed']} | {row['no_store_yet']} | "
-            f"{row['sealed_then']} | {row['damaged_seals']} | {row['identical_after']} |"
+            f"| {row['where']} | {row['pieces']} | {row['seconds_undisturbed']:.2f} | "
+            f"{row['trials']} | {row['killed']} | {row['nothing_yet']} | "
+            f"{row['finished_then']} | {row['damaged']} | {row['equal']} |"
             for row in figures["table"]
         ],
+        "",
+        (
+            "A piece is a sealed shard (`collect`), a block of scores (`scores`), a block of "
+            "answers or the table (`query`), an index (`index`)."
+        ),
         "",
         target_table(targets),
         "",

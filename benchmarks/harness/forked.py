@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from multiprocessing.context import ForkServerContext
 
-# The imports of collecting; pandas only because pyarrow looks for it.
+# The imports of collecting and asking; pandas only because pyarrow looks for it.
 _IMPORTED: Final = [
     "pandas",
     "torch",
@@ -16,11 +16,15 @@ _IMPORTED: Final = [
     "benchmarks.worlds.models",
     "gradstore.collect.grow",
     "diffusers.pipelines.ddim.pipeline_ddim",
+    "faiss",
+    "indexer.approximate.build",
+    "query.ask",
+    "query.scores",
 ]
 
 
 def context() -> ForkServerContext:
-    """A `multiprocessing` context whose processes have the imports of collecting done.
+    """A `multiprocessing` context whose processes have the imports of collecting and asking done.
 
     A process has one server; the first context started decides its imports.
     """
