@@ -125,6 +125,10 @@ class PartShards:
         """Key of a shard's seal."""
         return self.key(f"seals/{number}/{shard}.json")
 
+    def lease_key(self, number: int, shard: int) -> str:
+        """Key of the lease of a shard's writer, under a URL."""
+        return self.key(f"seals/{number}/{shard}.lease")
+
     @property
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays of a checkpoint."""
@@ -177,7 +181,7 @@ class PartShards:
         if set(seal.objects) != set(self.arrays):
             return f"its seal names {', '.join(seal.objects)}, not {', '.join(self.arrays)}"
         for name, one in seal.objects.items():
-            chunks, nbytes = 1, self._column_nbytes(name)
+            chunks, nbytes = 1, self.column_nbytes(name)
             if name == "direction":
                 chunks, nbytes = self.codec.chunks(seal.rows), self.codec.nbytes(seal.rows)
             sums = 8 * chunks if self.layout.columns else 0
@@ -185,7 +189,8 @@ class PartShards:
                 return f"its seal is of another {name} than one of {nbytes} bytes"
         return None
 
-    def _column_nbytes(self, name: str) -> int:
+    def column_nbytes(self, name: str) -> int:
+        """Bytes of the object of an array besides the directions."""
         shape = self.layout.shard_samples, self.layout.slots
         if name == COLUMNS:
             return column_nbytes((*shape, len(self.layout.columns)), "float32")
@@ -254,13 +259,14 @@ class PartShards:
     def require_sealed(self, number: int, shards: Iterable[int]) -> None:
         """Raise `UnsealedError` unless these shards of a checkpoint are sealed."""
         wanted = set(shards)
-        if len(wanted) == 1 and self._has_seal(number, *wanted):
+        if len(wanted) == 1 and self.has_seal(number, *wanted):
             return  # a reader of single shards does not list all seals for each
         lacking = wanted - self.sealed(number)
         if lacking:
             raise self.unsealed(number, lacking)
 
-    def _has_seal(self, number: int, shard: int) -> bool:
+    def has_seal(self, number: int, shard: int) -> bool:
+        """Whether a shard is sealed, by one request."""
         try:
             self.objects.size(self.seal_key(number, shard))
         except OSError:  # of any kind: listing the seals reports the reason

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +19,7 @@ from gradstore.store.format.encoding import encode_column
 from gradstore.store.format.layout import DTYPES, row_columns
 from gradstore.store.format.root import ROOT, root_object
 from gradstore.store.format.rows import given_dtype
+from gradstore.store.leases import LostError, leased
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.objects.location import objects_at
 from gradstore.store.opening import looks_like_store, open_store
@@ -25,7 +28,7 @@ from gradstore.store.seals import COLUMNS, Seal, SealedObject
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -263,46 +266,89 @@ def write_arrays(
     else:
         for name, dtype in part.columns.items():
             contents[name] = encode_column(arrays[name], _fill(dtype), layout.shard_samples)
-    keys = {name: part.array_key(number, name, shard) for name in contents}
-    reached("begun")
+    encoded = _Encoded(contents, len(arrays["direction"]), metric)
     try:
-        unseal(part, number, shard)
-        reached("unsealed")
-        if objects.remote or len(contents["direction"]) > _SMALL:
-            with ThreadPoolExecutor(len(contents)) as pool:  # disks and networks have latency
-                sums = pool.map(sha256, contents.values())
-                list(pool.map(objects.write, keys.values(), contents.values()))
+        if objects.remote:
+            _write_leased(part, number, shard, encoded)
         else:
-            sums = map(sha256, contents.values())
-            for name, content in contents.items():
-                objects.write(keys[name], content)
-        reached("written")
-        objects.flush(keys.values())
-        reached("flushed")
-        seal = Seal(
-            fingerprint=part.fingerprints[number],
-            rows=len(arrays["direction"]),
-            samples_sha256=part.manifest.samples_sha256(*layout.span(shard)),
-            metric=metric,
-            objects={
-                name: SealedObject(
-                    nbytes=len(content),
-                    sha256=found.hexdigest(),
-                    crc32c=_chunk_sums(part, name, content, len(arrays["direction"])),
-                )
-                for (name, content), found in zip(contents.items(), sums, strict=True)
-            },
-        )
-        sealed = seal.model_dump_json(indent=1, exclude_none=True).encode()
-        objects.write(part.seal_key(number, shard), sealed)
-        reached("sealed")
-        objects.flush([part.seal_key(number, shard)])
-        reached("seal flushed")
+            _write(part, number, shard, encoded)
     except OSError as error:
         raise StoreError(
             f"{where} cannot be written: {error.strerror or error}. Sealed shards are safe. Free "
             "disk space or restore the disk, and run the same command again to resume."
         ) from error
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A shard as it is written.
+
+    Attributes:
+        contents: object of each array.
+        samples: number of samples.
+        metric: SHA-256 of the fitted metric that the rows went through.
+    """
+
+    contents: Mapping[str, bytes | bytearray]
+    samples: int
+    metric: str | None
+
+
+def _write_leased(part: Part, number: int, shard: int, encoded: _Encoded) -> None:
+    """Write a shard under a lease, and again if another process took it over meanwhile."""
+    while True:
+        with suppress(LostError), leased(part.objects, part.lease_key(number, shard)) as lease:
+            if lease.waited and part.has_seal(number, shard):
+                return  # the holder before wrote it
+            _write(part, number, shard, encoded, lease.require)
+            return
+
+
+def _write(
+    part: Part,
+    number: int,
+    shard: int,
+    encoded: _Encoded,
+    require: Callable[[], None] = lambda: None,
+) -> None:
+    """Write a shard's objects, then its seal; `require` may raise before either."""
+    objects, contents, samples = part.objects, encoded.contents, encoded.samples
+    keys = {name: part.array_key(number, name, shard) for name in contents}
+    reached("begun")
+    unseal(part, number, shard)
+    reached("unsealed")
+    require()
+    if objects.remote or len(contents["direction"]) > _SMALL:
+        with ThreadPoolExecutor(len(contents)) as pool:  # disks and networks have latency
+            sums = pool.map(sha256, contents.values())
+            list(pool.map(objects.write, keys.values(), contents.values()))
+    else:
+        sums = map(sha256, contents.values())
+        for name, content in contents.items():
+            objects.write(keys[name], content)
+    reached("written")
+    objects.flush(keys.values())
+    reached("flushed")
+    require()
+    seal = Seal(
+        fingerprint=part.fingerprints[number],
+        rows=samples,
+        samples_sha256=part.manifest.samples_sha256(*part.layout.span(shard)),
+        metric=encoded.metric,
+        objects={
+            name: SealedObject(
+                nbytes=len(content),
+                sha256=found.hexdigest(),
+                crc32c=_chunk_sums(part, name, content, samples),
+            )
+            for (name, content), found in zip(contents.items(), sums, strict=True)
+        },
+    )
+    sealed = seal.model_dump_json(indent=1, exclude_none=True).encode()
+    objects.write(part.seal_key(number, shard), sealed)
+    reached("sealed")
+    objects.flush([part.seal_key(number, shard)])
+    reached("seal flushed")
 
 
 def _chunk_sums(part: Part, name: str, content: bytes | bytearray, samples: int) -> str | None:

@@ -93,7 +93,7 @@ class Shuffled(InProcess):
 
     For several processes where locks do not work, as under a URL. Each process skips tasks that
     are already done, so they share the work and take over the tasks of dead processes. If two
-    processes run the same task at once, both write the same bytes.
+    processes run the same task at once, one of them writes its shard (`gradstore.store.leases`).
 
     Args:
         ranks: the rank whose share comes first, in its order; by default none.

@@ -39,7 +39,10 @@ _CHECKPOINT = re.compile("(parts/[0-9a-f]{32}/)?(checkpoints|seals)/(?P<number>[
 
 _METRIC = re.compile(r"metrics/[0-9a-f]{64}\.[0-9]{1,16}\.safetensors$")
 
-_TEMPORARY = re.compile(r"(.*/)?\.[^/]+\.(building-)?[0-9a-f]{32}(?=/|$)")
+_TEMPORARY = re.compile(
+    r"(.*/)?\.[^/]+\.(building-)?[0-9a-f]{32}(?=/|$)"
+    r"|(parts/[0-9a-f]{32}/)?seals/[0-9]{1,7}/[0-9]{1,19}\.lease$"
+)
 
 
 def vacuum(store: StoreLike, *, upgrade: bool = False) -> Store:

@@ -6,7 +6,7 @@ import errno
 import os
 import shutil
 import stat
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from threading import Lock
@@ -110,13 +110,25 @@ class LocalObjects:
 
     def write(self, key: str, content: bytes | bytearray) -> None:
         """See `Objects`."""
+        with self._writing(key, content) as (writing, file):
+            writing.replace(file)
+
+    def add(self, key: str, content: bytes) -> None:
+        """See `Objects`."""
+        with self._writing(key, content) as (writing, file):
+            os.link(writing, file)
+            writing.unlink()
+
+    @contextmanager
+    def _writing(self, key: str, content: bytes | bytearray) -> Iterator[tuple[Path, Path]]:
+        """A file with an object's content under a temporary name, and the object's file."""
         file = self.root / key
         self._path(key)
         self._make(file.parent)
         writing = file.with_name(f".{file.name}.{uuid4().hex}")
         try:
             _write(writing, content)
-            writing.replace(file)
+            yield writing, file
             self._changed(file.parent)
         except BaseException:
             writing.unlink(missing_ok=True)

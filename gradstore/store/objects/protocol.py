@@ -25,9 +25,14 @@ class ChangedError(StoreError):
 
 
 class TooLargeError(OSError):
-    """An object has more bytes than it may have."""
+    """An object has more bytes than it may have.
+
+    Attributes:
+        size: its bytes.
+    """
 
     def __init__(self, key: str, size: int, most: int) -> None:
+        self.size = size
         super().__init__(errno.EFBIG, f"it has {size:,} bytes; at most {most:,} make sense", key)
 
 
@@ -88,6 +93,13 @@ class Objects(Protocol):
 
     def write(self, key: str, content: bytes | bytearray) -> None:
         """Write an object whole or not at all, and replace an existing one."""
+
+    def add(self, key: str, content: bytes) -> None:
+        """Write an object whole, if none has its key: of several processes, one succeeds.
+
+        Raises:
+            FileExistsError: if it exists. It may be this one, if a reply was lost.
+        """
 
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
         """Write several objects below a prefix, the one named `zarr.json` last.

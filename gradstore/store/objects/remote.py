@@ -127,6 +127,11 @@ class RemoteObjects:
         with self._errors(key):
             self._obstore.put(self._store, key, content)
 
+    def add(self, key: str, content: bytes) -> None:
+        """See `Objects`."""
+        with self._errors(key):
+            self._obstore.put(self._store, key, content, mode="create")
+
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
         """See `Objects`. Objects without `zarr.json` come from an unfinished `create`.
 

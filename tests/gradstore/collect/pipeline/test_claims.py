@@ -15,7 +15,7 @@ from benchmarks.harness import forked
 from gradstore.collect import ByRank, Claims, InProcess, ProjectorSpec, Samples, Task, collect
 from gradstore.collect.conformance import check_executors
 from gradstore.collect.pipeline import claims
-from gradstore.store import writer
+from gradstore.store import leases, writer
 from gradstore.store.format.rows import ARRAYS
 from gradstore.store.opening import looks_like_store, open_store
 from gradstore.store.verify import verify
@@ -34,6 +34,17 @@ def _collect(checkpoints: list[Path], store: Path | str) -> None:
 
     torch.set_num_threads(1)
     collect(dataset(), checkpoints, store, **OPTIONS)
+
+
+def _collect_otherwise(
+    checkpoints: list[Path], store: str, environment: dict[str, str], threads: int, engine: str
+) -> None:
+    """Collects rows that differ by rounding from those of other threads and engines."""
+    import torch
+
+    os.environ.update(environment)
+    torch.set_num_threads(threads)
+    collect(dataset(), checkpoints, store, engine=engine, **OPTIONS)
 
 
 def _stop_amid(
@@ -141,9 +152,10 @@ def test_processes_that_start_together_make_one_store(world: World, tmp_path: Pa
 
 
 def test_under_a_url_a_dead_one_s_work_is_taken_over(
-    world: World, tmp_path: Path, bucket: str
+    world: World, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without locks, no process waits for it."""
+    """Others wait only for the shard that it was writing, and not for long."""
+    monkeypatch.setattr(leases, "PATIENCE_SECONDS", 1.0)
     reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
     context = forked.context()
     url, mark = f"{bucket}/a.gradstore", tmp_path / "mark"
@@ -162,6 +174,28 @@ def test_under_a_url_a_dead_one_s_work_is_taken_over(
             np.testing.assert_array_equal(
                 getattr(store.rows(k), name), getattr(reference.rows(k), name)
             )
+
+
+def test_under_a_url_processes_whose_rows_differ_by_rounding_make_one_store(
+    world: World, bucket: str
+) -> None:
+    context, url = forked.context(), f"{bucket}/a.gradstore"
+    aws = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    processes = [
+        context.Process(
+            target=_collect_otherwise, args=(world.checkpoints, url, aws, threads, engine)
+        )
+        for threads, engine in ((1, "streaming"), (2, "loop"))
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(300)
+    assert [process.exitcode for process in processes] == [0, 0]
+    store = open_store(url)
+    assert store.missing() == []
+    assert {report.problem for report in verify(store)} == {None}
+    assert not [key for key, _ in store.objects.sizes() if key.endswith(".lease")]
 
 
 def test_under_a_url_a_rank_does_what_is_left_of_the_others(

@@ -92,6 +92,14 @@ def test_several_are_created_once(place: Objects) -> None:
     }  # fmt: skip
 
 
+def test_what_exists_is_not_added(objects: Objects) -> None:
+    objects.add("a/b", b"1")
+    with pytest.raises(FileExistsError):
+        objects.add("a/b", b"2")
+    assert objects.read("a/b") == b"1"
+    assert {key for key, _ in objects.sizes()} == {"a/b", "zarr.json"}
+
+
 def test_two_who_create_do_not_mix(bucket: str) -> None:
     """One has written all but the last object when the other starts."""
     first, second = objects_at(bucket), objects_at(bucket)

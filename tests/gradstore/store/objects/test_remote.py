@@ -125,8 +125,9 @@ def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> Non
     for manifests in (1, 0):  # read once per part, because seals record their samples
         with s3_server.counted() as counts:
             write_shard(made.parts[0], 0, 0, rows(0))
-        # Arrays and seal; the old seal is deleted.
-        assert counts == Counter(PUT=3, POST=1, GET=manifests)
+        # Lease, arrays and seal; the old seal and the lease are deleted; the lease is still held
+        # before the arrays, before the seal and at the end.
+        assert counts == Counter(PUT=4, POST=2, GET=3 + manifests)
     for checkpoint in range(2):
         for shard in range(3):
             write_shard(made.parts[0], checkpoint, shard, rows(shard))
