@@ -56,12 +56,14 @@ class Trial:
         finished: pieces of its work that counted as finished when it was killed.
         damaged: those of them that were not whole.
         equal: whether the command, run again, made what an undisturbed one makes.
+        seconds: time of its whole run; if it was killed, of the run that finished its work.
     """
 
     killed: bool
     finished: int
     damaged: int
     equal: bool
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -99,10 +101,12 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
             for victim in victims:
                 _undisturbed(victim, folder)  # to warm up
                 whole = _undisturbed(victim, folder)
-                trials: list[Trial] = []
+                trials, seconds = list[Trial](), whole.seconds
                 while sum(trial.killed for trial in trials) < preset.kills:
-                    delay = generator.uniform(0, whole.seconds)
-                    trials.append(_trial(victim, folder, whole, delay))
+                    trials.append(_trial(victim, folder, whole, generator.uniform(0, seconds)))
+                    # Other load on the machine comes and goes.
+                    last = trials[-1]
+                    seconds = max(seconds, last.seconds) if last.killed else last.seconds
                 rows.append(_row(f"{victim.name}: a random instant", trials, whole))
                 if victim is collecting:
                     rows += _at_steps(collecting, folder, whole)
@@ -193,15 +197,20 @@ def _at_steps(victim: Collecting, folder: Path, whole: Undisturbed) -> list[dict
 def _trial(victim: Victim, folder: Path, whole: Undisturbed, delay: float | None) -> Trial:
     """Kill a command after some seconds, or let it kill itself; then run it again."""
     with _place(victim, folder):
+        begun = perf_counter()
         process = _start(victim)
         process.join(delay)
+        seconds = perf_counter() - begun
         process.kill()
         process.join()
+        killed = process.exitcode == -signal.SIGKILL
         finished, damaged = victim.finished(whole.content)
+        begun = perf_counter()
         again = _start(replace(victim, die=None) if isinstance(victim, Collecting) else victim)
         again.join()
         equal = again.exitcode == 0 and victim.content() == whole.content
-        return Trial(process.exitcode == -signal.SIGKILL, finished, damaged, equal)
+        seconds = perf_counter() - begun if killed else seconds
+        return Trial(killed, finished, damaged, equal, seconds)
 
 
 def _row(name: str, trials: list[Trial], whole: Undisturbed) -> dict[str, Any]:
