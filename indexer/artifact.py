@@ -49,13 +49,16 @@ def file_hash(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def require_file(file: Path, sha256: str) -> None:
-    """Raise `OSError` unless `file` is a regular file with this digest.
+def require_file(file: Path, sha256: str, most: int) -> None:
+    """Raise `OSError` unless `file` is a regular file with this digest, of at most `most` bytes.
 
     FAISS does not validate its input, and reading a pipe would block forever.
     """
     if not file.is_file():
         raise OSError("it is not a regular file")
+    size = file.stat().st_size
+    if size > most:
+        raise OSError(f"it has {size:,} bytes; at most {most:,} make sense")
     if file_hash(file) != sha256:
         raise OSError("it has changed since it was written")
 

@@ -39,6 +39,8 @@ M = TypeVar("M", bound="KernelMeasure")
 
 FORMAT_VERSION: Final = 1
 SPEC_NAME: Final = "kernel.json"
+# NumPy's own limit of a header.
+_HEADER_BYTES: Final = 10_000
 
 
 class KernelFrom(Spec):
@@ -135,7 +137,7 @@ def _read(path: Path, spec: KernelSpec, store: Store) -> Iterator[NDArray[np.flo
     for place, expected in enumerate(spec.sha256):
         file = path / f"{place}.npy"
         try:
-            require_file(file, expected)
+            require_file(file, expected, 8 * store.dim**2 + _HEADER_BYTES)
             gram = np.load(file, allow_pickle=False)
             if gram.dtype != np.float64 or gram.shape != (store.dim, store.dim):
                 raise OSError(f"it holds {gram.dtype} {gram.shape}")

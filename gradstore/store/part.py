@@ -37,7 +37,7 @@ class Part(PartShards):
         """All samples of the part, including deleted ones."""
         where = f"{self.location}/{MANIFEST}"
         try:
-            content = self.objects.read(self.key(MANIFEST))
+            content = self.objects.read(self.key(MANIFEST), Manifest.most_bytes(len(self)))
         except OSError as error:
             raise StoreError(
                 f"{where} cannot be read: {reason(error)}. Restore the file from a copy of the "
@@ -275,12 +275,12 @@ class Part(PartShards):
             found = {}
             for name in names:
                 with self._reading(number, name, shard) as key:
-                    content = self.objects.read(key)
+                    content = self.objects.read(key, self.column_nbytes(name))
                     found[name] = decode_column(content, shape, self.columns[name])
             return found
         place = self.layout.columns.index
         with self._reading(number, COLUMNS, shard) as key:
-            content = self.objects.read(key)
+            content = self.objects.read(key, self.column_nbytes(COLUMNS))
             whole = decode_column(content, (*shape, len(self.layout.columns)), "float32")
             found_sum = column_sum(content)
             self._require_sealed_sums(number, shard, COLUMNS, found_sum, slice(None))

@@ -154,7 +154,7 @@ class Store:
             return Deletions({})
         where = f"{self.location}/{self.spec.deleted}"
         try:
-            content = self.objects.read(self.spec.deleted)
+            content = self.objects.read(self.spec.deleted, Deletions.most_bytes(self.spec.parts))
         except OSError as error:
             if not self.is_current():
                 raise ChangedError(
@@ -431,7 +431,7 @@ class Store:
     def is_current(self) -> bool:
         """Whether nothing was appended, deleted or dropped since the store was opened."""
         try:
-            return self.objects.read(ROOT) == self.root
+            return self.objects.read(ROOT, len(self.root)) == self.root
         except OSError:
             return False
 

@@ -12,7 +12,7 @@ from gradstore.errors import StoreError
 from gradstore.store.commits import check_commits
 from gradstore.store.format.root import ROOT
 from gradstore.store.metrics import read_metric
-from gradstore.store.objects.protocol import ChangedError
+from gradstore.store.objects.protocol import ChangedError, TooLargeError
 from gradstore.store.writer import array_objects, unseal
 
 if TYPE_CHECKING:
@@ -179,7 +179,10 @@ def check(part: Part, number: int, shard: int) -> str | None:
     wrong = []
     for name, one in seal.objects.items():
         try:
-            content = part.objects.read(part.array_key(number, name, shard))
+            content = part.objects.read(part.array_key(number, name, shard), one.nbytes)
+        except TooLargeError as error:
+            wrong.append(f"{name} has {error.size} bytes, not {one.nbytes}")
+            continue
         except OSError as error:
             wrong.append(f"{name} cannot be read ({error.strerror or error})")
             continue

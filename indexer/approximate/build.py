@@ -222,7 +222,9 @@ def _outdated(
         if differing(found, wanted) != "samples":
             return None, 0, None
         was = Manifest.parse(
-            files.read(SAMPLES_NAME), where=str(path / SAMPLES_NAME), samples=found.count
+            files.read(SAMPLES_NAME, Manifest.most_bytes(found.count)),
+            where=str(path / SAMPLES_NAME),
+            samples=found.count,
         )
     except (OSError, ValueError, StoreError):
         return None, 0, None

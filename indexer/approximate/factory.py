@@ -28,6 +28,10 @@ _SEARCHED: Final = 4
 # samples that FAISS requests per list.
 TRAINED_ON: Final = 16_384
 _PER_LIST: Final = 39
+# What an untrusted index may have: for codebooks, per dimension and per vector.
+_FREE_BYTES: Final = 2**28
+_DIMENSION_BYTES: Final = 16
+_VECTOR_BYTES: Final = 4096
 
 
 def faiss_module() -> Any:
@@ -89,6 +93,18 @@ def empty_vectors(factory: str, dim: int, samples: int) -> Any:
     if factory in NAMES and isinstance(vectors, faiss.IndexIVF):
         vectors.nprobe = max(1, vectors.nlist // _SEARCHED)
     return vectors
+
+
+def most_bytes(dim: int, samples: int) -> int:
+    """Bytes that the file of an index may have, of whatever kind, however it is trained.
+
+    Flat vectors take 4 bytes per dimension, a named kind's links 300 bytes a vector.
+
+    Args:
+        dim: length of a vector.
+        samples: number of vectors.
+    """
+    return _FREE_BYTES + samples * (_DIMENSION_BYTES * dim + _VECTOR_BYTES)
 
 
 def estimated_bytes(factory: str, dim: int, samples: int) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -12,7 +14,7 @@ from indexer.approximate.factory import TRAINED_ON, empty_vectors, faiss_module
 from indexer.product import as_float32
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 # number of candidates; 1 bit needs twice as many candidates; 0, FAISS's default, takes 1000 times
 # as long (`benchmarks/notes/search.md`).
 QUERY_BITS: Final = 2
+_SPARE_BYTES: Final = 1 << 20
+_READING = Lock()
 
 
 class FirstStage:
@@ -76,8 +80,13 @@ class FirstStage:
 
     @classmethod
     def read(cls, file: Path, features: Features, query_bits: int) -> FirstStage:
-        """Read a stage from a file."""
-        return cls(faiss_module().read_index(str(file)), len(features.etas), query_bits)
+        """Read a stage from a file.
+
+        FAISS allocates what a file claims before it reads it. No list in it is longer than it is.
+        """
+        with _claims_limited(file.stat().st_size + _SPARE_BYTES):
+            vectors = faiss_module().read_index(str(file))
+        return cls(vectors, len(features.etas), query_bits)
 
     def write(self, file: Path) -> None:
         """Write the stage to a file."""
@@ -168,6 +177,22 @@ class FirstStage:
             return features
         parts = features.reshape(len(features), self._checkpoints, -1)
         return np.asarray(parts.sum(axis=1))
+
+
+@contextmanager
+def _claims_limited(nbytes: int) -> Iterator[None]:
+    """Context in which FAISS refuses to allocate more for a list, if this FAISS can (1.15)."""
+    faiss = faiss_module()
+    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+        yield
+        return
+    with _READING:  # the limit is the process's
+        usual = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(nbytes)
+        try:
+            yield
+        finally:
+            faiss.set_deserialization_vector_byte_limit(usual)
 
 
 def faiss_description() -> str:

@@ -9,7 +9,7 @@ from gradstore.errors import (
     SearchIndexError,
 )
 from gradstore.store.opening import as_store
-from indexer.approximate.factory import recorded
+from indexer.approximate.factory import most_bytes, recorded
 from indexer.approximate.first_stage import FirstStage
 from indexer.approximate.index import SearchIndex
 from indexer.approximate.spec import (
@@ -85,7 +85,7 @@ def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> Firs
     mend = f"Remove {path} and build it again: {update(store, features)}"
     file = path / VECTORS_NAME
     try:
-        require_file(file, spec.sha256)
+        require_file(file, spec.sha256, most_bytes(spec.dim, spec.count))
         stage = FirstStage.read(file, features, spec.measured.query_bits)
     except (OSError, RuntimeError) as error:
         raise SearchIndexError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.store.format.spec import PartSpec
+
+_FREE_BYTES: Final = 1 << 20
+_ROW_BYTES: Final = 128
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,11 @@ class Deletions:
         )
         pq.write_table(table.replace_schema_metadata({"revision": str(revision)}), out)
         return out.getvalue()
+
+    @staticmethod
+    def most_bytes(parts: Sequence[PartSpec]) -> int:
+        """Bytes that the table may have: 1 MiB, and 128 bytes per sample of the parts."""
+        return _FREE_BYTES + _ROW_BYTES * sum(part.layout.samples for part in parts)
 
     @classmethod
     def parse(cls, content: bytes, *, where: str, parts: Sequence[PartSpec]) -> Deletions:

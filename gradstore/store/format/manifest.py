@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from gradstore.errors import DatasetError, StoreError
 from gradstore.store.format.parquet import read_bounded, values_of
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 RESERVED = ("id", "digest")
 MAX_ID_LENGTH = 512
+_FREE_BYTES: Final = 64 << 20
+_SAMPLE_BYTES: Final = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,11 @@ class Manifest:
                     f"the dataset changed since {store} was made: the content of sample "
                     f"{name!r} differs. {mend}"
                 )
+
+    @staticmethod
+    def most_bytes(samples: int) -> int:
+        """Bytes that the file of a manifest may have: 64 MiB, and 64 KiB per sample."""
+        return _FREE_BYTES + _SAMPLE_BYTES * samples
 
     def content(self) -> bytes:
         """The manifest as the bytes of a Parquet file.

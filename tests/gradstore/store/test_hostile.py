@@ -27,7 +27,10 @@ from gradstore.store.format.root import root_digest
 from gradstore.store.objects.protocol import digest
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
-from indexer import build_index, open_index
+from indexer import build_index, measure_of, open_index
+from indexer.approximate.codes import code_bytes
+from indexer.artifact import file_hash
+from indexer.trak_kernel import build_kernel, fitted_by_kernel
 from query.info import examine
 from tests.support.written_stores import edit_root, filled, grown
 
@@ -253,12 +256,24 @@ def test_deep_json(folder: Path) -> None:
 def test_objects_that_are_too_large_are_not_read(folder: Path) -> None:
     # Each is a hole, and never copied: a copy would be as large as it looks.
     def grow(name: str) -> None:
-        os.truncate(folder / name, 2**30)
+        os.truncate(folder / name, 2**40)
 
     root = folder / "s.gradstore"
+    build_kernel(open_store(root))
+    grow("s.trak.kernel/0.npy")
+    with pytest.raises(SearchIndexError, match=r"0\.npy"):
+        fitted_by_kernel(measure_of("trak"), open_store(root))
+    grow("s.retrac.index/vectors.faiss")
+    with pytest.raises(SearchIndexError, match="vectors.faiss"):
+        open_index(folder / "s.retrac.index", open_store(root), "retrac")
     grow("s.retrac.index/index.json")
     with pytest.raises(SearchIndexError, match="index.json"):
         open_index(folder / "s.retrac.index", open_store(root), "retrac")
+    grow("s.gradstore/checkpoints/0/columns/c.0.0.0")
+    with pytest.raises(StoreError, match="columns"):
+        open_store(root).column("norm", 0)
+    reports = {str(report) for report in verify(open_store(root)) if report.problem}
+    assert reports == {f"checkpoint 0, shard 0: columns has {2**40} bytes, not 100"}
     grow("s.gradstore/seals/0/0.json")
     with pytest.raises(StoreError, match="damaged"):
         open_store(root).rows(0)
@@ -268,9 +283,35 @@ def test_objects_that_are_too_large_are_not_read(folder: Path) -> None:
     grow("s.gradstore/commits/0.json")
     with pytest.raises(StoreError, match=r"commits/0.json"):
         list(verify(open_store(root)))
+    (table,) = (root / "deleted").iterdir()
+    grow(f"s.gradstore/deleted/{table.name}")
+    with pytest.raises(StoreError, match="deleted rows"):
+        _ = open_store(root).samples
+    grow("s.gradstore/samples/manifest.parquet")
+    with pytest.raises(StoreError, match=r"manifest\.parquet"):
+        _ = open_store(root).parts[0].manifest
+    opened = open_store(root)
     grow("s.gradstore/zarr.json")
+    assert not opened.is_current()
     with pytest.raises(StoreError, match="cannot be read"):
         open_store(root)
+
+
+def test_a_list_that_an_index_only_claims_to_have_takes_no_memory(folder: Path) -> None:
+    index, store = folder / "s.retrac.index", open_store(folder / "s.gradstore")
+    content = bytearray((index / "vectors.faiss").read_bytes())
+    codes = open_index(index, store, "retrac").spec.count * code_bytes(store.dim)
+    place = content.rindex(codes.to_bytes(8, "little"))
+    content[place : place + 8] = (2**31).to_bytes(8, "little")
+    (index / "vectors.faiss").write_bytes(content)
+    spec = json.loads((index / "index.json").read_text())
+    spec["sha256"] = file_hash(index / "vectors.faiss")
+    (index / "index.json").write_text(json.dumps(spec))
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")
+    with pytest.raises(SearchIndexError, match="vectors.faiss cannot be read"):
+        open_index(index, store, "retrac")
+    assert resident("VmHWM") - before < MOST_BYTES
 
 
 def manifest_of(**columns: Any) -> bytes:
