@@ -6,6 +6,7 @@ JSON file records what it was built from and the SHA-256 of each file that is re
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Spec)
 
-_TRIES: Final = 5
+_TRIES: Final = 100
 _LOCK: Final = locks.name_of("building")
 _LEFT: Final = re.compile(r"\.(?P<whole>.+)\.(?P<kind>building|old)-[0-9a-f]{1,32}")
 MOST_SPEC_BYTES: Final = 1 << 20
@@ -95,7 +96,11 @@ def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
 
 def stands(path: Path) -> bool:
     """Whether there is an artifact; if its replacement was cut off, the earlier one is put back."""
-    if not path.exists():
+    for _ in range(_TRIES):  # as long as other processes replace it
+        if path.exists():
+            return True
+        if not any(path.parent.glob(f".{escape(path.name)}.*")):
+            break
         _put_back(path)
     return path.exists()
 
@@ -168,22 +173,36 @@ def exchanged(kind: str, path: Path) -> Iterator[Path]:
         with locks.locked(building / _LOCK, wait=True):  # a killed process would lose it
             yield building
             locks.discard(building / _LOCK)
-        for again in reversed(range(_TRIES)):
-            if path.exists():
-                path.rename(path.with_name(f".{path.name}.old-{uuid4().hex}"))
-            try:
-                building.rename(path)
-                break
-            except OSError:  # a reader that found no artifact has put the earlier one back
-                if not again or not path.exists():
-                    raise
+        _exchange(building, path)
     except (OSError, RuntimeError) as error:  # FAISS raises RuntimeError if the disk is full
         raise SearchIndexError(
             f"{kind} {path} cannot be written: {error}. Free disk space or choose another path, "
             "then run the same command again."
         ) from error
     finally:
-        if not path.exists():
-            _put_back(path)
-        for left in (building, *_replaced(path)):
-            shutil.rmtree(left, ignore_errors=True)
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _exchange(building: Path, path: Path) -> None:
+    """Give a finished folder the artifact's name, and remove the earlier artifact.
+
+    Only what this process moved away is removed: what another one did may be the only artifact for
+    a moment, which readers put back.
+    """
+    moved = []
+    try:
+        for again in reversed(range(_TRIES)):
+            old = path.with_name(f".{path.name}.old-{uuid4().hex}")
+            with suppress(FileNotFoundError):
+                path.rename(old)
+                moved.append(old)
+            try:
+                building.rename(path)
+                break
+            except OSError as error:  # another process, or a reader, was faster
+                if error.errno not in {errno.EEXIST, errno.ENOTEMPTY} or not again:
+                    raise
+    finally:
+        if stands(path):
+            for left in moved:
+                shutil.rmtree(left, ignore_errors=True)

@@ -68,6 +68,33 @@ def test_a_reader_may_put_the_earlier_one_back_meanwhile(
     assert parts(tmp_path) == ["a.index"]
 
 
+def test_processes_that_replace_one_artifact_at_once_leave_no_moment_without(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.index"
+    replace(path, "first")
+    script = f"""
+import sys
+from pathlib import Path
+from indexer.artifact import exchanged
+for number in range(150):
+    with exchanged("index", Path({str(path)!r})) as building:
+        for name in ("one", "two"):
+            (building / name).write_text(sys.argv[1] + str(number))
+"""
+    writers = [subprocess.Popen([sys.executable, "-c", script, name]) for name in "abc"]
+    try:
+        while any(writer.poll() is None for writer in writers):
+            assert stands(path)
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.wait()
+    assert [writer.returncode for writer in writers] == [0, 0, 0]
+    assert (path / "one").read_text() == (path / "two").read_text()
+    assert parts(tmp_path) == ["a.index"]
+
+
 def test_a_query_finds_the_index_again(tmp_path: Path) -> None:
     store = random_store(tmp_path / "t.gradstore")
     build_index(store, "retrac")
