@@ -9,7 +9,7 @@ from gradstore import delete, open_store, vacuum
 from gradstore.errors import StoreError
 from gradstore.store.format.deletions import Deletions
 from gradstore.store.format.manifest import Manifest
-from gradstore.store.objects.protocol import digest
+from gradstore.store.objects.protocol import ChangedError, digest
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
 from tests.support.written_stores import (
@@ -98,3 +98,11 @@ def test_who_opened_a_store_before_is_told_that_it_changed(store: Store) -> None
     vacuum(old)
     with pytest.raises(StoreError, match="was changed since it was opened"):
         old.rows(0)
+
+
+def test_who_opened_a_store_before_a_vacuum_is_not_told_to_collect_again(store: Store) -> None:
+    old = open_store(store.path)
+    vacuum(delete(open_store(store.path), ["s1"]))
+    for read in (lambda: old.rows(0), lambda: old.take(0, [5]), lambda: old.column("norm", 1)):
+        with pytest.raises(ChangedError):
+            read()

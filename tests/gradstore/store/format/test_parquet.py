@@ -70,6 +70,13 @@ def test_usual_files_are_read(compression: str, version: str, options: dict[str,
         assert last.start + last.stored == start + column.total_compressed_size
 
 
+def test_more_rows_than_python_should_hold_are_refused() -> None:
+    content = written(pa.table({"number": pa.array([0] * 1_500_000)}))
+    with pytest.raises(ValueError, match="1,500,000 rows"):
+        open_bounded(BytesIO(content), shared=True)
+    assert open_bounded(BytesIO(content), shared=False).metadata.num_rows == 1_500_000
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_changed_files_are_read_or_refused(data: st.DataObject) -> None:
