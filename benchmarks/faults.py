@@ -88,10 +88,9 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        collecting = Collecting(_checkpoints(folder), preset.samples)
         make_stores(folder)
         victims: list[Victim] = [
-            collecting,
+            Collecting(_checkpoints(folder), preset.samples),
             Indexing(folder, replacing=False, name="index"),
             Indexing(folder, replacing=True, name="index, replacing one"),
             Scoring(folder),
@@ -108,8 +107,8 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
                     last = trials[-1]
                     seconds = max(seconds, last.seconds) if last.killed else last.seconds
                 rows.append(_row(f"{victim.name}: a random instant", trials, whole))
-                if victim is collecting:
-                    rows += _at_steps(collecting, folder, whole)
+                if isinstance(victim, Collecting):
+                    rows += _at_steps(victim, folder, whole)
         finally:
             os.chdir(here)
     kills = sum(row["killed"] for row in rows)

@@ -37,13 +37,11 @@ _STORE, _ASKED = "train.gradstore", "asked.gradstore"
 
 
 class Victim(Protocol):
-    """A command that is killed. The present folder is the trial's.
+    """A command that is killed. The present folder is the trial's."""
 
-    Attributes:
-        name: what it does.
-    """
-
-    name: str
+    @property
+    def name(self) -> str:
+        """What it does."""
 
     def make(self) -> None:
         """Make the command's inputs."""
@@ -287,7 +285,7 @@ class Querying:
         from query.ask import ask
 
         torch.set_num_threads(1)
-        answering.block_size = lambda *_: _BLOCK  # type: ignore[assignment]
+        vars(answering)["block_size"] = lambda *_: _BLOCK
         measures = ["tracin", "trak"]
         ask(QueryConfig(store=_STORE, queries=_ASKED, out="answers", k=4, measures=measures))
 

@@ -27,9 +27,10 @@ from gradstore.store.format.root import root_digest
 from gradstore.store.objects.protocol import digest
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
-from indexer import build_index, measure_of, open_index
+from indexer import build_index, open_index
 from indexer.approximate.codes import code_bytes
 from indexer.artifact import file_hash
+from indexer.measures.trak import Trak
 from indexer.trak_kernel import build_kernel, fitted_by_kernel
 from query.info import examine
 from tests.support.written_stores import edit_root, filled, grown
@@ -262,7 +263,7 @@ def test_objects_that_are_too_large_are_not_read(folder: Path) -> None:
     build_kernel(open_store(root))
     grow("s.trak.kernel/0.npy")
     with pytest.raises(SearchIndexError, match=r"0\.npy"):
-        fitted_by_kernel(measure_of("trak"), open_store(root))
+        fitted_by_kernel(Trak(), open_store(root))
     grow("s.retrac.index/vectors.faiss")
     with pytest.raises(SearchIndexError, match="vectors.faiss"):
         open_index(folder / "s.retrac.index", open_store(root), "retrac")
