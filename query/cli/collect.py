@@ -28,7 +28,11 @@ def train(config: Path | None, **given: Any) -> None:
     settings.require_sound()
     from gradstore.collect import train as run
 
-    folders = run(settings)
+    try:
+        folders = run(settings)
+    except KeyboardInterrupt:
+        click.echo(f"To train again, remove {settings.out} or choose another --out.", err=True)
+        raise
     click.echo(f"{len(folders)} checkpoints in {folders[0].parent}")
     next_step(f"gradstore collect {settings.out}/collect.yaml")
 

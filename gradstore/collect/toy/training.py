@@ -7,6 +7,7 @@ of the seed. The events of each checkpointed epoch are recorded.
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,16 +15,19 @@ import numpy as np
 import torch
 import yaml
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from safetensors import SafetensorError
 
 from gradstore.collect import devices
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.events.recorder import Recorder
 from gradstore.collect.objectives.diffusion import DiffusionLoss
-from gradstore.errors import DatasetError
+from gradstore.errors import ConfigError, DatasetError
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.progress import progress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from gradstore.flags.train import TrainConfig
@@ -72,12 +76,14 @@ def train(config: TrainConfig) -> list[Path]:
     objective = DiffusionLoss(scheduler, config.loss)
     recorder = Recorder(config.seed, objective.num_train_timesteps)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
-    out.mkdir(parents=True)
-    (out / CONFIG_NAME).write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    settings = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    with _writing(out):
+        out.mkdir(parents=True)
+        (out / CONFIG_NAME).write_text(settings)
+        if config.only is None:  # rows need the events of every sample
+            (out / COLLECT_NAME).write_text(_collect_settings(config))
     folders = []
-    if config.only is None:  # rows need the events of every sample
-        (out / COLLECT_NAME).write_text(_collect_settings(config))
-    with progress(config.epochs * len(samples), "training", "samples") as bar:
+    with _writing(out), progress(config.epochs * len(samples), "training", "samples") as bar:
         for epoch in range(1, config.epochs + 1):
             generator = np.random.Generator(np.random.Philox(key=[config.seed, epoch]))
             order = generator.permutation(len(samples))
@@ -120,6 +126,19 @@ def train(config: TrainConfig) -> list[Path]:
                 writing.rename(folder)
                 folders.append(folder)
     return folders
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Name the run in the errors of writing it: a full disk tells no name of a file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        told = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{out} cannot be written: {told}. Free disk space, remove {out} or choose another "
+            "--out, and run the same command again."
+        ) from error
 
 
 def _collect_settings(config: TrainConfig) -> str:

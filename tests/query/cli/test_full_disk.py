@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from gradstore import open_store
+from gradstore import delete, open_store
 from gradstore.store.verify import verify
-from tests.support.commands import Run
+from tests.support.commands import TRAIN, Run
 from tests.support.drawn_stores import random_store
 
 
@@ -32,7 +32,9 @@ def place(tmp_path: Path, run: Run) -> Path:
     place = tmp_path / "place"
     random_store(place / "train.gradstore", 20, metadata={"label": [str(n % 3) for n in range(20)]})
     random_store(place / "asked.gradstore", 3, seed=1)
-    random_store(place / "more.gradstore", 3, seed=2)
+    more = random_store(place / "more.gradstore", 23, seed=2)
+    delete(more, [f"s{n}" for n in range(20)])
+    delete(random_store(place / "deleted.gradstore", 20), ["s3"])
     return place
 
 
@@ -53,6 +55,8 @@ COMMANDS = {
     "index {store} --measures trak": "train.trak.kernel",
     "delete {place}/train.gradstore --ids s1": "train.gradstore",
     "drop-checkpoint {place}/train.gradstore 1": "train.gradstore",
+    "merge {place}/train.gradstore {place}/more.gradstore": "train.gradstore",
+    "vacuum {place}/deleted.gradstore": "deleted.gradstore",
 }
 
 
@@ -85,3 +89,56 @@ def test_a_full_disk(place: Path, run: Run, subtests: pytest.Subtests) -> None:
         "--out",
         place / "h",
     )
+
+
+def test_a_full_disk_where_gradients_are_computed(
+    road: Path, image_folder: Path, run: Run, tmp_path: Path, subtests: pytest.Subtests
+) -> None:
+    """Also, each command goes on when there is space again."""
+    place = Path(shutil.copytree(road, tmp_path / "place"))
+    settings, store = place / "run/collect.yaml", place / "s.gradstore"
+    first, second = sorted((place / "run/checkpoints").glob("epoch-*"))
+    planned = ["--events", "planned", "--timesteps", "2", "--proj-dim", "64", "--store"]
+    run("collect", settings, *planned, store)
+    run("collect", settings, *planned, place / "one.gradstore", "--checkpoints", first)
+    run("collect", settings, *planned, place / "damaged.gradstore")
+    (place / "damaged.gradstore/checkpoints/0/columns/c.0.0.0").unlink()
+    commands: dict[str, tuple[list[object], Path]] = {
+        "train": ([*TRAIN, "--out", place / "new"], place / "new"),
+        "collect": (["collect", settings, *planned, place / "n.gradstore"], place / "n.gradstore"),
+        "append": (["append", "--store", store, "--dataset", image_folder], store),
+        "add-checkpoint": (
+            ["add-checkpoint", place / "one.gradstore", second, "--eta", "0.1"],
+            place / "one.gradstore",
+        ),
+        "verify": (
+            ["verify", place / "damaged.gradstore", "--repair"],
+            place / "damaged.gradstore",
+        ),
+        "query": (
+            [
+                "query",
+                "--store",
+                store,
+                "--dataset",
+                image_folder,
+                "--k",
+                "3",
+                "--out",
+                place / "o",
+            ],
+            place / "o",
+        ),
+    }
+    for name, (words, written) in commands.items():
+        with subtests.test(name):
+            with full():
+                told = run(*words, status=1)
+            assert str(written) in told
+            assert "cannot be" in told
+            if name == "train":
+                shutil.rmtree(written)
+            # A shard that was to be repaired is not sealed any more.
+            run(*(["collect", settings, *planned, written] if name == "verify" else words))
+            if (written / "zarr.json").exists():
+                assert not any(report.problem for report in verify(open_store(written)))
