@@ -405,6 +405,13 @@ def test_norms_of_long_gradients_are_exact() -> None:
     torch.testing.assert_close(differentiating._norms(piece), exact, rtol=1e-6, atol=0)
 
 
+def test_norms_count_what_is_left_of_whole_segments() -> None:
+    piece = torch.ones(2, differentiating._SEGMENT + 3)
+    piece[:, -3:] = 1000
+    exact = torch.linalg.vector_norm(piece.double(), dim=1)
+    torch.testing.assert_close(differentiating._norms(piece), exact, rtol=1e-6, atol=0)
+
+
 class _WrongLater:
     """Right for the weights of one checkpoint, wrong for those of another."""
 
