@@ -13,7 +13,7 @@ from tests.support.failing_proxy import proxied
 from tests.support.written_stores import everything, filled, grown, require_equal
 
 
-@pytest.mark.parametrize("kind", ["503", "cut", "lost"])
+@pytest.mark.parametrize("kind", ["500", "503", "cut", "lost", "unheard"])
 def test_what_fails_now_and_then_is_tried_again(
     kind: str, bucket: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
