@@ -52,7 +52,7 @@ clean:
 	@touch $@
 
 .venv/demo.stamp: .venv/torch.stamp pyproject.toml
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(if $(shell command -v nvidia-smi),gpu,cpu),demo]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[$(if $(shell command -v nvidia-smi),gpu,cpu),demo,serve]'
 	@touch $@
 
 .venv/test.stamp: .venv/demo.stamp

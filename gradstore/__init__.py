@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gradstore.collect.toy.sampling import generate
     from gradstore.collect.toy.training import train
     from gradstore.errors import (
+        BusyError,
         CheckpointError,
         ConfigError,
         DatasetError,
@@ -85,6 +86,7 @@ if TYPE_CHECKING:
     from query.results.table import to_table
     from query.scores import write_scores
     from query.searching import search
+    from query.serve.server import Server, serve
     from query.studies.hubness import Hubness, hubness
     from query.true_influence import Sources, rerank
 
@@ -93,6 +95,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MEASURES",
     "Answer",
+    "BusyError",
     "Calibrated",
     "CheckpointCache",
     "CheckpointError",
@@ -133,6 +136,7 @@ __all__ = [
     "SearchIndex",
     "SearchIndexError",
     "Section",
+    "Server",
     "Sources",
     "Store",
     "StoreError",
@@ -171,6 +175,7 @@ __all__ = [
     "rollup",
     "search",
     "self_influence",
+    "serve",
     "to_table",
     "train",
     "vacuum",
@@ -181,6 +186,7 @@ __all__ = [
 
 _HOMES = {
     "Answer": "query.results.answer",
+    "BusyError": "gradstore.errors",
     "Calibrated": "indexer.measures.timesteps",
     "CheckpointError": "gradstore.errors",
     "CheckpointCache": "gradstore.collect.models.cache",
@@ -222,6 +228,7 @@ _HOMES = {
     "SearchIndex": "indexer.approximate.index",
     "SearchIndexError": "gradstore.errors",
     "Section": "query.results.report",
+    "Server": "query.serve.server",
     "Sources": "query.true_influence",
     "Store": "gradstore.store.reader",
     "StoreError": "gradstore.errors",
@@ -258,6 +265,7 @@ _HOMES = {
     "rollup": "indexer.studies.rollup",
     "search": "query.searching",
     "self_influence": "indexer.studies.self_influence",
+    "serve": "query.serve.server",
     "to_table": "query.results.table",
     "train": "gradstore.collect.toy.training",
     "vacuum": "gradstore.store.changes.vacuum",

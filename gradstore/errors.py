@@ -62,3 +62,7 @@ class SearchIndexError(GradstoreError):
 
 class QueryError(GradstoreError):
     """A query cannot be answered as requested."""
+
+
+class BusyError(GradstoreError):
+    """A server has as much to do as it takes on."""

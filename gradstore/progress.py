@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from tqdm import tqdm
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
 T = TypeVar("T")
 
@@ -27,6 +27,7 @@ _TICK: Final = 2.0
 VARIABLE: Final = "GRADSTORE_PROGRESS"
 
 _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
+_watcher: ContextVar[Callable[[str, int, int], None] | None] = ContextVar("watcher", default=None)
 
 
 @contextmanager
@@ -43,6 +44,25 @@ def quietly(quiet: bool = True) -> Iterator[None]:
         yield
     finally:
         _quiet.reset(before)
+
+
+@contextmanager
+def watched(tell: Callable[[str, int, int], None]) -> Iterator[None]:
+    """Tell another interface of the work in this context: task, position and total.
+
+    Args:
+        tell: called by whichever thread works, also if bars are off.
+
+    Examples:
+        >>> with watched(lambda *told: print(told)), progress(2, "counting", "numbers") as bar:
+        ...     _ = bar.update()
+        ('counting', 1, 2)
+    """
+    before = _watcher.set(tell)
+    try:
+        yield
+    finally:
+        _watcher.reset(before)
 
 
 def _heard(record: logging.LogRecord) -> bool:
@@ -70,6 +90,8 @@ class Bar(tqdm):  # type: ignore[type-arg]
         }
         super().__init__(*args, **settings)
         self._drawn = monotonic()
+        self._tell, self._done = _watcher.get(), 0
+        self._task, self._whole = settings.get("desc", ""), settings.get("total") or 0
         if not self.disable:
             Thread(target=self._tick, daemon=True, name="progress").start()
 
@@ -80,6 +102,9 @@ class Bar(tqdm):  # type: ignore[type-arg]
     def update(self, n: float | None = 1) -> bool | None:
         """Advance by `n`."""
         self._drawn = monotonic()
+        if self._tell is not None:
+            self._done += int(n or 0)
+            self._tell(self._task, self._done, self._whole)
         return super().update(n)
 
     def _tick(self) -> None:

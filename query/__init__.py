@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from query.results.table import to_table
     from query.scores import write_scores
     from query.searching import search
+    from query.serve.server import Server
     from query.studies.hubness import Hubness, hubness
     from query.true_influence import Sources, rerank
 
@@ -27,6 +28,7 @@ __all__ = [
     "Hubness",
     "Queries",
     "Section",
+    "Server",
     "Sources",
     "batches",
     "chosen",
@@ -47,6 +49,7 @@ _HOMES = {
     "Hubness": "query.studies.hubness",
     "Queries": "query.queries",
     "Section": "query.results.report",
+    "Server": "query.serve.server",
     "Sources": "query.true_influence",
     "batches": "query.blocks",
     "chosen": "query.filters",

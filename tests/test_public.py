@@ -58,7 +58,8 @@ def test_the_exported_names() -> None:
         "EvaluateConfig", "EventSpec", "FlowLoss", "GradientSpec", "Manifest",
         "ProjectorSpec", "Recorder", "Rows", "Samples", "Store", "TrainConfig", "__version__",
         "add_checkpoint", "append", "collect", "collect_each", "delete", "drop_checkpoint",
-        "generate", "losses", "merge", "open_store", "plan", "repair", "train", "vacuum", "verify",
+        "generate", "losses", "merge", "open_store", "plan", "repair", "serve", "train", "vacuum",
+        "verify",
     }  # fmt: skip
     assert set(indexer.__all__) == {
         "MEASURES", "Calibrated", "Clip", "ExactEngine", "Explanation", "Features", "Measure",
@@ -69,5 +70,5 @@ def test_the_exported_names() -> None:
     assert set(query.__all__) == {
         "Answer", "Evaluation", "Hubness", "Queries", "Section", "Sources", "batches", "chosen",
         "collect_queries", "evaluate", "examine", "hubness", "matching_samples", "rerank", "search",
-        "to_table", "write_report", "write_scores",
+        "Server", "to_table", "write_report", "write_scores",
     }  # fmt: skip

@@ -62,6 +62,18 @@ class Explanation(Tabular):
         found = margin(variances, self.swings.shape[3])
         return np.where(np.isnan(self.query_error), np.nan, found).astype(np.float32)
 
+    @property
+    def margin(self) -> NDArray[np.float32]:
+        """Half the width of the 95% interval by all errors that are known.
+
+        These are `query_error`, `projection_error` and `training_error`, taken as independent.
+        float32 `[queries, samples]`; 0 if none is known.
+        """
+        variances = (self.swings.astype(np.float64) ** 2).sum(axis=3)
+        known = np.nan_to_num(self.projection_error.astype(np.float64)) ** 2
+        known += np.nan_to_num(self.training_error.astype(np.float64)) ** 2
+        return margin(variances, self.swings.shape[3], known).astype(np.float32)
+
     def only(self, queries: slice, places: NDArray[np.int64]) -> Explanation:
         """Of some queries, the scores at some places of their lists."""
         values = (getattr(self, one.name) for one in fields(self))
@@ -88,6 +100,7 @@ class Explanation(Tabular):
                 "query_error": self.query_error.ravel(),
                 "query_margin": self.query_margin.ravel(),
                 "training_error": self.training_error.ravel(),
+                "margin": self.margin.ravel(),
                 "z": self.z.ravel(),
                 "parts": self.parts.reshape(queries * samples, -1).tolist(),
             }

@@ -23,7 +23,7 @@ except ImportError as error:
     )
 
 # Each module adds its commands to the group; `gradstore --help` lists them in this order.
-from query.cli import collect, index, query, studies, change, inspect  # noqa: F401, I001
+from query.cli import collect, index, query, serve, studies, change, inspect  # noqa: F401, I001
 from query.cli.group import cli
 
 

@@ -53,11 +53,20 @@ class Command(click.Command):
                 formatter.write_dl(groups[heading])
 
 
-def flags(model: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a click command with one flag per field, and `[CONFIG]`, a YAML file."""
+def flags(
+    model: type[BaseModel], *, argument: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a click command with one flag per field, and `[CONFIG]`, a YAML file.
+
+    Args:
+        model: the configuration.
+        argument: field that is given by its place, without a flag, in place of `[CONFIG]`.
+    """
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, field in reversed(model.model_fields.items()):
+            if name == argument:
+                continue
             kind, many = _kind(field.annotation)
             commas = _commas(model, name)
             text = field.description or ""
@@ -88,6 +97,8 @@ def flags(model: type[BaseModel]) -> Callable[[Callable[..., Any]], Callable[...
                 help="import a measure PACKAGE.MODULE.NAME that the YAML file names, which runs "
                 "that module; one given by flag is imported without this",
             )(command)
+        if argument is not None:
+            return click.argument(argument)(command)
         return click.argument(
             "config", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path)
         )(command)

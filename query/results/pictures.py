@@ -5,12 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
 from gradstore.collect.recorded import part_dataset
-from gradstore.errors import ConfigError, GradstoreError
+from gradstore.errors import ConfigError, DatasetError, GradstoreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from gradstore.store.reader import Store
 
 _log = logging.getLogger("gradstore")
+
+# Images of this side are drawn enlarged, so that any loss would show.
+_FEW_PIXELS: Final = 64
 
 
 class Pictures(Protocol):
@@ -87,10 +90,42 @@ def pictures(store: Store) -> Pictures | None:
     return sets[0] if len(sets) == 1 else Joined(sets)
 
 
-def data_uri(image: Image.Image, side: int) -> str:
-    """An image as a PNG in a `data:` URI, at most `side` pixels a side."""
-    image = image.copy()
+def image_of(samples: Pictures, store: Store, row: int) -> Image.Image | None:
+    """A sample as a displayable image; None if it is not one.
+
+    Raises:
+        DatasetError: if it is not what the store was made from.
+    """
+    if samples[row].digest() != store.manifest.digests[row]:
+        raise DatasetError(
+            f"sample {store.manifest.ids[row]!r} has changed since {store.location} was made. "
+            "Restore the dataset, or collect it into a new store."
+        )
+    return samples.image(row)
+
+
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """An image as WebP, at most `side` pixels a side; without loss if it is a few pixels.
+
+    Examples:
+        >>> from PIL import Image
+        >>> thumbnail(Image.new("L", (8, 8)), 64)[8:12]
+        b'WEBP'
+    """
+    image = image.convert("RGBA" if image.mode in {"RGBA", "LA", "PA"} else "RGB")
     image.thumbnail((side, side))
     buffer = io.BytesIO()
+    image.save(buffer, "WEBP", lossless=max(image.size) <= _FEW_PIXELS, quality=80)
+    return buffer.getvalue()
+
+
+def png(image: Image.Image) -> bytes:
+    """An image as PNG, without loss."""
+    buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def data_uri(image: Image.Image, side: int) -> str:
+    """An image as `thumbnail`, in a `data:` URI."""
+    return "data:image/webp;base64," + base64.b64encode(thumbnail(image, side)).decode()

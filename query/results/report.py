@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gradstore import __version__
 from gradstore.collect.recorded import Recorded
-from gradstore.errors import DatasetError
 from gradstore.text import one_line
 from query.results.answer import labels, timesteps
-from query.results.pictures import data_uri
+from query.results.pictures import data_uri, image_of
 from query.results.writing import written
 
 if TYPE_CHECKING:
@@ -224,12 +223,7 @@ def _image(
     if samples is None:
         return ""
     if name not in images:
-        if samples[row].digest() != store.manifest.digests[row]:
-            raise DatasetError(
-                f"sample {store.manifest.ids[row]!r} has changed since {store.location} was made. "
-                "Restore the dataset, or collect it into a new store."
-            )
-        image = samples.image(row)
+        image = image_of(samples, store, row)
         if image is None:
             return ""
         images[name] = data_uri(image, _THUMBNAIL)

@@ -32,8 +32,8 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
     `sample_id`, `label`, `score` (float32), `timesteps` (of all the sample's slots at the first
     checkpoint, then at the second, …), `rank_low` and `rank_high` (between which ranks of this list
     the sample may stand; see `rank_intervals`), `projection_error`, `query_error`, `query_margin`,
-    `training_error` and `z` (float32; see `Explanation`), `agreement` of the checkpoints (float32,
-    0 … 1), `parts` (float32, each checkpoint's part of the score).
+    `training_error`, `margin` and `z` (float32; see `Explanation`), `agreement` of the checkpoints
+    (float32, 0 … 1), `parts` (float32, each checkpoint's part of the score).
 
     Examples:
         >>> import gradstore as gs
@@ -98,6 +98,7 @@ def _table(answer: Answer) -> pa.Table:
             "query_error": _known(explained.query_error),
             "query_margin": _known(explained.query_margin),
             "training_error": _known(explained.training_error),
+            "margin": explained.margin.ravel(),
             "z": explained.z.ravel(),
             "agreement": _known(agreement(explained.parts)),
             "parts": pa.ListArray.from_arrays(edges, pa.array(parts.ravel())),

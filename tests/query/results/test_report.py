@@ -74,7 +74,7 @@ def test_the_page_shows_every_answer(world: World, answers: list[Answer], tmp_pa
     assert f"t {steps}" in page.text
     # One self-contained file: no external resources, and each image appears once.
     assert not [a for tag, a in page.tags if tag in {"link", "script", "img"}]
-    assert path.read_text().count("data:image/png") == len(set(expected)) + 3
+    assert path.read_text().count("data:image/webp") == len(set(expected)) + 3
 
 
 def test_only_those_that_push_against_are_called_opponents(

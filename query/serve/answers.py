@@ -1,0 +1,229 @@
+"""Questions → answers, as the page shows them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from gradstore.errors import QueryError
+from indexer import measure_of
+from query.queries import Queries
+from query.results.table import to_table
+from query.results.wording import (
+    Scale,
+    about,
+    display_name,
+    heading,
+    sure_ranks,
+    sure_text,
+)
+from query.searching import search
+from query.serve.about import how_found
+from query.serve.library import Kept
+from query.serve.together import Together
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from concurrent.futures import Future
+
+    from gradstore.store.reader import Store
+    from query.results.answer import Answer
+    from query.serve.library import Library
+    from query.serve.look import Asker, Look
+
+_MOST_ANSWERS: Final = 512
+
+
+@dataclass(frozen=True)
+class _Key:
+    """What questions share that one search can answer."""
+
+    store: Store
+    measure: str
+    etas: tuple[float, ...]
+    k: int
+    keep: bytes | None
+
+
+class Answers:
+    """Answers from a library.
+
+    Args:
+        library: the stores.
+        asked: the store of an image that was given to this server, by its name.
+    """
+
+    def __init__(self, library: Library, asked: Callable[[str], Store]) -> None:
+        self.library, self._asked = library, asked
+        self._together = Together(self._answered)
+        self._kept = Kept[dict[str, Any]](_MOST_ANSWERS)
+
+    def close(self) -> None:
+        """Finish what is answered now."""
+        self._together.close()
+
+    def asker(self, look: Asker) -> tuple[Store, str]:
+        """The store that holds the query, and its id there.
+
+        Raises:
+            QueryError: if there is none.
+        """
+        library = self.library
+        if look.asked is not None:
+            store = self._asked(look.asked)
+            return store, store.manifest.ids[0]
+        if look.query is None:
+            name = look.sample or ""
+            library.row("sample", name)
+            return library.store, name
+        library.row("query", look.query)
+        if library.queries is None:
+            raise QueryError("this server has no stored queries.")
+        return library.queries, look.query
+
+    def queries(self, look: Asker) -> Queries:
+        """The query as `Queries`."""
+        store, name = self.asker(look)
+        return single(store, [name])
+
+    def key(self, look: Look) -> tuple[_Key, str]:
+        """What is to be searched, and for which query."""
+        store, name = self.asker(look)
+        keep = look.keep(self.library.store)
+        left = self.library.store.samples if keep is None else len(keep)
+        etas = look.etas(self.library.store)
+        if not any(etas):
+            raise QueryError("no checkpoint of weight above 0 is left. Choose another.")
+        own = None if keep is None else keep.tobytes()
+        return _Key(store, measure_of(look.named).name, etas, min(look.k, left), own), name
+
+    def ask(self, look: Look) -> dict[str, Any] | Future[dict[str, Any]]:
+        """The answer as the page shows it, at once if it is kept.
+
+        Raises:
+            QueryError: if there is no such query, measure, filter or checkpoint.
+            BusyError: if too many questions wait.
+        """
+        key, name = self.key(look)
+        return self._kept.get((key, name)) or self._together.ask(key, name)
+
+    def answer(self, look: Look) -> Answer:
+        """The answer itself, for a report or a table."""
+        key, name = self.key(look)
+        return self._search(key, [name])
+
+    def _search(self, key: _Key, names: Sequence[str]) -> Answer:
+        library = self.library
+        return search(
+            library.engine(key.measure, key.etas),
+            single(key.store, names),
+            key.k,
+            measure=library.measure(key.measure),
+            keep=None if key.keep is None else np.frombuffer(key.keep, np.int64),
+        )
+
+    def _answered(self, key: _Key, names: Sequence[str]) -> list[dict[str, Any]]:
+        found = self._search(key, names)
+        engine = self.library.engine(key.measure, key.etas)
+        shown = shown_answers(found, self.library)
+        for name, one in zip(names, shown, strict=True):
+            one["how"] = how_found(engine)
+            one["searched"] = self.library.store.samples if key.keep is None else len(key.keep) // 8
+            self._kept.put((key, name), one)
+        return shown
+
+
+def single(store: Store, names: Sequence[str]) -> Queries:
+    """Samples of a store as queries, one each."""
+    return Queries.combined(store, {name: {name: 1.0} for name in names})
+
+
+def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
+    """An answer as JSON, one object per query.
+
+    All figures are those of `to_table`; non-finite ones are None.
+    """
+    rows = [
+        {name: finite(one) for name, one in row.items()} for row in to_table([answer]).to_pylist()
+    ]
+    k = answer.proponents.samples.shape[1]
+    details = {row: detail(library, row) for row in _found(answer)}
+    out = []
+    for query, name in enumerate(answer.queries.ids):
+        sides = []
+        for place, (side, ranking) in enumerate(answer.sides.items()):
+            own = rows[(2 * query + place) * k :][:k]
+            found = [
+                {**details[sample], **{one: row[one] for one in _FIGURES}}
+                for sample, row in zip(ranking.samples[query].tolist(), own, strict=True)
+            ]
+            low, high = ([row[one] for row in own] for one in ("rank_low", "rank_high"))
+            known = any(row[one] is not None for row in own for one in _ERRORS)
+            sure = sure_ranks(low, high) if known else None
+            sides.append(
+                {
+                    "side": side,
+                    "heading": heading(side, ranking.scores[query, 0]),
+                    "sure": sure,
+                    "sure_text": sure_text(sure, k),
+                    "found": found,
+                }
+            )
+        scale = Scale.of(one["score"] for side in sides for one in side["found"])
+        label = answer.queries.labels[query] if answer.queries.labels else None
+        out.append(
+            {
+                "query": {"id": name, "label": label},
+                "measure": answer.measure,
+                "name": display_name(answer.measure),
+                "about": about(answer.measure),
+                "scale": {
+                    "power": scale.power,
+                    "decimals": scale.decimals,
+                    "text": scale.text,
+                },
+                "sides": sides,
+            }
+        )
+    return out
+
+
+_ERRORS: Final = ("projection_error", "query_error", "training_error")
+_FIGURES: Final = (
+    "rank", "score", "margin", "z", "rank_low", "rank_high", "agreement", "projection_error",
+    "query_error", "training_error", "parts",
+)  # fmt: skip
+
+
+def _found(answer: Answer) -> list[int]:
+    found: list[int] = np.unique([side.samples for side in answer.sides.values()]).tolist()
+    return found
+
+
+def detail(library: Library, row: int) -> dict[str, Any]:
+    """What is known of a training sample without any search."""
+    manifest = library.store.manifest
+    digest = manifest.digests[row]
+    return {
+        "id": manifest.ids[row],
+        "columns": {name: plain(column[row]) for name, column in manifest.metadata.items()},
+        "digest": digest,
+        "copies": library.copies[digest],
+    }
+
+
+def finite(value: Any) -> Any:
+    """A figure, or None if it is not finite."""
+    if isinstance(value, list):
+        return [finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain(value: Any) -> Any:
+    """A value of a manifest as JSON: a number, a truth value, or text."""
+    if value is None or isinstance(value, bool | int | float):
+        return finite(value)
+    return str(value)

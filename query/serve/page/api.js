@@ -1,0 +1,32 @@
+// Requests, of which the same is made once.
+
+const kept = new Map();
+
+async function answered(response) {
+  if (response.ok) return response;
+  let told = `the server answered ${response.status}`;
+  try {
+    told = (await response.json()).error ?? told;
+  } catch {
+    // not JSON: the status says it
+  }
+  throw new Error(told);
+}
+
+export function get(path, parameters = "") {
+  const address = `/api/${path}?${parameters}`;
+  if (!kept.has(address)) {
+    const found = fetch(address).then(answered).then((response) => response.json());
+    found.catch(() => kept.delete(address));
+    kept.set(address, found);
+    if (kept.size > 200) kept.delete(kept.keys().next().value);
+  }
+  return kept.get(address);
+}
+
+export const fresh = async (path) => (await answered(await fetch(`/api/${path}`))).json();
+
+export const post = async (path, body, type) =>
+  answered(await fetch(`/api/${path}`, { method: "POST", body, headers: type ? { "content-type": type } : {} }));
+
+export const image = (kind, id, side) => `/api/image?${new URLSearchParams({ kind, id, side })}`;

@@ -1,0 +1,307 @@
+"""`gradstore serve`: the server as an object, and as a process."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import signal
+import socket
+import threading
+from html import escape
+from pathlib import Path
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from gradstore.collect.models.folders import checkpoint_folders
+from gradstore.collect.recorded import Provenance, recorded_folders
+from gradstore.errors import ConfigError, DependencyError, GradstoreError, UnknownNameError
+from gradstore.flags.dataset import DatasetSpec
+from gradstore.flags.serve import ServeConfig
+from gradstore.store.opening import as_store, open_store
+from query.checks import require_comparable
+from query.results.pictures import pictures
+from query.serve.guard import Guard, allowed_names
+from query.serve.metering import Meter, Metered
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gradstore.store.opening import StoreLike
+    from gradstore.store.reader import Store
+    from query.results.pictures import Pictures
+
+_log = logging.getLogger("gradstore")
+
+# Seconds to start, and, after the last gradients, in which the page fetches what they answer.
+_START: Final = 30.0
+_LINGER: Final = 2.0
+_BACKLOG: Final = 256
+
+
+class Server:
+    """A running server.
+
+    Attributes:
+        url: link to the page, with the token if there is one.
+
+    Examples:
+        >>> import gradstore as gs
+        >>> with gs.serve("train.gradstore", queries="asked.gradstore", port=0) as server:
+        ...     server.url.startswith("http://127.0.0.1:")
+        True
+    """
+
+    def __init__(self, app: Any, config: ServeConfig, token: str | None, parts: _Parts) -> None:
+        import uvicorn
+
+        self._parts = parts
+        self._socket = _listening(config)
+        port = self._socket.getsockname()[1]
+        host = f"[{config.host}]" if ":" in config.host else config.host
+        self.url = f"http://{host}:{port}/" + (f"?token={token}" if token else "")
+        settings = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            proxy_headers=False,
+            server_header=False,
+            ws="none",
+        )
+        self._server = uvicorn.Server(settings)
+        self._stopping = threading.Lock()
+        self._thread = threading.Thread(
+            target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True, name="server"
+        )
+        self._thread.start()
+        until = monotonic() + _START
+        while not self._server.started:
+            if not self._thread.is_alive() or monotonic() > until:
+                raise ConfigError(
+                    f"no server could be started at {self.url}. Choose another --port."
+                )
+            sleep(0.01)
+
+    def __repr__(self) -> str:
+        return f"Server({self.url!r})"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _repr_html_(self) -> str:
+        """A link, for notebooks."""
+        url = escape(self.url)
+        return f'<a href="{url}" target="_blank" rel="noopener">{url}</a>'
+
+    def stop(self, linger: float = 0.0) -> None:
+        """Finish what runs, then stop.
+
+        Images that wait are refused; the gradients that are computed now are finished.
+
+        Args:
+            linger: seconds in which answers can still be fetched after that, if any ran.
+        """
+        with self._stopping:
+            ran = self._parts.gradients.waiting > 0
+            self._parts.gradients.close()
+            if ran:
+                sleep(linger)
+            self._server.should_exit = True
+            self._thread.join()
+            self._parts.close()
+
+    def wait(self) -> None:
+        """Serve until SIGTERM or SIGINT; a second one stops at once. For the main thread."""
+        asked = threading.Event()
+
+        def stop(*_: object) -> None:
+            if asked.is_set():
+                self._server.force_exit = True
+            asked.set()
+
+        before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            while not asked.wait(0.5) and self._thread.is_alive():
+                pass
+            _log.info("stopping: what runs is finished first")
+            stopping = threading.Thread(target=self.stop, args=(_LINGER,), daemon=True)
+            stopping.start()
+            while stopping.is_alive() and not self._server.force_exit:
+                stopping.join(0.2)
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+
+class _Parts:
+    """What a server stops at its end."""
+
+    def __init__(self, gradients: Any, answers: Any, pool: Any) -> None:
+        self.gradients, self._answers, self._pool = gradients, answers, pool
+
+    def close(self) -> None:
+        self._answers.close()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self.gradients.remove()
+
+
+def serve(
+    store: StoreLike,
+    *,
+    queries: StoreLike | None = None,
+    checkpoints: str | Path | Sequence[str | Path] | None = None,
+    dataset: Any = None,
+    images: Any = None,
+    **options: Any,
+) -> Server:
+    """Serve the page of a store, and its JSON API, from this process.
+
+    The page asks, shows and explains; `server.url` is its link, `server.stop()` ends it. It listens
+    on this machine's own address. On another `host` it wants a token, which is part of the link.
+
+    Args:
+        store: the training store.
+        queries: a query store whose answers are shown without new gradients.
+        checkpoints: the store's checkpoints, if they moved, for new images.
+        dataset: the training images, if the store does not record them: what `Samples` accepts.
+        images: the images of `queries`, likewise.
+        options: `host`, `port`, `token`, `timesteps`, `draws`, `event_seed`, `memory` and `device`
+            of `gradstore serve`.
+
+    Raises:
+        DependencyError: if the extra `serve` is not installed.
+        GradstoreError: if the stores do not match, or the address is taken.
+
+    Examples:
+        >>> import gradstore as gs
+        >>> server = gs.serve("train.gradstore", port=0)
+        >>> server.stop()
+    """
+    require_installed()
+    opened = as_store(store)
+    asked = None if queries is None else as_store(queries)
+    folders = [] if checkpoints is None else [str(one) for one in _several(checkpoints)]
+    config = ServeConfig(store=opened.location, checkpoints=folders or None, **options)
+    return _serve(config, opened, asked, dataset, images)
+
+
+def serve_config(config: ServeConfig) -> Server:
+    """`serve` with the settings of the command."""
+    require_installed()
+    for dataset in (config.dataset, config.images):
+        if dataset is not None:
+            DatasetSpec(dataset=dataset).require_there()
+    if config.images is not None and config.queries is None:
+        raise ConfigError("--images are those of --queries, which is not given.")
+    store = open_store(config.store, skip_unsealed=config.skip_unsealed)
+    store.require_complete()
+    asked = None if config.queries is None else open_store(config.queries)
+    return _serve(config, store, asked, config.dataset, config.images)
+
+
+def require_installed() -> None:
+    """Raise `DependencyError` unless the extra `serve` is installed."""
+    from importlib.util import find_spec
+
+    lacking = [name for name in ("fastapi", "uvicorn") if find_spec(name) is None]
+    if lacking:
+        raise DependencyError(
+            f"the page needs {' and '.join(lacking)}: pip install 'gradstore[serve]'"
+        )
+
+
+def _serve(
+    config: ServeConfig, store: Store, asked: Store | None, dataset: Any, images: Any
+) -> Server:
+    if asked is not None:
+        require_comparable(store, asked)
+        asked.require_complete()
+    folders = _folders(config, store)
+    token = config.token or (None if config.local else secrets.token_urlsafe(24))
+
+    from query.serve.about import model_facts
+    from query.serve.gradients import Gradients
+    from query.serve.library import Library
+    from query.serve.routes import application
+
+    train = _images(store, dataset)
+    library = Library(store, asked, train, None if asked is None else _images(asked, images))
+    size, mode = _form(store, train)
+    gradients = Gradients(store, folders, config, size=size, mode=mode)
+    generates, classes = model_facts(folders)
+    meter = Meter()
+    app = application(library, gradients, generates=generates, classes=classes, meter=meter)
+    names = allowed_names(config.host, local=config.local)
+    guarded = Guard(Metered(app, meter), names, token)
+    parts = _Parts(gradients, app.state.answers, app.state.pool)
+    try:
+        return Server(guarded, config, token, parts)
+    except BaseException:
+        gradients.close()
+        parts.close()
+        raise
+
+
+def _several(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else paths
+
+
+def _folders(config: ServeConfig, store: Store) -> list[Path]:
+    """The checkpoints; none if the store's own may not be followed or are gone."""
+    if config.checkpoints:
+        folders = checkpoint_folders(config.checkpoints)
+        if len(folders) != store.checkpoints:
+            raise ConfigError(
+                f"{store.location} has {store.checkpoints} checkpoints, and --checkpoints names "
+                f"{len(folders)}. Name those that the store was made from."
+            )
+        return folders
+    try:
+        return checkpoint_folders(recorded_folders(store))
+    except (UnknownNameError, GradstoreError) as error:
+        _log.warning("new images cannot be asked: %s", error)
+        return []
+
+
+def _images(store: Store, dataset: Any) -> Pictures | None:
+    if dataset is None:
+        return pictures(store)
+    from gradstore.collect import Samples
+
+    return Samples.of(dataset).only(store.manifest.ids)
+
+
+def _form(store: Store, train: Pictures | None) -> tuple[int | None, str | None]:
+    """Side and mode of training images, as new ones are converted; None where unknown."""
+    spec = Provenance.of(store.spec.parts[0]).config
+    size, mode = spec.get("size"), spec.get("mode")
+    if train is not None:
+        image = train.image(0)
+        if image is not None:
+            mode = mode or image.mode
+            size = size or (image.width if image.width == image.height else None)
+    return (
+        size if isinstance(size, int) else None,
+        mode if mode in {"L", "RGB", "RGBA"} else None,
+    )
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    """A socket that listens, so that an address that is taken is told at once."""
+    host = config.host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, config.port))
+        listening.listen(_BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"--host {config.host} --port {config.port}: {error.strerror or error}. Choose another "
+            "--port, or 0 for a free one."
+        ) from error
+    return listening

@@ -1,0 +1,213 @@
+"""Who may ask, what a browser may load, and how the server ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from http.client import HTTPConnection
+from pathlib import Path
+from threading import Thread
+from time import monotonic, sleep
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+import gradstore as gs
+from gradstore.errors import ConfigError, FingerprintError
+from gradstore.flags.serve import ServeConfig
+from query.serve.gradients import Gradients
+from query.serve.uploads import Upload
+from tests.query.serve.conftest import Place, picture
+from tests.support.drawn_stores import random_store
+from tests.support.served import Client
+
+TOKEN = "a-secret-of-some-length"  # noqa: S105
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "[::1]:80"}, 200),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "127.0.0.1.evil.example:80"}, 421),
+        ({"Host": ""}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}, 403),
+        ({"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}, 200),
+    ],
+)
+def test_names_and_origins_are_checked(client: Client, headers: Any, status: int) -> None:
+    assert client.send("GET", "/api/about", headers=headers).status == status
+
+
+def test_the_page_itself_may_ask(client: Client) -> None:
+    own = {"Host": f"127.0.0.1:{client.port}", "Origin": f"http://127.0.0.1:{client.port}"}
+    assert client.send("GET", "/api/about", headers=own).status == 200
+
+
+def test_a_browser_loads_nothing_from_elsewhere(client: Client) -> None:
+    for path in ("/", "/page/main.js", "/api/about", "/api/answer?query=no", "/nothing"):
+        headers = client.send("GET", path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+    page = client.send("GET", "/").content.decode()
+    assert "http:" not in page
+    assert "https:" not in page
+
+
+def test_the_script_of_the_page_is_small() -> None:
+    folder = Path(gs.__file__).parents[1] / "query/serve/page"
+    assert sum(len(file.read_text().splitlines()) for file in folder.glob("*.js")) <= 900
+
+
+def test_other_addresses_want_the_token(place: Place) -> None:
+    assert ServeConfig(store="s").local
+    assert not ServeConfig(store="s", host="0.0.0.0").local  # noqa: S104
+    with gs.serve(place.store, host="0.0.0.0", port=0, token=TOKEN) as server:  # noqa: S104
+        client = Client(server)
+        assert client.send("GET", "/healthz").json == {"ok": True}
+        assert client.get("about").status == 401
+        assert client.send("GET", "/").status == 401
+        assert client.send("GET", "/?token=another").status == 401
+        bearer = {"Authorization": f"Bearer {TOKEN}", "Host": "any.example"}
+        assert client.send("GET", "/api/about", headers=bearer).status == 200
+        moved = client.send("GET", f"/?token={TOKEN}&query=a")
+        assert (moved.status, moved.headers["location"]) == (303, "/?query=a")
+        cookie = moved.headers["set-cookie"].split(";")[0]
+        assert "HttpOnly" in moved.headers["set-cookie"]
+        assert client.send("GET", "/api/about", headers={"Cookie": cookie}).status == 200
+        wrong = {"Cookie": cookie + "x"}
+        assert client.send("GET", "/api/about", headers=wrong).status == 401
+    with gs.serve(place.store, host="0.0.0.0", port=0) as server:  # noqa: S104
+        assert "token=" in server.url
+
+
+def test_counts_are_told(client: Client) -> None:
+    client.get("about")
+    text = client.send("GET", "/metrics").content.decode()
+    assert 'gradstore_requests_total{route="/api/about",status="200"}' in text
+    assert "gradstore_gradients_waiting 0" in text
+
+
+def test_what_does_not_fit_is_told_at_once(place: Place, tmp_path: Path) -> None:
+    with gs.serve(place.store, port=0) as server:
+        port = urlsplit(server.url).port
+        with pytest.raises(ConfigError, match="port"):
+            gs.serve(place.store, port=port)
+    with pytest.raises(FingerprintError):
+        gs.serve(place.store, queries=random_store(tmp_path / "other.gradstore", 3))
+    with pytest.raises(ConfigError, match="checkpoints"):
+        gs.serve(place.store, checkpoints=place.checkpoints[0])
+
+
+def test_without_checkpoints_the_page_still_answers(tmp_path: Path) -> None:
+    store = random_store(
+        tmp_path / "s.gradstore", 20, metadata={"label": [n % 3 for n in range(20)]}
+    )
+    with gs.serve(
+        store, queries=random_store(tmp_path / "q.gradstore", 3, seed=1), port=0
+    ) as server:
+        client = Client(server)
+        about = client.get("about").json
+        assert not about["can_ask"]
+        assert len(about["warnings"]) == 2
+        assert client.get("answer", query="s0", k=3).status == 200
+        assert client.post("asked", b"x" * 100).status == 422
+        assert client.get("image", kind="sample", id="s1").status == 404
+        assert client.get("totals", query="s0").json["groups"][0]["group"] in {"0", "1", "2"}
+
+
+def test_one_gradient_at_a_time_and_a_queue(place: Place, tmp_path: Path) -> None:
+    config = ServeConfig(store=place.store.location, timesteps=2, draws=1)
+    gradients = Gradients(place.store, place.checkpoints, config, size=8, mode="L")
+    try:
+        asked = [
+            gradients.submit(Upload.read(picture(tmp_path / f"{n}.png", (8 + n, 8))))
+            for n in range(5)
+        ]
+        assert gradients.ahead(asked[4]) >= 3
+        assert gradients.waiting == 5
+        while not asked[1].over.wait(0.001):
+            assert sum(one.state == "running" for one in asked) <= 1
+    finally:
+        gradients.close()
+        gradients.remove()
+    # What ran was finished; what waited was told.
+    assert asked[0].state == "done"
+    assert {one.state for one in asked} <= {"done", "failed"}
+    assert asked[4].state == "failed"
+    assert asked[4].error is not None
+
+
+def _started(place: Place, *flags: str) -> tuple[subprocess.Popen[str], int]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            sys.executable, "-c", "from query.cli import main; main()",
+            "serve", place.store.location, "--port", str(port),
+            "--no-browser", "--queries", str(place.folder / "asked.gradstore"), *flags,
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(gs.__file__).parents[1])},
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert "open http://127.0.0.1" in process.stdout.readline()
+    return process, port
+
+
+def test_sigterm_finishes_what_runs(place: Place, tmp_path: Path) -> None:
+    flags = [
+        "--timesteps",
+        "100",
+        "--draws",
+        "4",
+        *(f"--checkpoints={one}" for one in place.checkpoints),
+    ]
+    process, port = _started(place, *flags)
+    content, states = picture(tmp_path / "given.png"), []
+
+    def send(method: str, path: str, body: bytes | None = None) -> Any:
+        import json
+
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request(method, path, body)
+        found = json.loads(connection.getresponse().read())
+        connection.close()
+        return found
+
+    try:
+        asked = send("POST", "/api/asked", content)
+        until = monotonic() + 120
+        while send("GET", f"/api/asked/{asked['asked']}")["state"] == "waiting":
+            assert monotonic() < until
+        process.send_signal(signal.SIGTERM)
+
+        def follow() -> None:
+            while not states or states[-1] not in {"done", "failed"}:
+                states.append(send("GET", f"/api/asked/{asked['asked']}")["state"])
+                sleep(0.02)
+            states.append(send("GET", f"/api/answer?asked={asked['asked']}&k=2")["measure"])
+
+        following = Thread(target=follow)
+        following.start()
+        following.join(120)
+        assert states[-2:] == ["done", "retrac"]
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()

@@ -1,0 +1,71 @@
+"""A served store, and requests to it without any library that might mend them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from time import monotonic, sleep
+from typing import Any
+from urllib.parse import urlencode, urlsplit
+
+from query import Server
+
+
+@dataclass
+class Reply:
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+
+@dataclass
+class Client:
+    """Sends requests to a server on this machine."""
+
+    server: Server
+
+    @property
+    def port(self) -> int:
+        port = urlsplit(self.server.url).port
+        assert port is not None
+        return port
+
+    def send(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Reply:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request(method, path, body, dict(headers or {}))
+            found = connection.getresponse()
+            names = {name.lower(): value for name, value in found.getheaders()}
+            return Reply(found.status, names, found.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str, **parameters: Any) -> Reply:
+        return self.send("GET", f"/api/{path}?{urlencode(parameters, doseq=True)}")
+
+    def post(self, path: str, given: Any) -> Reply:
+        content = given if isinstance(given, bytes) else json.dumps(given).encode()
+        kind = "application/octet-stream" if isinstance(given, bytes) else "application/json"
+        return self.send("POST", f"/api/{path}", content, {"content-type": kind})
+
+    def asked(self, reply: Reply) -> Any:
+        """Wait for the gradients of an image."""
+        assert reply.status == 202, reply.content
+        found, until = reply.json, monotonic() + 240
+        while found["state"] in {"waiting", "running"}:
+            assert monotonic() < until
+            sleep(0.05)
+            found = self.get(f"asked/{found['asked']}").json
+        return found
