@@ -8,6 +8,9 @@ BIN := .venv/bin
 # Where there is no GPU: PyTorch's own CPU wheels. PyPI's bring gigabytes of CUDA on Linux.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
+# The page is tested in a real browser, where there is one: Debian's chromium and chromium-driver.
+BROWSER := $(and $(shell command -v chromium),$(shell command -v chromedriver))
+
 .PHONY: demo test test-avx2 docs bench clean
 
 demo: .venv/demo.stamp
@@ -19,7 +22,8 @@ test: .venv/test.stamp
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 $(if $(BROWSER),,-m 'not browser')
+	@$(if $(BROWSER),,echo "left out: the tests of the page in a browser, which need chromium and chromedriver")
 
 # Not torch.compile: told to imitate a smaller processor, torch 2.13 compiles kernels that compute
 # losses of 10^13 in place of 1, on a plain model of two linear layers.

@@ -8,12 +8,13 @@ export function heatMap(cells) {
   const sums = new Map();
   for (const [checkpoint, step, , value] of cells) sums.set(`${checkpoint} ${step}`, (sums.get(`${checkpoint} ${step}`) ?? 0) + value);
   const most = Math.max(...[...sums.values()].map(Math.abs)) || 1;
+  const power = most < 0.1 || most >= 1e4 ? 3 * Math.floor(Math.log10(most) / 3) : 0;
   const table = h("table", { class: "heat" },
-    h("caption", {}, "parts of the score: blue pushes towards, orange against"),
+    h("caption", {}, `parts of the score${power ? `, in units of 1e${power}` : ""}: blue pushes towards, orange against`),
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "checkpoint"), columns.map((step) => h("th", { scope: "col" }, `t ${step}`)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, h("th", { scope: "row" }, String(row)), columns.map((step) => {
       const value = sums.get(`${row} ${step}`) ?? 0;
-      const cell = h("td", { class: value < 0 ? "minus" : "plus" }, number(value, 2));
+      const cell = h("td", { class: value < 0 ? "minus" : "plus" }, (value / 10 ** power).toFixed(most / 10 ** power < 10 ? 2 : 1));
       cell.style.setProperty("--share", `${Math.round((100 * Math.abs(value)) / most)}%`);
       return cell;
     })))));

@@ -66,6 +66,8 @@ async function start() {
       if ($(name).open !== read().open.includes(name)) go({ open: $(name).open ? [...open, name] : open }, { replace: true });
     });
   document.addEventListener("click", walk);
+  // On a phone the answers come before the choices.
+  if (matchMedia("(max-width: 60rem)").matches && read().kind) $("choices").open = $("picker").open = false;
   const moved = () => show().catch(tell);
   addEventListener("popstate", moved);
   addEventListener("moved", moved);
