@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from query.info import examine
     from query.queries import Queries
     from query.results.answer import Answer
+    from query.results.notebook import gallery as gallery
     from query.results.report import Section, write_report
     from query.results.table import to_table
     from query.scores import write_scores
@@ -58,6 +59,7 @@ _HOMES = {
     "evaluate": "query.evaluation.evaluate",
     "Evaluation": "query.evaluation.evaluate",
     "examine": "query.info",
+    "gallery": "query.results.notebook",
     "hubness": "query.studies.hubness",
     "rerank": "query.true_influence",
     "search": "query.searching",

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gradstore.flags.query import QueryConfig
 
 # The report is for viewing, so it is limited to this many pictures and ranks per side of a query.
-_SHOWN_PICTURES: Final = 2000
+_SHOWN_PICTURES: Final = 4000
 _SHOWN_RANKS: Final = 100
 
 
@@ -65,14 +65,16 @@ def ask(config: QueryConfig) -> Result:
         tally.add(table)
     file, report = out / f"results.{config.format}", out / "report.html"
     write_table(blocks.tables(), file, schema)
-    note = ""
+    notes = [config.filter_text()]
     if shown < len(queries) or ranks < config.k:
-        note = (
+        notes.append(
             f"The first {min(shown, len(queries)):,} of {len(queries):,} queries are shown, and "
             f"{ranks} samples on each side; {file.name} has them all."
         )
     lines = tally.lines("Queries")
-    section = Section("Queries", answering.first(shown, ranks), images, note)
+    section = Section(
+        "Queries", answering.first(shown, ranks), images, " ".join(filter(None, notes))
+    )
     title = f"{len(queries):,} queries of {store.name}"
     write_report(report, title, [section], train, lines=lines)
     blocks.remove()

@@ -10,7 +10,7 @@ from gradstore.flags.dataset import DatasetSpec
 from gradstore.store.format.spec import EventSpec
 from gradstore.store.opening import as_store
 from indexer.feature import checked_etas
-from query.results.pictures import pictures
+from query.results.pictures import pictures_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,7 +99,7 @@ def collected(question: Question, out: Path) -> tuple[Store, Pictures | None]:
 
     config = question.config
     if question.asked is not None:
-        return question.asked, pictures(question.asked)
+        return question.asked, pictures_of(question.asked, config.images)
     spec: DatasetSpec = config
     if not config.dataset:
         spec = _generated(config, question.store, out / "generated")

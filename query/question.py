@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gradstore.collect.models.folders import checkpoint_folders
 from gradstore.collect.recorded import recorded_folders
 from gradstore.errors import QueryError
+from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.fast import FAST
 from gradstore.store.opening import open_store
 from indexer import measure_of
@@ -78,6 +79,8 @@ def opened(config: QueryConfig) -> Question:
             require_averaged(measure, matched=config.matched)
     if config.dataset:
         config.require_there()
+    if config.images is not None:
+        DatasetSpec(dataset=config.images).require_there()
     if config.queries is None:
         folders = config.checkpoints or recorded_folders(store)
         if len(checkpoint_folders(folders)) != store.checkpoints:

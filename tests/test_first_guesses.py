@@ -114,7 +114,8 @@ def test_a_notebook_shows_pictures(world: World, image_folder: Path, tmp_path: P
         store, image_folder, tmp_path / "q.gradstore", config={"dataset": str(image_folder)}
     )
     page = gs.search(store, asked, 3, measure="tracin")._repr_html_()
-    assert page.count('<img alt="') == 5 * 4
+    assert page.count('<img alt="') == 5 * (1 + 2 * 3)
+    assert "<script" not in page
     assert "(1 more queries)" in page
 
 

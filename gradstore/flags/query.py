@@ -45,6 +45,9 @@ class QueryConfig(QuestionSpec):
         "", description="images to query: a folder, a .parquet file, digits, or hf://NAME"
     )
     queries: str | None = Field(None, description="an existing query store, instead of a dataset")
+    images: str | None = Field(
+        None, description="the images of --queries, if they moved [default: as recorded]"
+    )
     generate: int = Field(
         0, ge=0, description="number of images to generate with the last checkpoint and query"
     )
@@ -103,6 +106,13 @@ class QueryConfig(QuestionSpec):
                 )
         return {**given, **settled}
 
+    def filter_text(self) -> str:
+        """What the filter leaves, in words; empty without one."""
+        found = [f"{name} {', '.join(values)}" for name, values in self.where().items()]
+        if self.ids is not None:
+            found.append(f"one of {len(self.ids):,} ids")
+        return f"Only samples with {' and '.join(found)} were searched." if found else ""
+
     @model_validator(mode="after")
     def _one_source(self) -> QueryConfig:
         given = [bool(self.dataset), self.queries is not None, self.generate > 0]
@@ -110,4 +120,6 @@ class QueryConfig(QuestionSpec):
             raise ConfigError(
                 "give exactly one of --dataset, --generate and --queries to choose what to query"
             )
+        if self.images is not None and self.queries is None:
+            raise ConfigError("--images are those of --queries, which is not given. Omit --images.")
         return self

@@ -11,7 +11,6 @@ import query
 from gradstore.errors import QueryError
 from gradstore.tabular import Tabular
 from indexer import Ranking
-from query.results.notebook import gallery
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -72,8 +71,8 @@ class Answer(Tabular):
         return query.to_table([self])
 
     def _repr_html_(self) -> str:
-        """Pictures of the first queries and their proponents, for notebooks."""
-        found = gallery(self.store, self.queries, self.proponents, repr(self))
+        """The gallery of the first queries, for notebooks."""
+        found = query.gallery(self)
         return super()._repr_html_() if found is None else found
 
     @property

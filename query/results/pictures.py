@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from gradstore.collect.recorded import part_dataset
+from gradstore.collect.recorded import Provenance, part_dataset
 from gradstore.errors import ConfigError, DatasetError, GradstoreError
+from gradstore.flags.dataset import DatasetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +92,28 @@ def pictures(store: Store) -> Pictures | None:
     return sets[0] if len(sets) == 1 else Joined(sets)
 
 
+def pictures_of(store: Store, dataset: Any) -> Pictures | None:
+    """Samples that a store was made from, as it records them, or from another place.
+
+    Args:
+        store: the store.
+        dataset: what `Samples` accepts, or None for the recorded dataset.
+
+    Raises:
+        DatasetError: if the dataset lacks a sample that the store was made from.
+    """
+    if dataset is None:
+        return pictures(store)
+    from gradstore.collect import Samples
+
+    if not isinstance(dataset, str | Path):
+        return Samples.of(dataset).only(store.manifest.ids)
+    # It moved: how it was read stays as it was.
+    spec = Provenance.of(store.spec.parts[0]).dataset() or DatasetSpec(dataset=str(dataset))
+    moved = spec.model_copy(update={"dataset": str(dataset)})
+    return Samples.from_spec(moved).only(store.manifest.ids)
+
+
 def image_of(samples: Pictures, store: Store, row: int) -> Image.Image | None:
     """A sample as a displayable image; None if it is not one.
 
@@ -113,9 +137,10 @@ def thumbnail(image: Image.Image, side: int) -> bytes:
         b'WEBP'
     """
     image = image.convert("RGBA" if image.mode in {"RGBA", "LA", "PA"} else "RGB")
+    few = max(image.size) <= _FEW_PIXELS
     image.thumbnail((side, side))
     buffer = io.BytesIO()
-    image.save(buffer, "WEBP", lossless=max(image.size) <= _FEW_PIXELS, quality=80)
+    image.save(buffer, "WEBP", lossless=few, quality=75)
     return buffer.getvalue()
 
 

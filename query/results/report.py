@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass
-from importlib.resources import files
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from markupsafe import Markup
 
 from gradstore import __version__
 from gradstore.collect.recorded import Recorded
-from gradstore.text import one_line
-from query.results.answer import labels, timesteps
-from query.results.pictures import data_uri, image_of
+from query.results.gallery import Embedded, cards, environment, replayed, resource
+from query.results.wording import CHANCE, ERRORS, PROVENANCE, SIDES, about, display_name
 from query.results.writing import written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from gradstore.store.reader import Store
     from query.results.answer import Answer
     from query.results.pictures import Pictures
 
 Line: TypeAlias = dict[str, str]
-NAMES = {"tracin": "TracIn", "retrac": "ReTrac"}
-_THUMBNAIL = 128
+# Sides of thumbnails, in pixels, for up to so many images: a report stays below ten megabytes.
+_SIDES: Final = ((800, 160), (1600, 128), (3000, 96))
+_SMALLEST: Final = 64
 
 
 @dataclass(frozen=True)
@@ -76,40 +75,55 @@ def write_report(
         >>> "<title>My run</title>" in Path("report.html").read_text("utf-8")
         True
     """
-    from jinja2 import Environment, StrictUndefined
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_shown)
-    template = environment.from_string(
-        files("query.results").joinpath("report.html.j2").read_text("utf-8")
-    )
     store = sections[0].answers[0].store
-    images: dict[str, str] = {}
-    page = template.render(
-        title=title,
-        subtitle=f"{store.samples:,} training images, {store.checkpoints} checkpoints, "
-        f"{Recorded.of(store).model.num_parameters:,} parameters projected to "
-        f"{store.dim:,} dimensions",
-        summary=summary(sections) if lines is None else lines,
-        sections=[
-            {
-                "title": section.title,
-                "note": section.note,
-                "queries": _queries(section, number, train, images),
-            }
-            for number, section in enumerate(sections)
-        ],
-        images=images,
-        replayed=_replayed(store),
-        version=__version__,
-        fingerprint=store.spec.fingerprint[:16],
+    embedded = Embedded(_side(sections))
+    names = dict.fromkeys(answer.measure for section in sections for answer in section.answers)
+    script = resource("report.js")
+    digest = base64.b64encode(sha256(script.encode()).digest()).decode()
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            subtitle=f"{store.samples:,} training images, {store.checkpoints} checkpoints, "
+            f"{Recorded.of(store).model.num_parameters:,} parameters projected to "
+            f"{store.dim:,} dimensions",
+            measures=[{"name": display_name(name), "about": about(name)} for name in names],
+            words={"sides": SIDES, "errors": ERRORS, "provenance": PROVENANCE, "chance": CHANCE},
+            summary=summary(sections) if lines is None else lines,
+            sections=[
+                {
+                    "title": section.title,
+                    "note": section.note,
+                    "queries": cards(
+                        section.answers, section.images, train, embedded, f"q{number}-"
+                    ),
+                }
+                for number, section in enumerate(sections)
+            ],
+            replayed=replayed(store),
+            version=__version__,
+            fingerprint=store.spec.fingerprint[:16],
+            style=Markup(resource("gallery.css")),  # noqa: S704, our own file
+            script=Markup(script),  # noqa: S704, our own file
+            script_hash=digest,
+        )
     )
     with written(Path(path)) as writing:
         writing.write_text(page, encoding="utf-8")
 
 
-def _shown(value: Any) -> Any:
-    """A value as the page shows it: a page is text, which may be printed to a terminal."""
-    return one_line(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
+def _side(sections: Sequence[Section]) -> int:
+    """Side of thumbnails, so that all of them fit."""
+    found = {
+        int(row)
+        for section in sections
+        for answer in section.answers
+        for ranking in answer.sides.values()
+        for row in ranking.samples.ravel()
+    }
+    count = len(found) + sum(len(section.answers[0]) for section in sections)
+    return next((side for most, side in _SIDES if count <= most), _SMALLEST)
 
 
 def summary(sections: Sequence[Section]) -> list[Line]:
@@ -139,92 +153,8 @@ def line(section: str, measure: str, share: tuple[float, float] | None, distinct
     same, chance = ("–", "–") if share is None else (f"{value:.2f}" for value in share)
     return {
         "section": section,
-        "measure": NAMES.get(measure, measure),
+        "measure": display_name(measure),
         "share": same,
         "chance": chance,
         "distinctness": f"{distinct:.2f}",
     }
-
-
-def _queries(
-    section: Section, number: int, train: Pictures | None, images: dict[str, str]
-) -> list[dict[str, Any]]:
-    first = section.answers[0]
-    query_labels, train_labels = first.queries.labels, labels(first.store)
-    steps = timesteps(section.answers)
-    comparable = first.labels_comparable
-    replayed = _replayed(first.store)
-
-    def found(answer: Answer, side: str, query: int) -> list[dict[str, Any]]:
-        ranking = answer.sides[side]
-        shown = []
-        for row, score in zip(
-            ranking.samples[query].tolist(), ranking.scores[query].tolist(), strict=True
-        ):
-            kind = ""
-            if comparable and query_labels and train_labels:
-                kind = "same" if query_labels[query] == train_labels[row] else "other"
-            shown.append(
-                {
-                    "id": answer.store.manifest.ids[row],
-                    "image": _image(train, answer.store, row, f"t{row}", images),
-                    "label": train_labels[row] if train_labels else None,
-                    "score": f"{score:.3g}",
-                    "timesteps": " ".join(map(str, steps[row])) if replayed else "",
-                    "kind": kind,
-                }
-            )
-        return shown
-
-    def asked(query: int) -> str:
-        row = first.queries.sample(query)  # a sum has no picture
-        if row is None:
-            return ""
-        return _image(section.images, first.queries.store, row, f"q{number}-{row}", images)
-
-    return [
-        {
-            "id": name,
-            "label": query_labels[query] if query_labels else None,
-            "image": asked(query),
-            "measures": [
-                {
-                    "name": NAMES.get(answer.measure, answer.measure),
-                    "sides": [
-                        {
-                            "name": _heading(side, ranking.scores[query]),
-                            "found": found(answer, side, query),
-                        }
-                        for side, ranking in answer.sides.items()
-                    ],
-                }
-                for answer in section.answers
-            ],
-        }
-        for query, name in enumerate(first.queries.ids)
-    ]
-
-
-def _replayed(store: Store) -> bool:
-    return Recorded.of(store).events.kind == "replayed"
-
-
-def _heading(side: str, scores: NDArray[np.float32]) -> str:
-    """Title of a list: `opponents` only if some of them pushed against the query."""
-    if side == "opponent" and scores[0] >= 0:
-        return "least influential (no opponents)"
-    return f"{side}s"
-
-
-def _image(
-    samples: Pictures | None, store: Store, row: int, name: str, images: dict[str, str]
-) -> str:
-    """CSS class that shows a sample; the page embeds each image once."""
-    if samples is None:
-        return ""
-    if name not in images:
-        image = image_of(samples, store, row)
-        if image is None:
-            return ""
-        images[name] = data_uri(image, _THUMBNAIL)
-    return name

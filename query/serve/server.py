@@ -19,7 +19,7 @@ from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.serve import ServeConfig
 from gradstore.store.opening import as_store, open_store
 from query.checks import require_comparable
-from query.results.pictures import pictures
+from query.results.pictures import pictures_of
 from query.serve.guard import Guard, allowed_names
 from query.serve.metering import Meter, Metered
 
@@ -227,8 +227,8 @@ def _serve(
     from query.serve.library import Library
     from query.serve.routes import application
 
-    train = _images(store, dataset)
-    library = Library(store, asked, train, None if asked is None else _images(asked, images))
+    train = pictures_of(store, dataset)
+    library = Library(store, asked, train, None if asked is None else pictures_of(asked, images))
     size, mode = _form(store, train)
     gradients = Gradients(store, folders, config, size=size, mode=mode)
     generates, classes = model_facts(folders)
@@ -264,14 +264,6 @@ def _folders(config: ServeConfig, store: Store) -> list[Path]:
     except (UnknownNameError, GradstoreError) as error:
         _log.warning("new images cannot be asked: %s", error)
         return []
-
-
-def _images(store: Store, dataset: Any) -> Pictures | None:
-    if dataset is None:
-        return pictures(store)
-    from gradstore.collect import Samples
-
-    return Samples.of(dataset).only(store.manifest.ids)
 
 
 def _form(store: Store, train: Pictures | None) -> tuple[int | None, str | None]:

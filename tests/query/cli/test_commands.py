@@ -331,6 +331,25 @@ def test_a_folder_called_digits_is_not_the_digits(
     assert yaml.safe_load(Path("run/collect.yaml").read_text())["dataset"] == "digits"
 
 
+def test_images_that_moved_are_shown(road: Path, run: Run, tmp_path: Path) -> None:
+    store = road / "run" / "train.gradstore"
+    (tmp_path / "asked").mkdir()
+    for number, image in enumerate(images(2)):
+        image.save(tmp_path / "asked" / f"{number}.png")
+    few = ("--timesteps", 1, "--draws", 1, "--k", 2, "--labels", 3)
+    run("query", "--store", store, "--dataset", tmp_path / "asked", *few, "--out", tmp_path / "a")
+    (tmp_path / "asked").rename(tmp_path / "moved")
+    again = (
+        "query", "--store", store, "--queries", tmp_path / "a" / "queries.gradstore", "--k", 2,
+    )  # fmt: skip
+    run(*again, "--out", tmp_path / "b")
+    run(*again, "--images", tmp_path / "moved", "--out", tmp_path / "c")
+    pages = [(tmp_path / name / "report.html").read_text() for name in "abc"]
+    assert [page.count('aria-label="query 0.png"') for page in pages] == [1, 2, 1]
+    assert "Only samples with label 3 were searched." in pages[0]
+    assert "were searched" not in pages[1]
+
+
 def test_k_larger_than_the_store(road: Path, run: Run, tmp_path: Path) -> None:
     out = tmp_path / "answers"
     told = run(

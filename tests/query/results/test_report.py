@@ -4,11 +4,16 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
 from indexer import build_index
 from query import Answer, Section, collect_queries, search, write_report
+from query.results.pictures import data_uri
+from query.results.report import _SIDES, _SMALLEST
+from query.results.wording import CHANCE, ERRORS, PROVENANCE, Scale, about
 from tests.support.collected import PAPER
 
 if TYPE_CHECKING:
@@ -53,9 +58,9 @@ def test_the_page_shows_every_answer(world: World, answers: list[Answer], tmp_pa
     for measure in ("TracIn", "ReTrac"):
         assert measure in page.text
     shown = [
-        attributes["title"]
+        attributes["data-text"].split()[0]
         for tag, attributes in page.tags
-        if tag == "span" and "title" in attributes
+        if tag == "li" and "data-text" in attributes
     ]
     expected = [
         answer.store.manifest.ids[row]
@@ -65,16 +70,64 @@ def test_the_page_shows_every_answer(world: World, answers: list[Answer], tmp_pa
         for row in ranking.samples[query]
     ]
     assert shown == expected
-    score = answers[0].proponents.scores[0, 0]
-    assert f"{score:.3g}" in page.text
+    scores = [side.scores[0] for side in answers[0].sides.values()]
+    scale = Scale.of([float(one) for one in np.concatenate(scores)])
+    assert scale.shown(float(scores[0][0])) in page.text
+    margin = float(answers[0].explained.margin[0, 0])
+    assert f"± {scale.shown(margin)}" in page.text
     steps = " ".join(
         str(answers[0].store.rows(k).timestep[answers[0].proponents.samples[0, 0], 0])
         for k in range(2)
     )
     assert f"t {steps}" in page.text
     # One self-contained file: no external resources, and each image appears once.
-    assert not [a for tag, a in page.tags if tag in {"link", "script", "img"}]
+    images = [attributes for tag, attributes in page.tags if tag == "img" and attributes["alt"]]
+    assert len(images) == len(expected) + 3
     assert path.read_text().count("data:image/webp") == len(set(expected)) + 3
+    assert not [a for tag, a in page.tags if tag == "link" or (tag == "script" and a)]
+    known = {attributes.get("id") for attributes in images}
+    assert {a["data-of"] for a in images if "data-of" in a} <= known
+
+
+def test_the_texts_are_those_of_the_measures(
+    world: World, answers: list[Answer], tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, "T", [Section("A", answers[1:], world.queries, "Only cats.")], world.train)
+    text = " ".join(_Page(path.read_text()).text.split())
+    assert about("retrac") in text
+    assert about("tracin") not in text
+    assert "Only cats." in text
+    for words in (CHANCE, ERRORS, PROVENANCE):
+        assert words in text
+
+
+def test_a_query_without_image_has_a_placeholder(
+    world: World, answers: list[Answer], tmp_path: Path
+) -> None:
+    path = tmp_path / "report.html"
+    write_report(path, "T", [Section("A", answers, None)], world.train)
+    page = _Page(path.read_text())
+    named = [a["aria-label"] for tag, a in page.tags if a.get("class") == "no-image"]
+    assert [one.split(",")[0] for one in named] == ["query ask-a", "query ask-b", "query ask-c"]
+
+
+def test_a_hundred_queries_fit_in_ten_megabytes(answers: list[Answer], tmp_path: Path) -> None:
+    """Of images of 512 pixels, with 20 samples on each side, each another."""
+    generator = np.random.default_rng(0)
+
+    def photograph() -> Image.Image:
+        small = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+        pixels = np.asarray(small.resize((512, 512), Image.Resampling.BICUBIC), np.int16)
+        noisy = pixels + generator.integers(-8, 9, pixels.shape)
+        return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+    path = tmp_path / "report.html"
+    write_report(path, "T", [Section("A", answers, None)], None)
+    card = path.stat().st_size / (3 * 2 * 2 * 3)  # with its share of everything else
+    side = next((one for most, one in _SIDES if most >= 100 * 41), _SMALLEST)
+    image = np.mean([len(data_uri(photograph(), side)) for _ in range(20)])
+    assert 100 * 41 * image + 100 * 40 * card < 10e6
 
 
 def test_only_those_that_push_against_are_called_opponents(
@@ -100,7 +153,9 @@ def test_names_are_escaped(world: World, answers: list[Answer], tmp_path: Path) 
     path = tmp_path / "report.html"
     title = "<script>alert(1)</script>"
     write_report(path, title, [Section(title, answers, world.queries)], world.train)
-    assert "<script" not in path.read_text()
+    page = path.read_text()
+    assert page.count("<script") == 1
+    assert "<script>alert" not in page
 
 
 def test_control_characters_are_shown_and_not_kept(
