@@ -151,9 +151,9 @@ def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
     ]
     k = answer.proponents.samples.shape[1]
     details = {row: detail(library, row) for row in _found(answer)}
-    out = []
+    out: list[dict[str, Any]] = []
     for query, name in enumerate(answer.queries.ids):
-        sides = []
+        sides: list[dict[str, Any]] = []
         for place, (side, ranking) in enumerate(answer.sides.items()):
             own = rows[(2 * query + place) * k :][:k]
             found = [

@@ -40,7 +40,7 @@ class Page:
         self.until(lambda: self.run("return document.body?.dataset.shown === location.search"))
 
     def run(self, script: str, *given: Any) -> Any:
-        return self.driver.execute_script(script, *given)  # type: ignore[no-untyped-call]
+        return self.driver.execute_script(script, *given)
 
     def one(self, selector: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
@@ -112,7 +112,7 @@ def there() -> bool:
 @contextmanager
 def browser(url: str, downloads: Path) -> Iterator[Page]:
     """A headless browser at a page."""
-    options = Options()  # type: ignore[no-untyped-call]
+    options = Options()
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
     options.binary_location = shutil.which("chromium") or ""

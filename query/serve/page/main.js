@@ -6,21 +6,19 @@ import { scatter, totals } from "./charts.js";
 import * as choose from "./choose.js";
 import { $, count, h, text } from "./dom.js";
 import { showAnswers } from "./gallery.js";
-import * as map from "./map.js";
 import { asked, go, read } from "./state.js";
 import * as why from "./why.js";
 
 const PANELS = {
   totals: async (state) => totals((await get("totals", asked(state, state.measure[0], { by: $("by").value }))).groups),
   norms: async (state) => scatter(await get("norms", asked(state, state.measure[0]))),
-  map: async (state) => map.shown(state),
 };
 
 async function showPanel(name, state) {
   const place = $(name);
   place.open = state.open.includes(name);
   const content = place.querySelector(".content");
-  if (!place.open || (name !== "map" && !state.kind)) return;
+  if (!place.open || !state.kind) return;
   content.setAttribute("aria-busy", "true");
   try {
     content.replaceChildren(await PANELS[name](state));
@@ -57,7 +55,6 @@ async function start() {
   $("provenance").textContent = `${about.sides} ${about.errors} ${about.provenance}`;
   await choose.prepare(about);
   why.prepare();
-  map.prepare(about);
   if (!Object.keys(about.columns).length) $("totals").hidden = true;
   $("by").addEventListener("change", () => showPanel("totals", read()));
   for (const name of Object.keys(PANELS))

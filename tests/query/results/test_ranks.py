@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scipy.stats import t as student
 
 from indexer.studies.explanation import Explanation
+from query import search
 from query.results.ranks import agreement, rank_intervals
+from tests.support.drawn_stores import random_store
 
 
 def explanation(
@@ -67,3 +71,14 @@ def test_checkpoints_agree_or_cancel() -> None:
     found = agreement(np.array([[1.0, 2.0], [1.0, -1.0], [3.0, -1.0]], np.float32))
     assert found == pytest.approx(np.array([1, 0, 0.5]))
     assert np.isnan(agreement(np.zeros((1, 2), np.float32))).all()
+
+
+def test_the_margin_of_a_score_holds_every_error_that_is_known(tmp_path: Path) -> None:
+    store = random_store(tmp_path / "t.gradstore", 20, slots=5)
+    queries = random_store(tmp_path / "q.gradstore", 2, slots=5, seed=1)
+    for asked, measure in ((queries, "tracin"), (queries, "trak")):
+        explained = search(store, asked, 4, measure=measure).explained
+        known = (explained.projection_error, explained.query_error, explained.training_error)
+        together = np.sqrt(sum(np.nan_to_num(one).astype(np.float64) ** 2 for one in known))
+        assert (explained.margin >= 1.95 * together).all()
+        assert (explained.margin <= 4 * together).all()

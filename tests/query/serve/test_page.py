@@ -340,7 +340,7 @@ def test_rules_of_accessibility(page: Page, theme: str, width: int) -> None:
     for link in ("", f"{ASKED}&k=4&open=totals&open=norms", f"{ASKED}&k=4&why=cat/03.png"):
         page.open(link)
         page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": rules})
-        found = page.driver.execute_async_script(  # type: ignore[no-untyped-call]
+        found = page.driver.execute_async_script(
             "axe.run().then((found) => arguments[0](found.violations.map((one) =>"
             " [one.id, one.nodes.map((node) => node.html.slice(0, 200))])))"
         )

@@ -177,7 +177,8 @@ def test_sigterm_finishes_what_runs(place: Place, tmp_path: Path) -> None:
         *(f"--checkpoints={one}" for one in place.checkpoints),
     ]
     process, port = _started(place, *flags)
-    content, states = picture(tmp_path / "given.png"), []
+    content = picture(tmp_path / "given.png")
+    states: list[str] = []
 
     def send(method: str, path: str, body: bytes | None = None) -> Any:
         import json

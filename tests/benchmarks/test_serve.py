@@ -1,0 +1,17 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from benchmarks.serve import PRESETS, run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_it_measures_one_client_and_many(tmp_path: Path) -> None:
+    targets = run(PRESETS["tiny"], tmp_path)
+    assert [target.met for target in targets][2]  # none failed
+    figures = json.loads((tmp_path / "serve.json").read_text())["figures"]
+    assert figures["p95"] >= figures["alone"]["low"] > 0
+    assert "by 64 at once" in (tmp_path / "serve.md").read_text()
