@@ -77,7 +77,7 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
             single = [_ask(server.url, names.pop(), preset.measure) for _ in range(preset.alone)]
             together = _together(server.url, names, preset)
     failed = sum(not np.isfinite(one) for one in together)
-    figures = {
+    figures: dict[str, Any] = {
         "alone": spread(single),
         "together": spread([one for one in together if np.isfinite(one)]),
         "p95": float(np.quantile(together, 0.95)),
