@@ -58,6 +58,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
             store=str(folder / "train.gradstore"),
             projector="sjlt",
             proj_dim=64,
+            events="replayed",
+            metric="none",
         )
     )
     spec = gs.EventSpec(events="planned", timesteps=5, draws=1)
