@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from gradstore.collect.events.recorder import Recorder
     from gradstore.collect.grow import add_checkpoint, append, repair
     from gradstore.collect.judging import losses
+    from gradstore.collect.models.adapters import Adapters
     from gradstore.collect.models.cache import CheckpointCache, Checkpoints
+    from gradstore.collect.models.diffusers_folders import DiffusersFolders
+    from gradstore.collect.models.module import Module
     from gradstore.collect.objectives.diffusion import DiffusionLoss
     from gradstore.collect.objectives.edm import EDMLoss
     from gradstore.collect.objectives.flow import FlowLoss
@@ -94,6 +97,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "MEASURES",
+    "Adapters",
     "Answer",
     "BusyError",
     "Calibrated",
@@ -105,6 +109,7 @@ __all__ = [
     "ConfigError",
     "DatasetError",
     "DependencyError",
+    "DiffusersFolders",
     "DiffusionLoss",
     "EDMLoss",
     "EngineError",
@@ -122,6 +127,7 @@ __all__ = [
     "Hubness",
     "Manifest",
     "Measure",
+    "Module",
     "NotAStoreError",
     "Power",
     "ProjectorSpec",
@@ -185,22 +191,24 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Adapters": "gradstore.collect.models.adapters",
     "Answer": "query.results.answer",
     "BusyError": "gradstore.errors",
     "Calibrated": "indexer.measures.timesteps",
-    "CheckpointError": "gradstore.errors",
     "CheckpointCache": "gradstore.collect.models.cache",
+    "CheckpointError": "gradstore.errors",
     "Checkpoints": "gradstore.collect.models.cache",
     "Clip": "indexer.measures.simple",
     "CollectConfig": "gradstore.flags.collect",
     "ConfigError": "gradstore.errors",
     "DatasetError": "gradstore.errors",
     "DependencyError": "gradstore.errors",
+    "DiffusersFolders": "gradstore.collect.models.diffusers_folders",
     "DiffusionLoss": "gradstore.collect.objectives.diffusion",
     "EDMLoss": "gradstore.collect.objectives.edm",
     "EngineError": "gradstore.errors",
-    "Evaluation": "query.evaluation.evaluate",
     "EvaluateConfig": "gradstore.flags.evaluate",
+    "Evaluation": "query.evaluation.evaluate",
     "EventSpec": "gradstore.store.format.spec",
     "ExactEngine": "indexer.exact.engine",
     "Explanation": "indexer.studies.explanation",
@@ -214,6 +222,7 @@ _HOMES = {
     "MEASURES": "indexer.measures.registry",
     "Manifest": "gradstore.store.format.manifest",
     "Measure": "indexer.measure",
+    "Module": "gradstore.collect.models.module",
     "NotAStoreError": "gradstore.errors",
     "Power": "indexer.measures.simple",
     "ProjectorSpec": "gradstore.store.format.spec",
@@ -243,18 +252,19 @@ _HOMES = {
     "breakdown": "indexer.studies.breakdown",
     "build_index": "indexer.approximate.build",
     "chosen": "query.filters",
-    "matching_samples": "query.filters",
+    "collect": "gradstore",
     "collect_each": "gradstore.collect.pipeline.run",
     "collect_queries": "query.collection",
     "delete": "gradstore.store.changes.delete",
-    "evaluate": "query.evaluation.evaluate",
     "drop_checkpoint": "gradstore.store.changes.checkpoints",
+    "evaluate": "query.evaluation.evaluate",
     "examine": "query.info",
     "explain": "indexer.studies.explanation",
     "generate": "gradstore.collect.toy.sampling",
-    "losses": "gradstore.collect.judging",
     "hubness": "query.studies.hubness",
     "index_path": "indexer.approximate.spec",
+    "losses": "gradstore.collect.judging",
+    "matching_samples": "query.filters",
     "measure_of": "indexer.measures.registry",
     "merge": "gradstore.store.changes.merge",
     "open_index": "indexer.approximate.opening",
@@ -273,6 +283,5 @@ _HOMES = {
     "write_report": "query.results.report",
     "write_scores": "query.scores",
     # The package is callable as the function of the same name.
-    "collect": "gradstore",
 }
 __getattr__ = exporter(__name__, _HOMES)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gradstore.collect.recorded import Recorded, recorded_folders, recorded_gradients
+from gradstore.collect.recorded import Recorded, recorded_gradients
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.store.format.spec import EventSpec
 from gradstore.store.opening import as_store
@@ -14,8 +13,9 @@ from query.results.pictures import pictures_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
-    from gradstore.collect import CheckpointCache, Objective, Projector
+    from gradstore.collect import CheckpointCache, Loader, Objective, Projector
     from gradstore.flags.query import QueryConfig
     from gradstore.store.format.spec import ProjectorSpec
     from gradstore.store.opening import StoreLike
@@ -31,7 +31,8 @@ def collect_queries(
     *,
     events: EventSpec | None = None,
     etas: Sequence[float] | None = None,
-    checkpoints: Sequence[str | Path] | CheckpointCache | None = None,
+    checkpoints: Sequence[str | Path] | Loader | CheckpointCache | None = None,
+    base: str | None = None,
     objective: Objective | None = None,
     projector: ProjectorSpec | Projector | str | None = None,
     **options: Any,
@@ -46,8 +47,9 @@ def collect_queries(
         etas: checkpoint weights of the search; by default the store's. At a checkpoint of weight 0,
             no gradient is computed: the query store has no rows of it until the same call with
             other weights collects them.
-        checkpoints: the store's checkpoints, if they moved; or `gradstore.collect.CheckpointCache`,
-            which keeps the models in memory between calls.
+        checkpoints: the store's checkpoints, if they moved; their loader; or
+            `gradstore.collect.CheckpointCache`, which keeps the models in memory between calls.
+        base: the base of the store's checkpoints, if it moved.
         objective: the store's objective, if it was not `DiffusionLoss`.
         projector: the store's projector, if it was not built into gradstore; or the object that
             made the store, which may still hold its matrices.
@@ -62,18 +64,18 @@ def collect_queries(
         Store('queries.gradstore', checkpoints=2, samples=3, slots=10, dim=64)
     """
     store = as_store(store)
-    from gradstore.collect import CheckpointCache, InProcess, SideBySide, collect
+    from gradstore.collect import CheckpointCache, InProcess, SideBySide, collect, recorded_loader
 
     # Queries are collected in this process, even if RANK is set for collecting. Threads are used
     # only if all models are in memory anyway.
-    held = isinstance(checkpoints, CheckpointCache)
-    options.setdefault("executor", SideBySide() if held else InProcess())
+    kept = checkpoints if isinstance(checkpoints, CheckpointCache) else None
+    options.setdefault("executor", SideBySide() if kept else InProcess())
     options.setdefault("gradients", recorded_gradients(store))
     recorded = Recorded.of(store)
     weights = checked_etas(store, etas)
     return collect(
         dataset,
-        checkpoints or recorded_folders(store),
+        kept or recorded_loader(store, checkpoints, base),
         path,
         objective=objective or recorded.objective.loss,
         events=events or EventSpec(events="planned"),
@@ -111,6 +113,7 @@ def collected(question: Question, out: Path) -> tuple[Store, Pictures | None]:
         events=config.events(),
         etas=question.etas,
         checkpoints=config.checkpoints,
+        base=config.base,
         batch_size=config.batch_size,
         memory=config.memory,
         device=config.device,
@@ -121,11 +124,11 @@ def collected(question: Question, out: Path) -> tuple[Store, Pictures | None]:
 
 def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:
     """Generate images into a folder, so that the query store's images can be shown later."""
-    from gradstore.collect import generate
+    from gradstore.collect import generate, recorded_loader
 
     if not folder.exists():
-        last = Path((config.checkpoints or recorded_folders(store))[-1])
-        made = generate(last, config.generate, seed=config.generate_seed, device=config.device)
+        loader = recorded_loader(store, config.checkpoints, config.base)
+        made = generate(loader, config.generate, seed=config.generate_seed, device=config.device)
         # Written under a temporary name and renamed, so a folder with this name is whole.
         writing = folder.with_name(f".{folder.name}.writing")
         writing.mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradstore.collect.models.folders import checkpoint_folders
-from gradstore.collect.recorded import recorded_folders
+from gradstore.collect.recorded import followed_models, recorded_folders
 from gradstore.errors import QueryError
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.fast import FAST
@@ -82,11 +82,15 @@ def opened(config: QueryConfig) -> Question:
     if config.images is not None:
         DatasetSpec(dataset=config.images).require_there()
     if config.queries is None:
-        folders = config.checkpoints or recorded_folders(store)
-        if len(checkpoint_folders(folders)) != store.checkpoints:
+        folders = checkpoint_folders(
+            config.checkpoints or recorded_folders(store),
+            followed_models(store, config.base),
+            exact=not config.checkpoints,
+        )
+        if len(folders) != store.checkpoints:
             raise QueryError(
                 f"{store.location} has {store.checkpoints} checkpoints, and --checkpoints names "
-                f"{len(checkpoint_folders(folders))}. Name those that the store was made from."
+                f"{len(folders)}. Name those that the store was made from."
             )
     asked = open_store(config.queries) if config.queries else None
     if asked is not None:

@@ -54,8 +54,9 @@ def test_nothing_heavy_is_imported_with_a_package(package: str) -> None:
 def test_the_exported_names() -> None:
     assert {name for name in gradstore.__all__ if not name.endswith("Error")} == {
         *indexer.__all__, *query.__all__,
-        "CheckpointCache", "Checkpoints", "CollectConfig", "DiffusionLoss", "EDMLoss",
-        "EvaluateConfig", "EventSpec", "FlowLoss", "GradientSpec", "Manifest",
+        "Adapters", "CheckpointCache", "Checkpoints", "CollectConfig", "DiffusersFolders",
+        "DiffusionLoss", "EDMLoss", "EvaluateConfig", "EventSpec", "FlowLoss", "GradientSpec",
+        "Manifest", "Module",
         "ProjectorSpec", "Recorder", "Rows", "Samples", "Store", "TrainConfig", "__version__",
         "add_checkpoint", "append", "collect", "collect_each", "delete", "drop_checkpoint",
         "generate", "losses", "merge", "open_store", "plan", "repair", "serve", "train", "vacuum",

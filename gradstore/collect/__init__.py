@@ -30,8 +30,18 @@ if TYPE_CHECKING:
     from gradstore.collect.events.replayed import ReplayedEvents
     from gradstore.collect.grow import add_checkpoint, append, repair
     from gradstore.collect.judging import losses
-    from gradstore.collect.models.cache import CheckpointCache, Checkpoints, find_checkpoints
-    from gradstore.collect.models.loading import Checkpoint, load
+    from gradstore.collect.models.adapters import Adapters
+    from gradstore.collect.models.cache import (
+        CheckpointCache,
+        Checkpoints,
+        find_checkpoints,
+        recorded_loader,
+    )
+    from gradstore.collect.models.diffusers_folders import DiffusersFolders
+    from gradstore.collect.models.loaders import load, loader_of
+    from gradstore.collect.models.loading import Checkpoint
+    from gradstore.collect.models.module import Module
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.models.record import TrainingRecord
     from gradstore.collect.objectives.diffusion import DiffusionLoss
     from gradstore.collect.objectives.edm import EDMLoss
@@ -64,9 +74,10 @@ if TYPE_CHECKING:
     from gradstore.collect.toy.training import train
     from gradstore.flags.collect import CollectConfig
     from gradstore.flags.train import TrainConfig
-    from gradstore.store.format.spec import EventSpec, GradientSpec, ProjectorSpec
+    from gradstore.store.format.spec import EventSpec, GradientSpec, ModelSpec, ProjectorSpec
 
 __all__ = [
+    "Adapters",
     "Autocast",
     "Batch",
     "ByRank",
@@ -77,6 +88,7 @@ __all__ = [
     "CollectConfig",
     "CollectOptions",
     "Compiled",
+    "DiffusersFolders",
     "DiffusionLoss",
     "EDMLoss",
     "Estimate",
@@ -89,7 +101,10 @@ __all__ = [
     "GradientSpec",
     "IdentityProjector",
     "InProcess",
+    "Loader",
     "LoopEngine",
+    "ModelSpec",
+    "Module",
     "Objective",
     "PlannedEvents",
     "Projection",
@@ -115,14 +130,17 @@ __all__ = [
     "find_checkpoints",
     "generate",
     "load",
+    "loader_of",
     "losses",
     "plan",
     "plan_config",
+    "recorded_loader",
     "repair",
     "train",
 ]
 
 _HOMES = {
+    "Adapters": "gradstore.collect.models.adapters",
     "Autocast": "gradstore.collect.objectives.wrappers",
     "Batch": "gradstore.collect.objectives.protocol",
     "ByRank": "gradstore.collect.pipeline.executors",
@@ -133,6 +151,7 @@ _HOMES = {
     "CollectConfig": "gradstore.flags.collect",
     "CollectOptions": "gradstore.collect.pipeline.options",
     "Compiled": "gradstore.collect.objectives.wrappers",
+    "DiffusersFolders": "gradstore.collect.models.diffusers_folders",
     "DiffusionLoss": "gradstore.collect.objectives.diffusion",
     "EDMLoss": "gradstore.collect.objectives.edm",
     "Estimate": "gradstore.collect.pipeline.estimate",
@@ -145,7 +164,10 @@ _HOMES = {
     "GradientSpec": "gradstore.store.format.spec",
     "IdentityProjector": "gradstore.collect.projectors.identity",
     "InProcess": "gradstore.collect.pipeline.executors",
+    "Loader": "gradstore.collect.models.protocol",
     "LoopEngine": "gradstore.collect.engines.loop",
+    "ModelSpec": "gradstore.store.format.spec",
+    "Module": "gradstore.collect.models.module",
     "Objective": "gradstore.collect.objectives.protocol",
     "PlannedEvents": "gradstore.collect.events.planned",
     "Projection": "gradstore.collect.projectors.protocol",
@@ -170,10 +192,12 @@ _HOMES = {
     "collect_each": "gradstore.collect.pipeline.run",
     "find_checkpoints": "gradstore.collect.models.cache",
     "generate": "gradstore.collect.toy.sampling",
-    "load": "gradstore.collect.models.loading",
+    "load": "gradstore.collect.models.loaders",
+    "loader_of": "gradstore.collect.models.loaders",
     "losses": "gradstore.collect.judging",
     "plan": "gradstore.collect.pipeline.run",
     "plan_config": "gradstore.collect.pipeline.run",
+    "recorded_loader": "gradstore.collect.models.cache",
     "repair": "gradstore.collect.grow",
     "train": "gradstore.collect.toy.training",
 }

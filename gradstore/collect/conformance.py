@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gradstore.collect.engines import LoopEngine
+from gradstore.collect.models.loaders import loader_of
 from gradstore.collect.models.parameters import num_parameters as count_parameters
+from gradstore.collect.models.parameters import trainable
 from gradstore.collect.pipeline.executors import Task
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from gradstore.collect.engines import EngineMaker, GradientEngine
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Batch, Objective
     from gradstore.collect.pipeline.executors import Executor
     from gradstore.collect.projectors import Projector
@@ -92,6 +95,47 @@ def check_projector(
         "a projection is linear",
         kept=_close(sketch(mixed), 2 * whole[:1] - 3 * whole[1:2], tolerance),
     )
+
+
+def check_loader(loader: Loader) -> None:
+    """Check that a loader's checkpoints are alike, told apart, and independent of each other.
+
+    Args:
+        loader: the loader to check, of two checkpoints or more.
+    """
+    folders = list(loader.folders)
+    loaded = [loader.load(folder) for folder in folders]
+    digests = [one.weights_digest() for one in loaded]
+    _require("two checkpoints have two digests", kept=len(set(digests)) == len(folders) > 1)
+    _require(
+        "all checkpoints have one architecture",
+        kept=all(one.architecture() == loaded[0].architecture() for one in loaded),
+    )
+    _require(
+        "identity() is JSON and the same every time",
+        kept=json.loads(json.dumps(loader.identity())) == loader.identity(),
+    )
+    again = loader.load(folders[0])
+    _require("a repeated load is identical", kept=again.weights_digest() == digests[0])
+    with torch.no_grad():
+        for parameter in trainable(again.model).values():
+            parameter.add_(1)
+    _require(
+        "a loaded checkpoint does not change with another",
+        kept=[one.weights_digest() for one in loaded] == digests,
+    )
+    _require(
+        "models are in eval() mode",
+        kept=not any(module.training for one in loaded for module in one.model.modules()),
+    )
+    spec = loader.spec()
+    if spec is not None:
+        made = loader_of(folders, spec, exact=True)
+        _require(
+            "spec() makes the same loader",
+            kept=[made.load(one).weights_digest() for one in made.folders] == digests
+            and made.identity() == loader.identity(),
+        )
 
 
 def check_objective(

@@ -7,13 +7,14 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Unpack
 
 from gradstore.collect.data.samples import Samples
-from gradstore.collect.models import loading
-from gradstore.collect.models.cache import find_checkpoints
+from gradstore.collect.models.cache import recorded_loader
+from gradstore.collect.models.loaders import loader_of
+from gradstore.collect.models.protocol import Loader
 from gradstore.collect.pipeline.executors import InProcess, Task
 from gradstore.collect.pipeline.options import CollectOptions, Destination
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.collect.pipeline.run import prepare_config, run
-from gradstore.collect.recorded import Recorded, recorded_config, recorded_folders, recorded_options
+from gradstore.collect.recorded import Recorded, followed_models, recorded_config, recorded_options
 from gradstore.errors import ConfigError, StoreError
 from gradstore.store.changes.append import add_parts
 from gradstore.store.changes.checkpoints import begin_checkpoint, commit_checkpoint, next_number
@@ -40,7 +41,7 @@ def append(
     dataset: Any,
     store: StoreLike,
     *,
-    checkpoints: Sequence[str | Path] | None = None,
+    checkpoints: Sequence[str | Path] | Loader | None = None,
     projector: ProjectorSpec | Projector | str | None = None,
     executor: Executor | None = None,
     **options: Unpack[CollectOptions],
@@ -53,7 +54,7 @@ def append(
     Args:
         dataset: the new samples; anything that `collect` accepts.
         store: a complete store.
-        checkpoints: the store's checkpoints, if they moved.
+        checkpoints: the store's checkpoints, if they moved, or their loader.
         projector: the store's projector, if it is not one of gradstore's own.
         executor: as in `collect`.
         options: see `CollectOptions`; settings that identify rows must match the store.
@@ -77,7 +78,7 @@ def append(
     own = made_alike.pop("projector")
     job = prepare(
         dataset,
-        checkpoints or recorded_folders(store),
+        recorded_loader(store, checkpoints),
         {store.location: projector or own},
         into=Destination.new_part(),
         **{**made_alike, **options},
@@ -113,7 +114,7 @@ def _append(store: Store, job: Job, executor: Executor | None) -> tuple[Store, b
 
 def add_checkpoint(
     store: StoreLike,
-    checkpoint: str | Path,
+    checkpoint: str | Path | Loader,
     *,
     eta: float | None = None,
     datasets: Sequence[Any] | None = None,
@@ -126,7 +127,7 @@ def add_checkpoint(
 
     Args:
         store: a complete store.
-        checkpoint: the checkpoint, trained further than those of the store.
+        checkpoint: the checkpoint, trained further than those of the store; or a loader of it.
         eta: its weight η; by default as recorded, else 1.
         datasets: the dataset of each part of the store; by default as recorded in the store.
         projector: the store's projector, if it is not one of gradstore's own.
@@ -148,17 +149,21 @@ def add_checkpoint(
     store = as_store(store)
     store = open_store(store.objects)
     store.require_complete()
-    (folder,) = find_checkpoints([checkpoint])
-    weights = loading.load(folder).weights_digest()
+    if isinstance(checkpoint, Loader):
+        loader = checkpoint
+    else:
+        loader = loader_of([checkpoint], followed_models(store), exact=True)
+    (folder,) = loader.folders
+    weights = loader.load(folder).weights_digest()
     if weights in [one.weights for one in Recorded.of(store).checkpoints]:
-        raise StoreError(f"{store.location} already has checkpoint {checkpoint}")
+        raise StoreError(f"{store.location} already has checkpoint {folder}")
     number = next_number(store, weights)
     made_alike: dict[str, Any] = {**recorded_options(store), "etas": None, **options}
     own = made_alike.pop("projector")
     jobs = [
         prepare(
             _restricted(given, part.spec, store),
-            [checkpoint],
+            loader,
             {store.location: projector or own},
             into=Destination.existing_part(part.spec, number),
             **made_alike,
@@ -173,13 +178,13 @@ def add_checkpoint(
     elif spec.learning_rate_sum is not None and last is not None:
         if spec.learning_rate_sum <= last:
             raise ConfigError(
-                f"checkpoint {checkpoint} was not trained further than those of "
+                f"checkpoint {folder} was not trained further than those of "
                 f"{store.location}. Give its weight with --eta."
             )
         spec = spec.model_copy(update={"eta": spec.learning_rate_sum - last})
     elif spec.learning_rate_sum is not None or last is not None:
         raise ConfigError(
-            f"the weight of {checkpoint} is unknown, because not all checkpoints record their "
+            f"the weight of {folder} is unknown, because not all checkpoints record their "
             "learning rates. Give it with --eta."
         )
     begin_checkpoint(store, number, weights)
@@ -242,7 +247,7 @@ def repair(
             own = made_alike.pop("projector")
             job = prepare(
                 samples,
-                recorded_folders(store),
+                recorded_loader(store),
                 {store.location: projector or own},
                 into=into,
                 **{**made_alike, **options},

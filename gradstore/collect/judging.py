@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,15 +10,17 @@ import torch
 from gradstore.collect import devices
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.events.planned import PlannedEvents
-from gradstore.collect.models.loading import load
+from gradstore.collect.models.loaders import loader_of
 from gradstore.collect.pipeline.batches import EventRows, read
 from gradstore.collect.pipeline.survey import objective_of
 
 if TYPE_CHECKING:
+    from pathlib import Path
     from typing import Any
 
     from numpy.typing import NDArray
 
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Objective
     from gradstore.store.format.spec import EventSpec
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @torch.inference_mode()
 def losses(
     dataset: Any,
-    checkpoint: str | Path,
+    checkpoint: str | Path | Loader,
     *,
     events: EventSpec,
     objective: Objective | str | None = None,
@@ -38,7 +39,7 @@ def losses(
 
     Args:
         dataset: the samples; anything that `gradstore.collect.collect` accepts.
-        checkpoint: folder of the checkpoint.
+        checkpoint: folder of the checkpoint, or a loader, of whose checkpoints the last is taken.
         events: timesteps and noises; planned.
         objective: as in `gradstore.collect.collect`.
         device: torch device; by default cuda if there is one.
@@ -56,7 +57,8 @@ def losses(
         >>> gs.losses("asked_images", "run/checkpoints/epoch-02", events=grid).shape
         (3,)
     """
-    samples, loaded, place = Samples.of(dataset), load(Path(checkpoint)), devices.choose(device)
+    samples, place, loader = Samples.of(dataset), devices.choose(device), loader_of(checkpoint)
+    loaded = loader.load(loader.folders[-1])
     chosen = objective_of(objective, loaded)
     model = loaded.model.to(place)
     plan = PlannedEvents(events, chosen.num_train_timesteps, "query")

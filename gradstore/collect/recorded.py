@@ -15,7 +15,13 @@ from gradstore.collect.named import follow, may_follow
 from gradstore.errors import ConfigError, StoreError, UnknownNameError
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.dataset import DatasetSpec
-from gradstore.store.format.spec import EventSpec, GradientSpec, MetricSpec, ProjectorSpec
+from gradstore.store.format.spec import (
+    EventSpec,
+    GradientSpec,
+    MetricSpec,
+    ModelSpec,
+    ProjectorSpec,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -226,6 +232,7 @@ class Provenance(_Section):
     Attributes:
         config: configuration of the command that made the part; empty if made from Python.
         gradients: specification of the gradients.
+        models: how the models were read; None if a loader of code read them.
         arithmetic: arithmetic of gradients and projections.
         engine: the gradient engine.
         events: events per gradient computation.
@@ -235,6 +242,7 @@ class Provenance(_Section):
 
     config: dict[str, Any] = Field(default_factory=dict)
     gradients: dict[str, Any] = Field(default_factory=dict)
+    models: dict[str, Any] | None = Field(default_factory=dict)
     arithmetic: dict[str, Any] = Field(default_factory=dict)
     versions: dict[str, Any] = Field(default_factory=dict)
     engine: str | None = None
@@ -245,6 +253,11 @@ class Provenance(_Section):
     @classmethod
     def _mapping(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else {}
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _mapping_or_none(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) else None
 
     @field_validator("engine", "device", mode="before")
     @classmethod
@@ -300,11 +313,49 @@ def recorded_folders(store: Store) -> list[str]:
     return folders
 
 
+def recorded_models(store: Store) -> ModelSpec:
+    """How the models of a store's checkpoints were read.
+
+    Raises:
+        ConfigError: if a loader of code read them.
+        StoreError: if the record is not what gradstore writes.
+    """
+    found = Provenance.of(store.spec.parts[0]).models
+    if found is None:
+        raise ConfigError(
+            f"{store.location} was made from checkpoints that code loads, such as Module. Ask from "
+            "Python, and pass the loader as checkpoints=."
+        )
+    try:
+        return ModelSpec.model_validate(found)
+    except ValidationError as error:
+        raise StoreError(
+            f"{store.location}: made_by.models is not what gradstore writes: "
+            f"{error.errors()[0]['msg']}. Pass a loader as checkpoints=."
+        ) from error
+
+
+def followed_models(store: Store, base: str | None = None) -> ModelSpec:
+    """`recorded_models`, with the base that the user gives, or a recorded one that they follow.
+
+    Raises:
+        UnknownNameError: if the user does not follow it.
+    """
+    found = recorded_models(store)
+    if base is not None:
+        return found.model_copy(update={"base": base})
+    if found.base is not None:
+        _require_followed(store, "base", found.base, "--base")
+    return found
+
+
 def follow_recorded(store: Store) -> None:
     """Follow all names that a store records, now and later: the user trusts its maker."""
-    datasets = (Provenance.of(part).config.get("dataset") for part in store.spec.parts)
-    folders = (one.path for one in store.spec.checkpoints)
-    follow(name for name in (*datasets, *folders) if isinstance(name, str) and name)
+    made_by = [Provenance.of(part) for part in store.spec.parts]
+    names = [one.config.get("dataset") for one in made_by]
+    names += [(one.models or {}).get("base") for one in made_by]
+    names += [one.path for one in store.spec.checkpoints]
+    follow(name for name in names if isinstance(name, str) and name)
 
 
 def part_dataset(store: Store, part: PartSpec) -> DatasetSpec | None:
@@ -377,6 +428,7 @@ def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConf
                 "store": store.location,
                 "checkpoints": given.get("checkpoints") or recorded_folders(store),
                 "etas": store.etas,
+                **followed_models(store, given.get("base")).model_dump(),
                 **given,
             }
         )

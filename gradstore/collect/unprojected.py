@@ -20,14 +20,13 @@ from gradstore.collect.data.samples import Samples
 from gradstore.collect.engines.choice import CAST_TOLERANCE, TOLERANCE, tolerance_of
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.events.replayed import ReplayedEvents
-from gradstore.collect.models.cache import find_checkpoints
+from gradstore.collect.models.cache import recorded_loader
 from gradstore.collect.pipeline.batches import EventRows, read
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.collect.recorded import (
     Provenance,
     Recorded,
     recorded_dataset,
-    recorded_folders,
     recorded_gradients,
 )
 from gradstore.errors import ConfigError, FingerprintError
@@ -44,6 +43,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect.engines import Receive
     from gradstore.collect.events.protocol import EventPlan
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Batch
     from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
     from gradstore.collect.pipeline.job import Job
@@ -64,7 +64,7 @@ class Unprojected:
         samples: sample numbers, ascending.
         dataset: the store's dataset, with at least these samples; by default the one that the
             store records.
-        checkpoints: the store's checkpoints, if they moved.
+        checkpoints: the store's checkpoints, if they moved, or their loader.
         options: as in `collect`; objective, events and gradients are the store's.
 
     Raises:
@@ -79,15 +79,15 @@ class Unprojected:
         samples: NDArray[np.int64],
         dataset: Any = None,
         *,
-        checkpoints: Sequence[str | Path] | None = None,
+        checkpoints: Sequence[str | Path] | Loader | None = None,
         **options: Unpack[CollectOptions],
     ) -> None:
         self._store, self._numbers = store, samples
         recorded = Recorded.of(store)
-        folders = find_checkpoints(checkpoints or recorded_folders(store))
+        loader = recorded_loader(store, checkpoints)
         given: dict[str, Any] = {
             "objective": recorded.objective.loss,
-            "events": _events(recorded, folders, store.numbers),
+            "events": _events(recorded, loader.folders, store.numbers),
             "gradients": recorded_gradients(store),
             "metric": store,
             "etas": store.etas,
@@ -103,7 +103,7 @@ class Unprojected:
             nowhere = Path(tempfile.gettempdir()) / f"{uuid4().hex}.gradstore"
             job = prepare(
                 found.only([names[row] for row in own.tolist()]),
-                folders,
+                loader,
                 {nowhere: _NO_ROWS},
                 **given,
             )

@@ -14,6 +14,9 @@ class AppendConfig(DatasetSpec):
     checkpoints: list[str] | None = Field(
         None, description="the store's checkpoints, if they moved [default: their recorded paths]"
     )
+    base: str | None = Field(
+        None, description="the base of the store's checkpoints, if it moved [default: as recorded]"
+    )
     batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB to use in addition to the model")
     device: Device = Field(None, description="torch device [default: cuda if there is one]")

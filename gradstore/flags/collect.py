@@ -12,16 +12,20 @@ from gradstore.store.format.spec import (
     EventSpec,
     GradientSpec,
     MetricSpec,
+    ModelSpec,
     ObjectiveSpec,
     ProjectorSpec,
 )
 
 
-class CollectConfig(ProjectorSpec, GradientSpec, MetricSpec, ObjectiveSpec, EventSpec, DatasetSpec):
+class CollectConfig(
+    ProjectorSpec, GradientSpec, MetricSpec, ObjectiveSpec, EventSpec, ModelSpec, DatasetSpec
+):
     """Configuration of a collection, from samples and checkpoints to stored rows."""
 
     checkpoints: list[str] = Field(
-        description="diffusers folders in training order, or one folder that holds them"
+        description="diffusers folders or LoRA adapters in training order, or one folder that "
+        "holds them"
     )
     etas: list[float] | None = Field(
         None, description="weight η_k of each checkpoint [default: as recorded, else 1]"

@@ -22,6 +22,9 @@ class QuestionSpec(DatasetSpec):
     checkpoints: list[str] | None = Field(
         None, description="the store's checkpoints, if they moved [default: recorded paths]"
     )
+    base: str | None = Field(
+        None, description="the base of the store's checkpoints, if it moved [default: as recorded]"
+    )
     out: str = Field(description="folder of the results: a new one, or one to resume")
     batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB of memory in addition to the model")

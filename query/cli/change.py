@@ -31,12 +31,16 @@ def append(config: Path | None, *, follow_recorded: bool, **given: Any) -> None:
     follow(settings.store, wanted=follow_recorded)
     from gradstore import open_store
     from gradstore.collect.models.folders import checkpoint_folders
-    from gradstore.collect.recorded import recorded_folders, require_recorded
+    from gradstore.collect.recorded import followed_models, recorded_folders, require_recorded
 
     before = open_store(settings.store)
     before.require_complete()
     settings.require_there()
-    checkpoint_folders(settings.checkpoints or recorded_folders(before))
+    checkpoint_folders(
+        settings.checkpoints or recorded_folders(before),
+        followed_models(before, settings.base),
+        exact=not settings.checkpoints,
+    )
     require_recorded(before, before.spec.parts[:1])  # the new part uses its configuration
     from gradstore.collect.grow import append_config
 
@@ -47,6 +51,7 @@ def append(config: Path | None, *, follow_recorded: bool, **given: Any) -> None:
         memory=settings.memory,
         device=settings.device,
         checkpoints=settings.checkpoints,
+        base=settings.base,
     )
     if not whole:  # already logged as a warning
         sys.exit(UNDONE)
@@ -134,10 +139,11 @@ def add_checkpoint(
     """Collect every sample of a store at one more checkpoint, which is the latest."""
     from gradstore import open_store
     from gradstore.collect.models.folders import checkpoint_folders, require_etas
-    from gradstore.collect.recorded import require_recorded
+    from gradstore.collect.recorded import followed_models, require_recorded
 
     opened = open_store(store)
-    if len(checkpoint_folders([checkpoint])) > 1:
+    follow(store, wanted=follow_recorded)
+    if len(checkpoint_folders([checkpoint], followed_models(opened))) > 1:
         raise ConfigError(
             f"{checkpoint} holds several checkpoints. Add them one by one, each by its own folder."
         )
@@ -147,7 +153,6 @@ def add_checkpoint(
     except ValueError as error:
         raise ConfigError(f"--device is {device!r}: {error}") from error
     require_recorded(opened, opened.spec.parts)
-    follow(store, wanted=follow_recorded)
     from gradstore.collect import add_checkpoint as add
 
     after = add(opened, checkpoint, eta=eta, memory=memory, device=device)

@@ -84,12 +84,14 @@ def _require_collectable(settings: CollectConfig) -> None:
         require_etas,
         require_events,
     )
+    from gradstore.store.format.spec import ModelSpec
     from gradstore.store.objects.location import objects_at
     from gradstore.store.opening import looks_like_store
     from gradstore.store.writer import refuse_existing
 
     settings.require_there()
-    folders = checkpoint_folders(settings.checkpoints)
+    models = ModelSpec.model_validate(settings.model_dump(include=set(ModelSpec.model_fields)))
+    folders = checkpoint_folders(settings.checkpoints, models)
     require_etas(settings.etas, len(folders))
     place = objects_at(settings.store)
     if not looks_like_store(place):

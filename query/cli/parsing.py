@@ -21,7 +21,7 @@ SETTINGS: Final = "Settings"
 ADVANCED: Final = "Advanced"
 
 # Settings that are paths.
-_PATHS: Final = {"checkpoints", "dataset", "out", "queries", "results", "store"}
+_PATHS: Final = {"base", "checkpoints", "dataset", "out", "queries", "results", "store"}
 
 # Settings that may name a class to import.
 _MEASURES: Final = {"measure", "measures"}

@@ -1,4 +1,4 @@
-"""Wrappers of objectives: autocast and compilation."""
+"""Wrappers of objectives: autocast, frozen weights in bfloat16, and compilation."""
 
 from __future__ import annotations
 
@@ -52,8 +52,51 @@ class Autocast:
         return self._objective.losses(stands_for(cast, model), inputs, timesteps, noise, conditions)
 
 
+class InBfloat16:
+    """An objective of models whose frozen weights are bfloat16.
+
+    The noisy sample and the conditions are rounded to bfloat16, timesteps are not; the loss is
+    float32.
+    """
+
+    precision: Final = "bfloat16"
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.num_train_timesteps = objective.num_train_timesteps
+
+    def identity(self) -> Identity:
+        """The objective's identity; the dtype of the weights is part of the model's."""
+        return self._objective.identity()
+
+    def losses(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        conditions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """See `Objective.losses`."""
+
+        def rounded(noisy: Tensor, *args: Any, **kwargs: Any) -> Any:
+            told = {name: one for name, one in kwargs.items() if name == "timestep"}
+            return model(_rounded(noisy), *args, **{**_rounded(kwargs), **told})
+
+        return self._objective.losses(
+            stands_for(rounded, model), inputs, timesteps, noise, conditions
+        )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _rounded(one) for name, one in value.items()}
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.to(torch.bfloat16) if floating else value
+
+
 def precision(objective: Objective) -> str:
-    """The arithmetic of an objective: `float32`, or `bfloat16` under `Autocast`."""
+    """The arithmetic of an objective: `float32`, or `bfloat16` in part of the model."""
     return getattr(objective, "precision", "float32")
 
 

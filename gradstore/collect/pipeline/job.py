@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gradstore.collect.capabilities import can
-from gradstore.collect.models import loading
 from gradstore.collect.models.parameters import num_parameters
 from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
 from gradstore.collect.pipeline.executors import Task
@@ -15,7 +14,6 @@ from gradstore.collect.projectors.held import HeldProjector
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
-    from pathlib import Path
 
     import torch
 
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from gradstore.collect.engines.choice import EngineChoice
     from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.models.cache import CheckpointCache
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.pipeline.budget import Budget
     from gradstore.collect.pipeline.metric import JobMetric
     from gradstore.collect.pipeline.survey import Survey
@@ -43,7 +42,7 @@ class Job:
         samples: the samples, scanned.
         plan: their events.
         survey: the checkpoints.
-        folders: folders of the checkpoints.
+        loader: loads the checkpoints.
         numbers: numbers of the checkpoints in the stores.
         places: indices of the checkpoints that are collected now, ascending.
         targets: the stores to fill, all with the same shards.
@@ -64,7 +63,7 @@ class Job:
     samples: Samples
     plan: EventPlan
     survey: Survey
-    folders: Sequence[Path]
+    loader: Loader
     numbers: Sequence[int]
     places: Sequence[int]
     targets: Sequence[StoreTarget]
@@ -117,13 +116,14 @@ class Job:
         return found
 
     def _loaded(self, number: int) -> LoadedCheckpoint:
+        folder = self.loader.folders[number]
 
         def loaded() -> LoadedCheckpoint:
             model = self.survey.model
             if number > 0:
-                model = loading.load(self.folders[number], params=self.params).model
+                model = self.loader.load(folder, params=self.params).model
             return LoadedCheckpoint(
-                self.folders[number], model, self.survey.objective, self.choice.make, self.device
+                folder, model, self.survey.objective, self.choice.make, self.device
             )
 
         if self.kept is None:

@@ -19,12 +19,15 @@ from gradstore.store.format.spec import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     import torch
 
     from gradstore.collect.engines import EngineMaker
     from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.metrics import Metric
+    from gradstore.collect.models.cache import CheckpointCache
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Objective
     from gradstore.collect.projectors import Projector
     from gradstore.store.format.spec import (
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from gradstore.store.reader import Store
 
     Projected: TypeAlias = ProjectorSpec | Projector | str | None
+    Checkpoints: TypeAlias = str | Path | Sequence[str | Path] | Loader | CheckpointCache
 
 
 class CollectOptions(TypedDict, total=False):

@@ -15,7 +15,7 @@ from gradstore.collect.data.samples import Samples
 from gradstore.collect.engines.choice import ENGINES, EngineChoice, choose, choose_arithmetic
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.events.replayed import ReplayedEvents
-from gradstore.collect.models.cache import CheckpointCache, find_checkpoints
+from gradstore.collect.models.cache import CheckpointCache, found_loader
 from gradstore.collect.models.parameters import num_parameters
 from gradstore.collect.named import follow
 from gradstore.collect.objectives.wrappers import Autocast, Compiled, precision
@@ -52,8 +52,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gradstore.collect.events.protocol import EventPlan
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Batch, Objective
-    from gradstore.collect.pipeline.options import Projected
+    from gradstore.collect.pipeline.options import Checkpoints, Projected
     from gradstore.collect.projectors import Projector
     from gradstore.store.objects.protocol import Objects
 
@@ -71,7 +72,7 @@ _TIMED_EVENTS = 1000
 @torch.enable_grad()
 def prepare(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
+    checkpoints: Checkpoints,
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
     *,
     into: Destination | None = None,
@@ -81,8 +82,8 @@ def prepare(
 
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
-        checkpoints: diffusers folders in training order, or one folder that contains them; or
-            `CheckpointCache`, whose models stay in memory.
+        checkpoints: diffusers folders in training order, or one folder that contains them; a
+            loader; or `CheckpointCache`, whose models stay in memory.
         stores: location of each store, and the projector of its directions.
         into: the part to fill; by default the first part of a new store.
         options: `CollectOptions`.
@@ -95,13 +96,16 @@ def prepare(
     with quietly(given["quiet"]):
         job = _prepared(dataset, checkpoints, stores, into or Destination.new_store(), given)
     named = (given["config"] or {}).get("dataset")
-    follow([*job.folders, *([named] if named else [])])  # which the user gave, or follows
+    models = job.loader.spec()
+    bases = [models.base] if models is not None and models.base is not None else []
+    # Which the user gave, or follows.
+    follow([*job.loader.folders, *bases, *([named] if named else [])])
     return job
 
 
 def _prepared(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
+    checkpoints: Checkpoints,
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
     into: Destination,
     given: CollectOptions,
@@ -110,12 +114,13 @@ def _prepared(
     samples = Samples.of(dataset)
     device = devices.choose(given["device"])
     kept = checkpoints if isinstance(checkpoints, CheckpointCache) else None
-    folders = find_checkpoints(checkpoints)
+    loader = found_loader(checkpoints)
+    folders = loader.folders
     numbers = _numbers(len(folders), into, [*standing, given["like"], given["metric"]])
     now = _places(len(folders), given["only"])
     gradients = given["gradients"] or GradientSpec()
     start = perf_counter()
-    key, found = _surveyed(folders, kept, given, device)
+    key, found = _surveyed(loader, kept, given, device)
     load_seconds = (perf_counter() - start) / len(folders)
     role: Literal["train", "query"] = "train" if given["like"] is None else "query"
     plan = _event_plan(given["events"], folders, numbers, found.objective, role)
@@ -132,6 +137,7 @@ def _prepared(
     )
     targets = targets_of(
         list(zip(places, standing, projected, strict=True)),
+        loader,
         samples,
         plan,
         found,
@@ -198,7 +204,7 @@ def _prepared(
         samples=samples,
         plan=plan,
         survey=found,
-        folders=folders,
+        loader=loader,
         numbers=numbers,
         places=now,
         targets=targets,
@@ -263,7 +269,8 @@ def _in_arithmetic(
 
     A partial part keeps its arithmetic. Otherwise timing decides, if the work is large enough.
     """
-    if gradients.autocast != "auto" or gradients.compile:
+    given = gradients.autocast != "auto" or gradients.compile
+    if given or precision(objective) == "bfloat16":
         return choice, objective
     cast = Provenance.of(part).arithmetic.get("gradients") == "bfloat16"
     # No probe unless the part began in bfloat16 or timing is worth it.
@@ -301,7 +308,7 @@ def _warn_of_drawing(
 
 
 def _surveyed(
-    folders: Sequence[Path],
+    loader: Loader,
     kept: CheckpointCache | None,
     given: CollectOptions,
     device: torch.device,
@@ -311,7 +318,7 @@ def _surveyed(
 
     def surveyed() -> Survey:
         found = survey(
-            folders,
+            loader,
             objective=given["objective"],
             scheduler=given["scheduler"],
             etas=given["etas"],

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import torch
 
 from gradstore.collect.data.samples import Samples
+from gradstore.collect.models.loaders import loader_of
 from gradstore.collect.pipeline.allocator import kept_memory
 from gradstore.collect.pipeline.claims import Claims
 from gradstore.collect.pipeline.estimate import Estimate, estimate
@@ -22,7 +23,13 @@ from gradstore.collect.pipeline.executors import (
 )
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.progress import progress, quietly
-from gradstore.store.format.spec import EventSpec, GradientSpec, MetricSpec, ProjectorSpec
+from gradstore.store.format.spec import (
+    EventSpec,
+    GradientSpec,
+    MetricSpec,
+    ModelSpec,
+    ProjectorSpec,
+)
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.opening import open_store
 
@@ -30,9 +37,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from gradstore.collect.models.cache import CheckpointCache
     from gradstore.collect.pipeline.job import Job
-    from gradstore.collect.pipeline.options import CollectOptions, Destination, Projected
+    from gradstore.collect.pipeline.options import (
+        Checkpoints,
+        CollectOptions,
+        Destination,
+        Projected,
+    )
     from gradstore.collect.projectors import Projector
     from gradstore.flags.collect import CollectConfig
     from gradstore.store.part import Part
@@ -43,7 +54,7 @@ _log = logging.getLogger("gradstore")
 
 def collect(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
+    checkpoints: Checkpoints,
     store: str | Path,
     *,
     projector: ProjectorSpec | Projector | str | None = None,
@@ -56,8 +67,9 @@ def collect(
 
     Args:
         dataset: `Samples`, a `datasets.Dataset`, a torch dataset, or a sequence.
-        checkpoints: diffusers folders in training order, or one folder that contains them; or
-            `CheckpointCache`, whose models stay in memory for the next call.
+        checkpoints: diffusers folders in training order, or one folder that contains them; a
+            loader, `DiffusersFolders`, `Adapters` or `Module`; or `CheckpointCache`, whose models
+            stay in memory for the next call.
         store: the store to make or resume: a folder, or a URL such as `s3://…`.
         projector: maps gradients to directions; by default TRAK's, with proj_dim 4,096.
         executor: assigns tasks to processes; by default `Claims`, or `Shuffled` under a URL: any
@@ -83,7 +95,7 @@ def collect(
 
 def collect_each(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
+    checkpoints: Checkpoints,
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
     *,
     executor: Executor | None = None,
@@ -107,7 +119,7 @@ def collect_each(
 
 def plan(
     dataset: Any,
-    checkpoints: str | Path | Sequence[str | Path] | CheckpointCache,
+    checkpoints: Checkpoints,
     store: str | Path,
     *,
     projector: ProjectorSpec | Projector | str | None = None,
@@ -162,7 +174,7 @@ def prepare_config(
 
     return prepare(
         samples or Samples.from_spec(config),
-        config.checkpoints,
+        loader_of(config.checkpoints, part(ModelSpec)),
         {config.store: part(ProjectorSpec)},
         into=into,
         objective=config.loss,

@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gradstore.collect.models import loading
 from gradstore.collect.models.folders import require_etas
 from gradstore.collect.models.record import RECORD_NAME
 from gradstore.collect.objectives.diffusion import DiffusionLoss
+from gradstore.collect.objectives.wrappers import InBfloat16
 from gradstore.errors import CheckpointError
 from gradstore.store.format.fingerprint import differences
 from gradstore.store.format.spec import CheckpointSpec, Identity
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from gradstore.collect.models.loading import Checkpoint
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Objective
 
 _log = logging.getLogger("gradstore")
@@ -43,7 +45,7 @@ class Survey:
 
 
 def survey(
-    folders: Sequence[Path],
+    loader: Loader,
     *,
     objective: Objective | str | None,
     scheduler: Any,
@@ -56,16 +58,18 @@ def survey(
         CheckpointError: if one cannot be loaded, or differs from the first in more than weights.
         ConfigError: if there is not one valid eta for each.
     """
+    folders = loader.folders
     require_etas(etas, len(folders))
     found: Survey | None = None
     rate_sum = 0.0
     recorded = False
     for number, folder in enumerate(folders):
-        checkpoint = loading.load(folder, scheduler=scheduler, params=params)
+        checkpoint = loader.load(folder, scheduler=scheduler, params=params)
         record = checkpoint.record
         own = objective_of(objective, checkpoint)
+        architecture = {**checkpoint.architecture(), **loader.identity()}
         if found is None:
-            found = Survey(checkpoint.model, own, checkpoint.architecture(), [], [])
+            found = Survey(checkpoint.model, own, architecture, [], [])
             recorded = record is not None
             if etas is None and not recorded:
                 _log.warning(
@@ -79,7 +83,7 @@ def survey(
                 f"{folders[0] if recorded is False else folder}, have none: their weights are "
                 "unknown. Give them with --etas."
             )
-        _require_alike(found, checkpoint, own, first=folders[0])
+        _require_alike(found, folder, architecture, own, first=folders[0])
         eta = 1.0
         if etas is not None:
             eta = float(etas[number])
@@ -106,12 +110,17 @@ def survey(
     return found
 
 
-def objective_of(objective: Objective | str | None, checkpoint: loading.Checkpoint) -> Objective:
+def objective_of(objective: Objective | str | None, checkpoint: Checkpoint) -> Objective:
     """The objective that is given, by its loss or itself; by default the checkpoint's own.
 
     Raises:
         CheckpointError: if the checkpoint has no scheduler to make one with.
     """
+    found = _objective_of(objective, checkpoint)
+    return InBfloat16(found) if checkpoint.rounded else found
+
+
+def _objective_of(objective: Objective | str | None, checkpoint: Checkpoint) -> Objective:
     if objective is not None and not isinstance(objective, str):
         return objective
     if checkpoint.scheduler is None:
@@ -125,15 +134,15 @@ def objective_of(objective: Objective | str | None, checkpoint: loading.Checkpoi
 
 
 def _require_alike(
-    found: Survey, checkpoint: loading.Checkpoint, objective: Objective, *, first: Path
+    found: Survey, folder: Path, architecture: Identity, objective: Objective, *, first: Path
 ) -> None:
     for section, mine, theirs, what in (
-        ("model", found.architecture, checkpoint.architecture(), "architecture"),
+        ("model", found.architecture, architecture, "architecture"),
         ("objective", found.objective.identity(), objective.identity(), "scheduler or loss"),
     ):
         if mine != theirs:
             raise CheckpointError(
-                f"checkpoint {checkpoint.path} has another {what} than {first}: "
+                f"checkpoint {folder} has another {what} than {first}: "
                 + "; ".join(
                     f"{where} is {there!r}, not {here!r}"
                     for where, here, there in differences(mine, theirs)[:5]

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect.data.samples import Samples
     from gradstore.collect.events.protocol import EventPlan
+    from gradstore.collect.models.protocol import Loader
     from gradstore.collect.pipeline.metric import JobMetric
     from gradstore.collect.pipeline.options import CollectOptions, Destination
     from gradstore.collect.pipeline.survey import Survey
@@ -119,6 +120,7 @@ _version = cache(version)  # `version` reads and parses a file each time
 
 def targets_of(
     stores: Sequence[tuple[Objects, Store | None, Projector]],
+    loader: Loader,
     samples: Samples,
     plan: EventPlan,
     found: Survey,
@@ -132,6 +134,7 @@ def targets_of(
 
     Args:
         stores: location of each store, the existing store if there is one, and its projector.
+        loader: the loader of the checkpoints.
         samples: the samples to collect.
         plan: their events.
         found: the checkpoints.
@@ -151,6 +154,7 @@ def targets_of(
         len(samples), plan.slots, widest_dim, given["dtype"], given["shard_samples"]
     )
     sources = _sources(metric, found)
+    models = loader.spec()
     targets = []
     for objects, standing, projector in stores:
         identity: Identity = {
@@ -202,6 +206,7 @@ def targets_of(
                 "versions": versions(),
                 "device": devices.choose(given["device"]).type,
                 "gradients": (given["gradients"] or GradientSpec()).model_dump(),
+                "models": None if models is None else models.located().model_dump(),
                 "config": given["config"] or {},
             },
         )

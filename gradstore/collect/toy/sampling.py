@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMPipeline, UNet2DModel
 
 from gradstore.collect import devices
-from gradstore.collect.models.loading import load
+from gradstore.collect.models.loaders import loader_of
 from gradstore.errors import CheckpointError
 from gradstore.progress import progress
 
@@ -17,17 +17,24 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from gradstore.collect.models.protocol import Loader
+
 _BATCH = 32
 _OWN_CODE = "Generate images with your own code and query with their folder."
 
 
 def generate(
-    checkpoint: Path, count: int, *, seed: int = 0, steps: int = 50, device: str | None = None
+    checkpoint: str | Path | Loader,
+    count: int,
+    *,
+    seed: int = 0,
+    steps: int = 50,
+    device: str | None = None,
 ) -> list[Image]:
     """Generate images from an unconditional checkpoint by DDIM.
 
     Args:
-        checkpoint: its folder.
+        checkpoint: its folder, or a loader, of whose checkpoints the last is taken.
         count: number of images.
         seed: seed of the starting noise.
         steps: denoising steps.
@@ -38,20 +45,20 @@ def generate(
 
     Examples:
         >>> import gradstore as gs
-        >>> from pathlib import Path
-        >>> images = gs.generate(Path("run/checkpoints/epoch-02"), 2, steps=5)
+            >>> images = gs.generate(Path("run/checkpoints/epoch-02"), 2, steps=5)
         >>> [image.size for image in images]
         [(8, 8), (8, 8)]
     """
-    loaded = load(checkpoint)
+    loader = loader_of(checkpoint, exact=True)
+    loaded = loader.load(loader.folders[-1])
     model, scheduler = loaded.model, loaded.scheduler
     if not isinstance(model, UNet2DModel) or model.config.sample_size is None or not scheduler:
         raise CheckpointError(
-            f"checkpoint {checkpoint} is not a UNet2DModel with a scheduler and a sample_size. "
+            f"checkpoint {loaded.path} is not a UNet2DModel with a scheduler and a sample_size. "
             f"{_OWN_CODE}"
         )
     if model.config.num_class_embeds is not None:
-        raise CheckpointError(f"checkpoint {checkpoint} is conditioned on classes. {_OWN_CODE}")
+        raise CheckpointError(f"checkpoint {loaded.path} is conditioned on classes. {_OWN_CODE}")
     pipeline = DDIMPipeline(model, scheduler)
     pipeline.to(devices.choose(device))
     pipeline.set_progress_bar_config(disable=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 
 from pydantic import (
@@ -165,6 +166,30 @@ class GradientSpec(Spec):
     compile: bool = Field(
         False, description="compile the model with torch.compile, for the streaming engine"
     )
+
+
+class ModelSpec(Spec):
+    """How the models of checkpoints are read from their folders."""
+
+    base: str | None = Field(
+        None,
+        description="pipeline that the training began with: the model under LoRA adapters, and "
+        "whatever else the checkpoints' folders lack (scheduler, VAE, text encoders)",
+    )
+    base_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="dtype of the model under LoRA adapters, which stay float32"
+    )
+    ema: bool = Field(False, description="take the averaged weights, unet_ema or transformer_ema")
+    variant: str | None = Field(
+        None,
+        pattern=r"^\w{1,32}$",
+        description="variant of the files of weights, such as fp16",
+    )
+
+    def located(self) -> ModelSpec:
+        """The same with the full path of the base."""
+        base = None if self.base is None else str(Path(self.base).resolve())
+        return self.model_copy(update={"base": base})
 
 
 class MetricSpec(Spec):

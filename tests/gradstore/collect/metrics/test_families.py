@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import gradstore as gs
 from gradstore.collect import Recorder
 from gradstore.collect.events.planned import PlannedEvents
-from gradstore.collect.models.loading import load
+from gradstore.collect.models.loaders import load
 from gradstore.store.format.spec import EventSpec
 from tests.support import naive_metrics as naive
 from tests.support.families import FAMILIES, given, made

@@ -22,7 +22,7 @@ from gradstore.collect import DiffusionLoss, InProcess, Recorder, Task
 from gradstore.collect.engines.streaming import StreamingEngine
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.metrics import Whitening
-from gradstore.collect.models.loading import load
+from gradstore.collect.models.loaders import load
 from gradstore.collect.models.optimizer import load_moments
 from gradstore.errors import (
     CheckpointError,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DModel
 
-from gradstore.collect import find_checkpoints, load
+from gradstore.collect import find_checkpoints, load, loader_of
 from gradstore.collect.models.parameters import num_parameters
 from gradstore.collect.pipeline.survey import survey
 from gradstore.errors import CheckpointError
@@ -76,7 +76,7 @@ def test_a_model_folder_needs_a_scheduler(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint / "scheduler")
     assert load(checkpoint / "unet").scheduler is None
     with pytest.raises(CheckpointError, match=r"no scheduler/scheduler_config.json"):
-        survey([checkpoint], objective=None, scheduler=None, etas=None)
+        survey(loader_of([checkpoint]), objective=None, scheduler=None, etas=None)
     loaded = load(checkpoint / "unet", scheduler=DDPMScheduler())
     assert isinstance(loaded.scheduler, DDPMScheduler)
     assert isinstance(loaded.model, UNet2DModel)

@@ -1,0 +1,180 @@
+"""Tiny text-to-image pipelines, and training runs on them saved as diffusers' scripts save them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.training_utils import EMAModel
+from diffusers.utils import convert_state_dict_to_diffusers
+from peft import LoraConfig, inject_adapter_in_model
+from peft.utils import get_peft_model_state_dict
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+)
+
+from tests.support.families import made
+
+CAPTIONS = ["a red car", "a dog", "a cat on a car", "a red dog"]
+
+
+def tokenizer() -> CLIPTokenizer:
+    """Knows letters only."""
+    letters = [chr(one) for one in range(ord("a"), ord("z") + 1)]
+    words = [*letters, *(f"{letter}</w>" for letter in letters)]
+    vocabulary = {word: number for number, word in enumerate(words)}
+    for special in ("<|startoftext|>", "<|endoftext|>"):
+        vocabulary[special] = len(vocabulary)
+    return CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=8)
+
+
+def text_config(width: int = 6, projection: int = 5) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=54,
+        hidden_size=width,
+        intermediate_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        max_position_embeddings=8,
+        projection_dim=projection,
+        bos_token_id=52,
+        eos_token_id=53,
+        pad_token_id=53,
+    )
+
+
+def vae(seed: int = 0) -> AutoencoderKL:
+    """From 8 × 8 pixels to 4 × 4 latents of 4 channels."""
+    torch.manual_seed(seed)
+    return AutoencoderKL(
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=8,
+        scaling_factor=0.3,
+    ).eval()
+
+
+def stable_diffusion(folder: Path, *, seed: int = 0, prediction: str = "epsilon") -> Path:
+    """Save a pipeline like Stable Diffusion's."""
+    unet = made("SD", seed)
+    torch.manual_seed(seed)
+    StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=CLIPTextModel(text_config()),
+        tokenizer=tokenizer(),
+        unet=unet,
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+            prediction_type=prediction,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def perturbed(model: nn.Module, seed: int) -> Any:
+    """A model some steps later."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    return model
+
+
+def fine_tuned(
+    base: Path, out: Path, *, steps: tuple[int, ...] = (1, 2), ema: bool = False
+) -> Path:
+    """Save a full fine-tune as `train_text_to_image.py` does, one step after its checkpoints."""
+    pipeline = StableDiffusionPipeline.from_pretrained(base)
+    averaged = EMAModel(
+        pipeline.unet.parameters(),
+        model_cls=UNet2DConditionModel,
+        model_config=pipeline.unet.config,
+    )
+    for step in (*steps, steps[-1] + 1):
+        unet = perturbed(pipeline.unet, step)
+        averaged.step(unet.parameters())
+        if step in steps:
+            unet.save_pretrained(out / f"checkpoint-{step}" / "unet")
+            if ema:
+                averaged.save_pretrained(out / f"checkpoint-{step}" / "unet_ema")
+    if ema:
+        averaged.copy_to(pipeline.unet.parameters())
+    pipeline.save_pretrained(out)
+    return out
+
+
+def lora_config(**options: Any) -> LoraConfig:
+    """The configuration of the LoRA scripts, of a small rank."""
+    return LoraConfig(
+        **{
+            "r": 2,
+            "lora_alpha": 3,
+            "init_lora_weights": "gaussian",
+            "target_modules": ["to_k", "to_q", "to_v", "to_out.0"],
+            **options,
+        }
+    )
+
+
+def with_lora(model: Any, seed: int, **options: Any) -> Any:
+    """A model with LoRA adapters that are not at their start."""
+    model.requires_grad_(False)
+    torch.manual_seed(seed)
+    model.add_adapter(lora_config(**options))
+    return perturbed(model, seed)
+
+
+def lora_run(
+    base: Path,
+    out: Path,
+    pipeline_class: Any = StableDiffusionPipeline,
+    *,
+    steps: tuple[int, ...] = (1, 2),
+    noted: bool = True,
+    text_encoder: bool = False,
+    **options: Any,
+) -> Path:
+    """Save a LoRA run as `train_text_to_image_lora.py` does, whose last checkpoint is the end."""
+    pipeline = pipeline_class.from_pretrained(base)
+    name = "unet" if hasattr(pipeline, "unet") else "transformer"
+    model = with_lora(getattr(pipeline, name), 0, **options)
+    for step in steps:
+        perturbed(model, step)
+        layers: dict[str, Any] = {f"{name}_lora_layers": get_peft_model_state_dict(model)}
+        if name == "unet":
+            layers = {
+                "unet_lora_layers": convert_state_dict_to_diffusers(layers["unet_lora_layers"])
+            }
+        if noted:
+            layers[f"{name}_lora_adapter_metadata"] = model.peft_config["default"].to_dict()
+        if text_encoder:
+            encoder = inject_adapter_in_model(
+                lora_config(target_modules=["q_proj"]), CLIPTextModel(text_config())
+            )
+            layers["text_encoder_lora_layers"] = convert_state_dict_to_diffusers(
+                get_peft_model_state_dict(encoder)
+            )
+        for folder in (out / f"checkpoint-{step}", out):
+            pipeline_class.save_lora_weights(folder, safe_serialization=True, **layers)
+    return out
