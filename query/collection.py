@@ -50,7 +50,7 @@ def collect_queries(
         checkpoints: the store's checkpoints, if they moved; their loader; or
             `gradstore.collect.CheckpointCache`, which keeps the models in memory between calls.
         base: the base of the store's checkpoints, if it moved.
-        objective: the store's objective, if it was not `DiffusionLoss`.
+        objective: the store's objective, if it was not built into gradstore.
         projector: the store's projector, if it was not built into gradstore; or the object that
             made the store, which may still hold its matrices.
         options: further options of `gradstore.collect.collect`.
@@ -77,7 +77,7 @@ def collect_queries(
         dataset,
         kept or recorded_loader(store, checkpoints, base),
         path,
-        objective=objective or recorded.objective.loss,
+        objective=objective or recorded.objective.spec(),
         events=events or EventSpec(events="planned"),
         projector=projector or recorded.projector_spec(),
         etas=store.etas,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Objective
-    from gradstore.store.format.spec import EventSpec
+    from gradstore.store.format.spec import EventSpec, ObjectiveSpec
 
 
 @torch.inference_mode()
@@ -31,7 +31,7 @@ def losses(
     checkpoint: str | Path | Loader,
     *,
     events: EventSpec,
-    objective: Objective | str | None = None,
+    objective: Objective | ObjectiveSpec | str | None = None,
     device: str | None = None,
     batch_size: int = 256,
 ) -> NDArray[np.float64]:

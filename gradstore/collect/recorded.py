@@ -20,6 +20,7 @@ from gradstore.store.format.spec import (
     GradientSpec,
     MetricSpec,
     ModelSpec,
+    ObjectiveSpec,
     ProjectorSpec,
 )
 
@@ -48,14 +49,27 @@ class Objective(_Section):
     """The objective.
 
     Attributes:
-        loss: the loss of `DiffusionLoss`; None for any other objective.
+        name: `diffusion`, `flow`, `edm`, or that of a custom objective.
+        loss: its loss; None for a custom objective.
+        weighting: weight of the loss by σ.
         num_train_timesteps: number of timesteps in training.
         autocast: arithmetic, in stores that record it here.
     """
 
+    name: str = ""
     loss: str | None = None
+    weighting: str | None = None
     num_train_timesteps: int | None = None
     autocast: str | None = None
+
+    def spec(self) -> ObjectiveSpec:
+        """The specification of the objective; the default for a custom one."""
+        try:
+            return ObjectiveSpec.model_validate(
+                {"objective": self.name, "loss": self.loss, "weighting": self.weighting}
+            )
+        except ValidationError:
+            return ObjectiveSpec()
 
 
 class Projector(_Section):
@@ -465,7 +479,7 @@ def recorded_options(store: Store) -> dict[str, Any]:
     """
     found = Recorded.of(store)
     return {
-        "objective": found.objective.loss,
+        "objective": found.objective.spec(),
         "projector": found.projector_spec(),
         "events": found.events.spec(),
         "gradients": recorded_gradients(store),

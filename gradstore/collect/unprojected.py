@@ -86,7 +86,7 @@ class Unprojected:
         recorded = Recorded.of(store)
         loader = recorded_loader(store, checkpoints)
         given: dict[str, Any] = {
-            "objective": recorded.objective.loss,
+            "objective": recorded.objective.spec(),
             "events": _events(recorded, loader.folders, store.numbers),
             "gradients": recorded_gradients(store),
             "metric": store,

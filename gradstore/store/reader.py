@@ -379,7 +379,7 @@ class Store:
     def column(
         self, name: str, checkpoint: int, samples: NDArray[np.int64] | None = None
     ) -> NDArray[Any]:
-        """`norm`, `loss` or `timestep` at a checkpoint, `[samples, slots]`.
+        """`norm`, `loss`, `timestep` or `sigma` at a checkpoint, `[samples, slots]`.
 
         No direction is read, so this is cheap for any store. See `columns` for the arguments and
         the errors.
@@ -389,7 +389,9 @@ class Store:
     def columns(
         self, names: Sequence[str], checkpoint: int, samples: NDArray[np.int64] | None = None
     ) -> Arrays:
-        """Several of `norm`, `loss` and `timestep` at a checkpoint, `[samples, slots]`, by name.
+        """Several of `norm`, `loss`, `timestep` and `sigma` at a checkpoint, by name.
+
+        Each is `[samples, slots]`.
 
         The seals are listed once for all of them.
 

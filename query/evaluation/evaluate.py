@@ -172,7 +172,7 @@ def _retrained(
     )
 
     def judged(checkpoint: Path) -> NDArray[np.float64]:
-        objective = Recorded.of(store).objective.loss
+        objective = Recorded.of(store).objective.spec()
         return losses(heldout, checkpoint, events=grid, objective=objective, device=config.device)
 
     retraining = Retraining(

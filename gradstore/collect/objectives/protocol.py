@@ -36,7 +36,11 @@ class Batch:
 
 
 class Objective(Protocol):
-    """The loss to differentiate. It must not mix samples: each loss depends on its own sample."""
+    """The loss to differentiate. It must not mix samples: each loss depends on its own sample.
+
+    An objective whose noise level is σ has an attribute `sigmas`, σ by timestep, float
+    `[num_train_timesteps]`, which stores record.
+    """
 
     num_train_timesteps: int
 

@@ -30,6 +30,7 @@ class Autocast:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self.num_train_timesteps = objective.num_train_timesteps
+        self.sigmas = sigmas(objective)
 
     def identity(self) -> Identity:
         """The objective's identity; arithmetic is recorded elsewhere and not compared."""
@@ -64,6 +65,7 @@ class InBfloat16:
     def __init__(self, objective: Objective) -> None:
         self._objective = objective
         self.num_train_timesteps = objective.num_train_timesteps
+        self.sigmas = sigmas(objective)
 
     def identity(self) -> Identity:
         """The objective's identity; the dtype of the weights is part of the model's."""
@@ -95,6 +97,11 @@ def _rounded(value: Any) -> Any:
     return value.to(torch.bfloat16) if floating else value
 
 
+def sigmas(objective: Objective) -> Tensor | None:
+    """The noise levels σ of an objective by timestep; None if it has none."""
+    return getattr(objective, "sigmas", None)
+
+
 def precision(objective: Objective) -> str:
     """The arithmetic of an objective: `float32`, or `bfloat16` in part of the model."""
     return getattr(objective, "precision", "float32")
@@ -108,6 +115,7 @@ class Compiled:
         self.precision = precision(objective)
         self._models: dict[nn.Module, Callable[..., Any]] = {}
         self.num_train_timesteps = objective.num_train_timesteps
+        self.sigmas = sigmas(objective)
 
     def identity(self) -> Identity:
         """The objective's identity; compilation does not change the loss."""

@@ -370,6 +370,7 @@ def _write_seconds(target: StoreTarget) -> float:
         loss=np.zeros(shape, np.float32),
         timestep=np.zeros(shape, np.int32),
         raw_norm=np.zeros(shape, np.float32),
+        sigma=np.zeros(shape, np.float32),
     )
     with _trial_place(target) as place:
         store = create(place, spec, Manifest(names, names, {}))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradstore.collect.capabilities import can
 from gradstore.collect.models.parameters import num_parameters
+from gradstore.collect.objectives.wrappers import sigmas
 from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
 from gradstore.collect.pipeline.executors import Task
 from gradstore.collect.pipeline.worker import Worker
@@ -170,6 +171,7 @@ class Job:
             self.plan,
             self.load,
             numbers=self.numbers,
+            sigmas=sigmas(self.survey.objective),
             budget=self.budget,
             device=self.device,
             bar=bar,

@@ -13,6 +13,7 @@ from gradstore.store.format.spec import (
     EventSpec,
     GradientSpec,
     MetricSpec,
+    ObjectiveSpec,
     ProjectorSpec,
     Spec,
 )
@@ -43,8 +44,9 @@ class CollectOptions(TypedDict, total=False):
     """Options of `collect`, `collect_each` and `plan`, besides dataset, checkpoints and store.
 
     Attributes:
-        objective: an objective, or the loss of `DiffusionLoss`: `l1`, `l2` or `square`. By default
-            as the checkpoints record, else `l2`.
+        objective: an objective; an `ObjectiveSpec`; or its loss, `l1`, `l2` or `square`, by default
+            as the checkpoints record, else `l2`. The scheduler chooses `DiffusionLoss`, `FlowLoss`
+            or `EDMLoss`.
         events: the events of the rows: `planned` (10 timesteps, one noise each; the default),
             `replayed` (as the training run recorded them), an `EventSpec`, or a custom plan.
         gradients: which parameters are differentiated, and in which arithmetic.
@@ -68,7 +70,7 @@ class CollectOptions(TypedDict, total=False):
         quiet: whether to hide progress bars.
     """
 
-    objective: Objective | str | None
+    objective: Objective | ObjectiveSpec | str | None
     events: EventSpec | EventPlan | str
     gradients: GradientSpec | None
     metric: Metric | MetricSpec | Store | str | None
@@ -92,6 +94,7 @@ _SPECS: Final[dict[str, type[Spec]]] = {
     "events": EventSpec,
     "gradients": GradientSpec,
     "metric": MetricSpec,
+    "objective": ObjectiveSpec,
 }
 
 DEFAULTS: Final[CollectOptions] = {

@@ -39,6 +39,7 @@ from gradstore.store.format.fingerprint import fingerprint
 from gradstore.store.format.spec import (
     EventSpec,
     GradientSpec,
+    ObjectiveSpec,
     PartSpec,
     ProjectorSpec,
 )
@@ -331,7 +332,7 @@ def _surveyed(
         return found
 
     objects = [given["objective"], given["scheduler"]]  # the survey holds them: ids stay unique
-    named = [one if isinstance(one, str) else id(one) for one in objects]
+    named = [repr(one) if isinstance(one, str | ObjectiveSpec) else id(one) for one in objects]
     etas = None if given["etas"] is None else tuple(given["etas"])
     key = (*named, etas, gradients.model_dump_json(), device)
     return key, kept.held(key, surveyed) if kept else surveyed()

@@ -28,6 +28,7 @@ from gradstore.store.format.spec import (
     GradientSpec,
     MetricSpec,
     ModelSpec,
+    ObjectiveSpec,
     ProjectorSpec,
 )
 from gradstore.store.objects.local import LocalObjects
@@ -177,7 +178,7 @@ def prepare_config(
         loader_of(config.checkpoints, part(ModelSpec)),
         {config.store: part(ProjectorSpec)},
         into=into,
-        objective=config.loss,
+        objective=part(ObjectiveSpec),
         events=part(EventSpec),
         gradients=part(GradientSpec),
         metric=part(MetricSpec),

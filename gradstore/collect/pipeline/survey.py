@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from gradstore.collect.models.folders import require_etas
 from gradstore.collect.models.record import RECORD_NAME
-from gradstore.collect.objectives.diffusion import DiffusionLoss
+from gradstore.collect.objectives.calling import require_kind
+from gradstore.collect.objectives.choice import objective_for
 from gradstore.collect.objectives.wrappers import InBfloat16
 from gradstore.errors import CheckpointError
 from gradstore.store.format.fingerprint import differences
-from gradstore.store.format.spec import CheckpointSpec, Identity
+from gradstore.store.format.spec import CheckpointSpec, Identity, ObjectiveSpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,7 +48,7 @@ class Survey:
 def survey(
     loader: Loader,
     *,
-    objective: Objective | str | None,
+    objective: Objective | ObjectiveSpec | str | None,
     scheduler: Any,
     etas: Sequence[float] | None,
     params: str | None = None,
@@ -110,8 +111,10 @@ def survey(
     return found
 
 
-def objective_of(objective: Objective | str | None, checkpoint: Checkpoint) -> Objective:
-    """The objective that is given, by its loss or itself; by default the checkpoint's own.
+def objective_of(
+    objective: Objective | ObjectiveSpec | str | None, checkpoint: Checkpoint
+) -> Objective:
+    """The objective that is given, by its loss or itself; by default that of the scheduler.
 
     Raises:
         CheckpointError: if the checkpoint has no scheduler to make one with.
@@ -120,8 +123,13 @@ def objective_of(objective: Objective | str | None, checkpoint: Checkpoint) -> O
     return InBfloat16(found) if checkpoint.rounded else found
 
 
-def _objective_of(objective: Objective | str | None, checkpoint: Checkpoint) -> Objective:
-    if objective is not None and not isinstance(objective, str):
+def _objective_of(
+    objective: Objective | ObjectiveSpec | str | None, checkpoint: Checkpoint
+) -> Objective:
+    if isinstance(objective, str):
+        objective = ObjectiveSpec(loss=require_kind(objective))
+    objective = objective or ObjectiveSpec()
+    if not isinstance(objective, ObjectiveSpec):
         return objective
     if checkpoint.scheduler is None:
         raise CheckpointError(
@@ -130,7 +138,7 @@ def _objective_of(objective: Objective | str | None, checkpoint: Checkpoint) -> 
             "scheduler= to collect()."
         )
     recorded = checkpoint.record.loss if checkpoint.record else None
-    return DiffusionLoss(checkpoint.scheduler, objective or recorded or "l2")
+    return objective_for(checkpoint.scheduler, objective, recorded)
 
 
 def _require_alike(

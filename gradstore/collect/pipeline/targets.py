@@ -14,6 +14,7 @@ from gradstore import __version__
 from gradstore.collect import devices
 from gradstore.collect.events.noise import noise_identity
 from gradstore.collect.models.parameters import num_parameters
+from gradstore.collect.objectives.wrappers import sigmas
 from gradstore.errors import ConfigError, StoreError
 from gradstore.store.changes.append import begun_part, open_part, part_path, require_new
 from gradstore.store.format.fingerprint import (
@@ -155,6 +156,9 @@ def targets_of(
     )
     sources = _sources(metric, found)
     models = loader.spec()
+    columns = row_columns(
+        given["dtype"], metric=metric is not None, sigma=sigmas(found.objective) is not None
+    )
     targets = []
     for objects, standing, projector in stores:
         identity: Identity = {
@@ -197,7 +201,7 @@ def targets_of(
             projector.dim(length),
             given["dtype"],
             widest.shard_samples,
-            columns=() if old else row_columns(given["dtype"], metric=metric is not None),
+            columns=() if old else columns,
         )
         part = PartSpec(
             path=part_path(standing, samples.manifest) if into.append and standing else "",

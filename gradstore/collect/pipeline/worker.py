@@ -38,6 +38,7 @@ class Worker:
         plan: their events.
         load: loads a checkpoint by its index.
         numbers: the number of each checkpoint in the stores.
+        sigmas: the objective's noise levels by timestep, if it has any.
         budget: the division of memory.
         device: device of the gradients.
         bar: progress bar, advanced with every row.
@@ -51,12 +52,14 @@ class Worker:
         load: Callable[[int], LoadedCheckpoint],
         *,
         numbers: Sequence[int],
+        sigmas: Tensor | None,
         budget: Budget,
         device: torch.device,
         bar: Any,
     ) -> None:
         self._parts = parts
         self._numbers = numbers
+        self._sigmas = None if sigmas is None else sigmas.cpu().numpy().astype(np.float32)
         self._samples = samples
         self._plan = plan
         self._load = load
@@ -150,6 +153,7 @@ class Worker:
                 loss=loss.reshape(shape),
                 timestep=timestep.reshape(shape),
                 raw_norm=raw_norm.reshape(shape) if self._loaded.whitened is not None else None,
+                sigma=None if self._sigmas is None else self._sigmas[timestep].reshape(shape),
             )
             for direction in directions
         ]

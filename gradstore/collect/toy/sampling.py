@@ -45,7 +45,7 @@ def generate(
 
     Examples:
         >>> import gradstore as gs
-            >>> images = gs.generate(Path("run/checkpoints/epoch-02"), 2, steps=5)
+        >>> images = gs.generate("run/checkpoints/epoch-02", 2, steps=5)
         >>> [image.size for image in images]
         [(8, 8), (8, 8)]
     """

@@ -25,19 +25,22 @@ DTYPES: Final[dict[str, str]] = {
     "raw_norm": "float32",
     "loss": "float32",
     "timestep": "int32",
+    "sigma": "float32",
     "scale": "float32",
 }
 
 
-def row_columns(dtype: str, *, metric: bool = False) -> tuple[str, ...]:
+def row_columns(dtype: str, *, metric: bool = False, sigma: bool = False) -> tuple[str, ...]:
     """Names of the numbers stored with directions of a dtype.
 
     Args:
         dtype: stored dtype of the directions.
         metric: whether the rows are compared in a metric, so that they have two norms.
+        sigma: whether the objective's noise level is σ, a function of the timestep.
     """
     wanted = {"norm", "loss", "timestep"}
     wanted |= {"raw_norm"} if metric else set()
+    wanted |= {"sigma"} if sigma else set()
     wanted |= {"scale"} if dtype == "int8" else set()
     return tuple(name for name in DTYPES if name in wanted)
 

@@ -26,6 +26,8 @@ class Rows:
         timestep: diffusion timestep, int32 `[samples, slots]`.
         raw_norm: L2 norm of the gradient without the metric, float32 `[samples, slots]`; None if
             there is no metric, because then it is `norm`.
+        sigma: noise level σ of the timestep, float32 `[samples, slots]`; None if the objective's
+            level is the timestep itself.
     """
 
     direction: NDArray[Any]
@@ -33,6 +35,7 @@ class Rows:
     loss: NDArray[np.float32]
     timestep: NDArray[np.int32]
     raw_norm: NDArray[np.float32] | None = None
+    sigma: NDArray[np.float32] | None = None
 
     def __len__(self) -> int:
         return len(self.norm)
@@ -66,6 +69,7 @@ class Rows:
             arrays["loss"],
             arrays["timestep"],
             raw_norm=arrays.get("raw_norm"),
+            sigma=arrays.get("sigma"),
         )
 
 

@@ -133,6 +133,16 @@ class EventSpec(Spec):
 class ObjectiveSpec(Spec):
     """The function of model and event whose gradient is a row."""
 
+    objective: Literal["diffusion", "flow", "edm"] | None = Field(
+        None,
+        description="diffusion: a model of noise, sample or velocity; flow: flow matching; edm: "
+        "EDM's preconditioning [default: by the scheduler]",
+    )
+    weighting: Literal["none", "sigma_sqrt", "cosmap", "sample", "edm"] | None = Field(
+        None,
+        description="weight of the loss by σ, as in training; of flow: none, sigma_sqrt, cosmap or "
+        "sample; of edm: edm or none [default: none of flow, edm of edm]",
+    )
     loss: Literal["l1", "l2", "square"] | None = Field(
         None,
         description="distance between prediction and target, or the prediction's own square "
@@ -245,7 +255,7 @@ class CheckpointSpec(Spec):
         return None if self.metric is None else self.metric.split(".")[0]
 
 
-ColumnName = Literal["norm", "raw_norm", "loss", "timestep", "scale"]
+ColumnName = Literal["norm", "raw_norm", "loss", "timestep", "sigma", "scale"]
 
 
 class LayoutSpec(Spec):
@@ -261,9 +271,10 @@ class LayoutSpec(Spec):
 
     @model_validator(mode="after")
     def _known_columns(self) -> LayoutSpec:
-        possible = [list(row_columns(self.dtype, metric=one)) for one in (False, True)]
-        if self.columns and self.columns not in possible:
-            raise ValueError(f"columns are {self.columns}, not {possible[0]} or {possible[1]}")
+        some = {"metric": "raw_norm" in self.columns, "sigma": "sigma" in self.columns}
+        expected = list(row_columns(self.dtype, **some))
+        if self.columns and self.columns != expected:
+            raise ValueError(f"columns are {self.columns}, not {expected}")
         return self
 
     @classmethod
