@@ -98,6 +98,7 @@ def collected(question: Question, out: Path) -> tuple[Store, Pictures | None]:
         GradstoreError: if the inputs do not match.
     """
     from gradstore.collect import Samples
+    from gradstore.collect.data.encoding import as_collected
 
     config = question.config
     if question.asked is not None:
@@ -119,7 +120,7 @@ def collected(question: Question, out: Path) -> tuple[Store, Pictures | None]:
         device=config.device,
         config=spec.recorded(),
     )
-    return rows, images
+    return rows, as_collected(images, rows.spec.identity)
 
 
 def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from gradstore.collect import devices
+from gradstore.collect.data.encoding import Encoding, encoders_for
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.models.loaders import loader_of
@@ -59,6 +60,9 @@ def losses(
     """
     samples, place, loader = Samples.of(dataset), devices.choose(device), loader_of(checkpoint)
     loaded = loader.load(loader.folders[-1])
+    encoders = encoders_for(samples, loader, loaded.model, place)
+    if encoders is not None:
+        samples = samples.encoded(Encoding(encoders))
     chosen = objective_of(objective, loaded)
     model = loaded.model.to(place)
     plan = PlannedEvents(events, chosen.num_train_timesteps, "query")

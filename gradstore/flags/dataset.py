@@ -42,9 +42,17 @@ class DatasetSpec(Spec):
     split: str = Field("train", description="split of digits or of a hub dataset")
     image_column: str | None = Field(None, description="column of images [default: detected]")
     label_column: str | None = Field(None, description="column of labels [default: detected]")
+    caption_column: str | None = Field(
+        None, description="column of captions, also of metadata.jsonl [default: detected]"
+    )
     id_column: str | None = Field(None, description="column of ids [default: row number]")
     metadata_columns: list[str] = Field([], description="more columns to store with the samples")
     size: int | None = Field(None, ge=1, le=65536, description="side of resized images, in pixels")
+    resize: Literal["squash", "crop"] = Field(
+        "squash",
+        description="squash: to a square; crop: the shorter side, then the centre, as diffusers' "
+        "scripts do",
+    )
     mode: Literal["L", "RGB", "RGBA"] | None = Field(None, description="mode of converted images")
     limit: int | None = Field(None, ge=1, description="use only the first N samples")
 

@@ -67,6 +67,7 @@ def pictures(store: Store) -> Pictures | None:
         DatasetError: if the dataset exists but lacks a sample that the store was made from.
     """
     from gradstore.collect import Samples
+    from gradstore.collect.data.encoding import as_collected
 
     sets = []
     shown = set(store.manifest.ids)
@@ -88,7 +89,7 @@ def pictures(store: Store) -> Pictures | None:
             return None
         own = [name for name in part.manifest.ids if name in shown]
         if own:
-            sets.append(samples.only(own))
+            sets.append(as_collected(samples.only(own), store.spec.identity))
     return sets[0] if len(sets) == 1 else Joined(sets)
 
 

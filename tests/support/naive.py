@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import DDPMScheduler
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -76,7 +77,7 @@ def own_gradients(
 
     Args:
         model: the model.
-        scheduler: adds the noise, and says what is predicted.
+        scheduler: says how noise is added, and what is predicted.
         samples: the samples, with their conditions.
         store: the store.
         checkpoint: index of the checkpoint.
@@ -85,6 +86,7 @@ def own_gradients(
     Returns:
         `[samples, slots, parameters]`, of the mean square error.
     """
+    scheduler = DDPMScheduler.from_config(scheduler.config)  # as scripts train
     plan = PlannedEvents(
         EventSpec(events="planned", timesteps=store.slots), scheduler.config.num_train_timesteps
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import (
     AutoencoderKL,
+    EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from diffusers.training_utils import EMAModel
@@ -20,10 +23,12 @@ from torch import nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
 )
 
 from tests.support.families import made
+from tests.support.worlds import images
 
 CAPTIONS = ["a red car", "a dog", "a cat on a car", "a red dog"]
 
@@ -70,9 +75,10 @@ def vae(seed: int = 0) -> AutoencoderKL:
 def stable_diffusion(folder: Path, *, seed: int = 0, prediction: str = "epsilon") -> Path:
     """Save a pipeline like Stable Diffusion's."""
     unet = made("SD", seed)
+    encoder = vae()
     torch.manual_seed(seed)
     StableDiffusionPipeline(
-        vae=vae(),
+        vae=encoder,
         text_encoder=CLIPTextModel(text_config()),
         tokenizer=tokenizer(),
         unet=unet,
@@ -88,6 +94,35 @@ def stable_diffusion(folder: Path, *, seed: int = 0, prediction: str = "epsilon"
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
+    return folder
+
+
+def stable_diffusion_xl(folder: Path, *, seed: int = 0) -> Path:
+    """Save a pipeline like Stable Diffusion XL's: two text encoders, of 6 = 2 + 4 entries."""
+    unet = made("SDXL", seed)
+    encoder = vae()
+    torch.manual_seed(seed)
+    StableDiffusionXLPipeline(
+        vae=encoder,
+        text_encoder=CLIPTextModel(text_config(2)),
+        text_encoder_2=CLIPTextModelWithProjection(text_config(4)),
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def captioned(folder: Path, count: int = 4, *, side: tuple[int, int] = (8, 8)) -> Path:
+    """Save pictures with a `metadata.jsonl`."""
+    folder.mkdir(parents=True)
+    lines = []
+    for number, image in enumerate(images(count, mode="RGB")):
+        image.resize(side).save(folder / f"{number}.png")
+        lines.append(json.dumps({"file_name": f"{number}.png", "text": CAPTIONS[number % 4]}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 

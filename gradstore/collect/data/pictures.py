@@ -23,6 +23,23 @@ def to_image(tensor: Tensor) -> Image.Image | None:
     return Image.fromarray((array[..., 0] if array.shape[2] == 1 else array).numpy())
 
 
+def cropped(image: Image.Image, size: int) -> tuple[Image.Image, int, int]:
+    """Resize the shorter side of an image and crop the centre, as diffusers' scripts do.
+
+    Args:
+        image: the image.
+        size: side of the result, in pixels.
+
+    Returns:
+        The result, and top and left of the crop.
+    """
+    short = min(image.size)
+    width, height = (size if side == short else int(size * side / short) for side in image.size)
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    return image.crop((left, top, left + size, top + size)), top, left
+
+
 def image_tensor(image: Image.Image, name: str) -> Tensor:
     """Convert an image to float32 in −1 … 1, `[channels, height, width]`."""
     if image.mode not in {"L", "RGB", "RGBA"}:

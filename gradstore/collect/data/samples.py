@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from gradstore.collect.data import sources
-from gradstore.collect.data.pictures import image_tensor, to_image, to_tensor
+from gradstore.collect.data.pictures import cropped, image_tensor, to_image, to_tensor
 from gradstore.collect.data.sources import IMAGE_COLUMNS
 from gradstore.errors import DatasetError
 from gradstore.flags.dataset import DatasetSpec
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
+_CAPTION_COLUMNS = ("text", "caption", "prompt")
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Sample:
         label: its label in the dataset, if it has one.
         conditions: further inputs of the model by keyword.
         columns: all columns of the item.
+        caption: its caption, if it has one.
+        geometry: of a picture, height and width before resizing, top and left of the crop, height
+            and width after it; in pixels.
+        content: hash of picture, caption and encoders, if it is encoded.
     """
 
     name: str
@@ -49,6 +54,9 @@ class Sample:
     label: Any
     conditions: dict[str, Tensor]
     columns: Mapping[str, Any]
+    caption: str | None = None
+    geometry: tuple[int, ...] = ()
+    content: str = ""
 
     def class_label(self, classes: int) -> Tensor:
         """The label as a class number, for class-conditional models.
@@ -68,7 +76,13 @@ class Sample:
         return torch.tensor(number)
 
     def digest(self) -> str:
-        """Hash of everything in the sample that the model may see."""
+        """Hash of everything in the sample that the model may see.
+
+        Of an encoded sample it is that of the picture and the caption: encoders round differently
+        on different machines.
+        """
+        if self.content:
+            return self.content
         digest = blake2b(repr(self.label).encode(), digest_size=16)
         for name, tensor in {"": self.tensor, **self.conditions}.items():
             # numpy has no bfloat16: its bits are hashed, with its own name.
@@ -95,8 +109,10 @@ class Samples:
         id_column: column of ids; by default a sample's id is its row number.
         image_column: column of images, if its name is unusual.
         label_column: column of labels, if its name is unusual.
+        caption_column: column of captions, if its name is not `text`, `caption` or `prompt`.
         metadata_columns: further columns to keep in the manifest.
         size: resize PIL images to this many pixels per side.
+        resize: `squash`, or `crop` as diffusers' scripts do: the shorter side, then the centre.
         mode: convert PIL images to this mode, such as `RGB`.
         limit: use only this many samples, from the start.
 
@@ -117,8 +133,10 @@ class Samples:
         id_column: str | None = None,
         image_column: str | None = None,
         label_column: str | None = None,
+        caption_column: str | None = None,
         metadata_columns: Sequence[str] = (),
         size: int | None = None,
+        resize: str = "squash",
         mode: str | None = None,
         limit: int | None = None,
     ) -> None:
@@ -127,6 +145,8 @@ class Samples:
             ids = found if ids is None else ids
         self._dataset = dataset
         self._size = size
+        self._resize = resize
+        self._encode: Callable[[Sample], Sample] | None = None
         self._mode = mode
         self._manifest: Manifest | None = None
         length = _length(dataset)
@@ -140,6 +160,11 @@ class Samples:
         self._label_column = (
             _find(first, label_column, _LABEL_COLUMNS, "label")
             if label_column is not None or any(name in first for name in _LABEL_COLUMNS)
+            else None
+        )
+        self._caption_column = (
+            _find(first, caption_column, _CAPTION_COLUMNS, "caption")
+            if caption_column is not None or any(name in first for name in _CAPTION_COLUMNS)
             else None
         )
         self._metadata_columns = [c for c in metadata_columns if c != self._label_column]
@@ -182,8 +207,10 @@ class Samples:
             id_column=spec.id_column,
             image_column=spec.image_column,
             label_column=spec.label_column,
+            caption_column=spec.caption_column,
             metadata_columns=spec.metadata_columns,
             size=spec.size,
+            resize=spec.resize,
             mode=spec.mode,
             limit=spec.limit,
         )
@@ -211,6 +238,14 @@ class Samples:
         chosen._read = None
         return chosen
 
+    def encoded(self, encode: Callable[[Sample], Sample]) -> Samples:
+        """The same samples, each encoded when it is read."""
+        chosen = copy(self)
+        chosen._encode = encode
+        chosen._manifest = None
+        chosen._read = None
+        return chosen
+
     def in_memory(self) -> Samples:
         """The same samples, read now, so that several threads can use them."""
         chosen = copy(self)
@@ -228,9 +263,12 @@ class Samples:
         name = self.ids[row]
         item = self._item(self._rows[row], name)
         value = item[self._image_column]
-        picture = self._converted(value) if isinstance(value, Image.Image) else None
+        picture = None
+        geometry: tuple[int, ...] = ()
+        if isinstance(value, Image.Image):
+            picture, geometry = self._converted(value)
         given = item.get("conditions")
-        return Sample(
+        sample = Sample(
             name=name,
             tensor=to_tensor(value, name) if picture is None else image_tensor(picture, name),
             picture=picture,
@@ -239,7 +277,12 @@ class Samples:
             if isinstance(given, Mapping)
             else {},
             columns=item,
+            caption=_caption(item.get(self._caption_column), name)
+            if self._caption_column
+            else None,
+            geometry=geometry,
         )
+        return sample if self._encode is None else self._encode(sample)
 
     def _item(self, row: int, name: str) -> Mapping[str, Any]:
         try:
@@ -270,12 +313,17 @@ class Samples:
         sample = self[row]
         return to_image(sample.tensor) if sample.picture is None else sample.picture.copy()
 
-    def _converted(self, image: Image.Image) -> Image.Image:
+    def _converted(self, image: Image.Image) -> tuple[Image.Image, tuple[int, ...]]:
+        """An image in the wanted mode and size, and its geometry: see `Sample`."""
         if self._mode is not None and image.mode != self._mode:
             image = image.convert(self._mode)
+        before, top, left = (image.height, image.width), 0, 0
         if self._size is not None and image.size != (self._size, self._size):
-            image = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
-        return image
+            if self._resize == "crop":
+                image, top, left = cropped(image, self._size)
+            else:
+                image = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
+        return image, (*before, top, left, image.height, image.width)
 
     @property
     def manifest(self) -> Manifest:
@@ -311,6 +359,15 @@ class Samples:
         if names and isinstance(label, int):
             return str(names[label]) if 0 <= label < len(names) else None
         return None if label is None else str(label)
+
+
+def _caption(value: Any, name: str) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise DatasetError(
+            f"sample {name!r} has a {type(value).__name__} as its caption: each sample needs one "
+            "text. Name another column with --caption-column."
+        )
+    return value
 
 
 def _columns(item: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,14 @@ def _digits(split: str) -> tuple[list[tuple[Image.Image, int]], list[str]]:
 
 
 class _Folder:
-    """Images of a folder; the label is the name of an image's own folder."""
+    """Images of a folder; the label is the name of an image's own folder.
+
+    Further columns are those of `metadata.jsonl`, whose lines name files relative to it.
+    """
 
     def __init__(self, root: Path, files: list[Path]) -> None:
         self._files = files
+        self._noted = _metadata(root, set(files))
         self._labelled = all(len(file.relative_to(root).parts) > 1 for file in files)
 
     def __len__(self) -> int:
@@ -70,7 +75,36 @@ class _Folder:
             item: dict[str, Any] = {"image": image, "path": str(file)}
         if self._labelled:
             item["label"] = file.parent.name
-        return item
+        return {**self._noted.get(file, {}), **item} if self._noted else item
+
+
+def _metadata(root: Path, files: set[Path]) -> dict[Path, dict[str, Any]]:
+    """The lines of every `metadata.jsonl` of a folder, by file; every file has all columns.
+
+    Raises:
+        DatasetError: if one cannot be read, or names a file that is not an image of the folder.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    for note in sorted(root.rglob("metadata.jsonl")):
+        try:
+            with note.open(encoding="utf-8") as lines:
+                for number, line in enumerate(lines, 1):
+                    if not line.strip():
+                        continue
+                    row = json.loads(line)
+                    name = row.pop("file_name") if isinstance(row, dict) else None
+                    if not isinstance(name, str) or note.parent / name not in files:
+                        raise ValueError(
+                            f"line {number} names file_name {str(name)[:200]!r}, which is no image "
+                            f"below {note.parent}"
+                        )
+                    found[note.parent / name] = row
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            raise DatasetError(
+                f"{note} cannot be read: {error}. Each line is a JSON object with file_name."
+            ) from error
+    columns = {name for row in found.values() for name in row}
+    return {file: {**dict.fromkeys(columns), **found.get(file, {})} for file in files if found}
 
 
 def _folder(root: Path) -> tuple[_Folder, list[str]]:

@@ -121,8 +121,11 @@ def class_count(model: Any) -> int | None:
     return None
 
 
-def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
+def check_fits(model: Any, shape: tuple[int, ...], name: str, *, encoded: bool = False) -> None:
     """Raise `DatasetError` unless a diffusers image model takes samples of `shape`.
+
+    Latents that gradstore encoded may have another size than the model was made for: pictures of
+    512 pixels may be used to fine-tune a model of 768.
 
     Models without `in_channels` in their configuration, and samples that are not images, are not
     checked, because a custom objective may use them.
@@ -137,11 +140,13 @@ def check_fits(model: Any, shape: tuple[int, ...], name: str) -> None:
         modes = {1: "L", 3: "RGB", 4: "RGBA"}
         mode = modes.get(channels)
         mend = f"Convert with --mode {mode}." if mode else "Use a dataset that fits the model."
+        if encoded:
+            mend = "The VAE's latents alone are not this model's input: encode it from Python."
         raise DatasetError(
             f"sample {name!r} has {shape[0]} channel(s), the model takes {channels}. {mend}"
         )
     size = getattr(config, "sample_size", None)
-    if size is not None:
+    if size is not None and not encoded:
         height, width = (size, size) if isinstance(size, int) else tuple(size)
         if shape[1:] != (height, width):
             mend = f"Resize with --size {width}." if height == width else "Resize the images first."

@@ -49,7 +49,7 @@ def read(
 def check_sample(sample: Sample, model: Any, first: Sample) -> None:
     """Raise `DatasetError` unless a sample fits the model and matches the first sample."""
     shape = tuple(sample.tensor.shape)
-    check_fits(model, shape, sample.name)
+    check_fits(model, shape, sample.name, encoded=bool(sample.content))
     if shape != tuple(first.tensor.shape):
         raise DatasetError(
             f"sample {sample.name!r} has shape {shape}, sample {first.name!r} has "

@@ -11,6 +11,7 @@ import torch
 
 from gradstore.arithmetic import precision_of, product_rates
 from gradstore.collect import devices, projectors
+from gradstore.collect.data.encoding import Encoding, encoders_for
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.engines.choice import ENGINES, EngineChoice, choose, choose_arithmetic
 from gradstore.collect.events.planned import PlannedEvents
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gradstore.collect.events.protocol import EventPlan
+    from gradstore.collect.models.encoders import Encoders
     from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Batch, Objective
     from gradstore.collect.pipeline.options import Checkpoints, Projected
@@ -112,7 +114,6 @@ def _prepared(
     given: CollectOptions,
 ) -> Job:
     places, standing = _standing(stores)
-    samples = Samples.of(dataset)
     device = devices.choose(given["device"])
     kept = checkpoints if isinstance(checkpoints, CheckpointCache) else None
     loader = found_loader(checkpoints)
@@ -121,12 +122,13 @@ def _prepared(
     now = _places(len(folders), given["only"])
     gradients = given["gradients"] or GradientSpec()
     start = perf_counter()
-    key, found = _surveyed(loader, kept, given, device)
+    key, surveyed = _surveyed(loader, kept, given, device)
     load_seconds = (perf_counter() - start) / len(folders)
+    samples, found, encoders = _encoded(Samples.of(dataset), loader, surveyed, device)
     role: Literal["train", "query"] = "train" if given["like"] is None else "query"
     plan = _event_plan(given["events"], folders, numbers, found.objective, role)
     plan.require(samples.ids)
-    read_seconds = _scanned(samples, found.model)
+    read_seconds = _scanned(samples, found.model, encoders)
     projected = [
         projectors.from_spec(_as_begun(one, there, device))
         if isinstance(one, ProjectorSpec)
@@ -236,10 +238,23 @@ def _standing(
     return places, standing
 
 
-def _scanned(samples: Samples, model: Any) -> float:
-    """Read and check all samples; return the seconds it took."""
+def _encoded(
+    samples: Samples, loader: Loader, found: Survey, device: torch.device
+) -> tuple[Samples, Survey, Encoders | None]:
+    """Samples that are encoded for the model if they must be; what encodes identifies rows."""
+    encoders = encoders_for(samples, loader, found.model, device)
+    if encoders is None:
+        return samples, found, None
+    architecture = {**found.architecture, "encoders": encoders.identity()}
+    return samples.encoded(Encoding(encoders)), replace(found, architecture=architecture), encoders
+
+
+def _scanned(samples: Samples, model: Any, encoders: Encoders | None) -> float:
+    """Read, encode and check all samples; return the seconds it took."""
     start, first = perf_counter(), samples[0]
     samples.scan(lambda sample: check_sample(sample, model, first))
+    if encoders is not None:
+        encoders.release()
     samples.manifest.content()  # rejects what cannot be stored before the first batch
     return perf_counter() - start
 

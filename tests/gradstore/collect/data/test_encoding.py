@@ -1,0 +1,334 @@
+"""Text-to-image models from pictures and captions, by command and from Python."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, VQModel
+from PIL import Image
+from torch import Tensor
+
+import gradstore as gs
+from gradstore.collect import Samples
+from gradstore.collect.models.encoders import Encoders
+from gradstore.errors import CheckpointError, DatasetError
+from gradstore.flags.dataset import DatasetSpec
+from tests.support.commands import Run
+from tests.support.naive import own_gradients, rows_of
+from tests.support.pipelines import (
+    CAPTIONS,
+    captioned,
+    fine_tuned,
+    lora_run,
+    stable_diffusion,
+    stable_diffusion_xl,
+)
+
+
+@pytest.fixture(scope="module")
+def sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stable_diffusion(tmp_path_factory.mktemp("sd") / "sd")
+
+
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stable_diffusion_xl(tmp_path_factory.mktemp("sdxl") / "sdxl")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    return Run(capsys, monkeypatch)
+
+
+EXACT = ["--events", "planned", "--timesteps", 2, "--projector", "identity", "--dtype", "float32"]
+
+
+def picture(folder: Path, number: int) -> Image.Image:
+    with Image.open(folder / f"{number}.png") as image:
+        return image.copy()
+
+
+def pixels(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 127.5 - 1).permute(2, 0, 1)
+
+
+@torch.no_grad()
+def by_script(pipeline: Any, image: Image.Image, caption: str) -> dict[str, Any]:
+    """Latents and text of a sample, as `train_text_to_image.py` and `…_sdxl.py` make them."""
+    vae = pipeline.vae
+    latents = vae.encode(pixels(image)[None]).latent_dist.mode() * vae.config.scaling_factor
+
+    def tokens(tokenizer: Any) -> Tensor:
+        found: Tensor = tokenizer(
+            caption,
+            max_length=tokenizer.model_max_length,
+            padding="max_length",
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return found
+
+    if not hasattr(pipeline, "text_encoder_2"):
+        states = pipeline.text_encoder(tokens(pipeline.tokenizer))[0]
+        return {"image": latents[0], "conditions": {"encoder_hidden_states": states[0]}}
+    first = pipeline.text_encoder(tokens(pipeline.tokenizer), output_hidden_states=True)
+    second = pipeline.text_encoder_2(tokens(pipeline.tokenizer_2), output_hidden_states=True)
+    states = torch.cat([one.hidden_states[-2] for one in (first, second)], dim=-1)
+    given = {"encoder_hidden_states": states[0], "text_embeds": second[0][0]}
+    return {"image": latents[0], "conditions": given}
+
+
+class _Called:
+    """SDXL's denoiser called with its nested conditions."""
+
+    def __init__(self, unet: Any) -> None:
+        self._unet, self.named_parameters = unet, unet.named_parameters
+
+    def __call__(self, noisy: Tensor, timestep: Tensor, **given: Tensor) -> Any:
+        states = given.pop("encoder_hidden_states")
+        return self._unet(noisy, timestep, states, added_cond_kwargs=given or None)
+
+
+def require_rows(
+    store: gs.Store, pipeline: Any, items: list[Any], checkpoint: int, adapters: bool
+) -> None:
+    count = sum("lora_" in name for name, _ in pipeline.unet.named_parameters())
+    assert bool(count) == adapters
+    expected = own_gradients(
+        _Called(pipeline.unet),
+        pipeline.scheduler,
+        Samples(items, ids=store.manifest.ids),
+        store,
+        checkpoint=checkpoint,
+        adapters=count,
+    )
+    found = rows_of(store, checkpoint)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_stable_diffusion_full_fine_tune(run: Run, tmp_path: Path, prediction: str) -> None:
+    base = stable_diffusion(tmp_path / "sd", prediction=prediction)
+    tuned, pictures = fine_tuned(base, tmp_path / "run"), captioned(tmp_path / "pictures")
+    run("collect", "--dataset", pictures, "--checkpoints", tuned, "--store", tmp_path / "a", *EXACT)
+    store = gs.open_store(tmp_path / "a")
+    assert store.checkpoints == 3
+    for place in range(2):
+        pipeline = StableDiffusionPipeline.from_pretrained(base)
+        folder = tuned / f"checkpoint-{place + 1}" / "unet"
+        pipeline.unet = type(pipeline.unet).from_pretrained(folder)
+        items = [by_script(pipeline, picture(pictures, n), CAPTIONS[n]) for n in range(4)]
+        require_rows(store, pipeline, items, place, adapters=False)
+
+
+def test_stable_diffusion_lora(run: Run, tmp_path: Path, sd: Path) -> None:
+    trained, pictures = lora_run(sd, tmp_path / "run"), captioned(tmp_path / "pictures")
+    run("collect", "--dataset", pictures, "--checkpoints", trained, "--base", sd,
+        "--store", tmp_path / "a", *EXACT)  # fmt: skip
+    store = gs.open_store(tmp_path / "a")
+    for place in range(2):
+        pipeline = StableDiffusionPipeline.from_pretrained(sd)
+        pipeline.load_lora_weights(trained / f"checkpoint-{place + 1}")
+        items = [by_script(pipeline, picture(pictures, n), CAPTIONS[n]) for n in range(4)]
+        require_rows(store, pipeline, items, place, adapters=True)
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_stable_diffusion_xl(run: Run, tmp_path: Path, sdxl: Path, lora: bool) -> None:
+    """Sizes and crops are those of `train_text_to_image_sdxl.py`."""
+    pictures = captioned(tmp_path / "pictures", side=(24, 16))
+    where: list[object] = ["--checkpoints", sdxl]
+    if lora:
+        trained = lora_run(sdxl, tmp_path / "run", StableDiffusionXLPipeline, steps=(1,))
+        where = ["--checkpoints", trained, "--base", sdxl]
+    run("collect", "--dataset", pictures, *where, "--size", 8, "--resize", "crop",
+        "--store", tmp_path / "a", *EXACT)  # fmt: skip
+    pipeline = StableDiffusionXLPipeline.from_pretrained(sdxl)
+    if lora:
+        pipeline.load_lora_weights(tmp_path / "run")
+    items = []
+    for number in range(4):
+        image = picture(pictures, number).resize((12, 8), Image.Resampling.BILINEAR)
+        item = by_script(pipeline, image.crop((2, 0, 10, 8)), CAPTIONS[number])
+        # Height and width, top and left of the crop, height and width of the result.
+        item["conditions"]["time_ids"] = torch.tensor([16.0, 24, 0, 2, 8, 8])
+        items.append(item)
+    require_rows(gs.open_store(tmp_path / "a"), pipeline, items, 0, adapters=lora)
+
+
+def items_of(pictures: Path) -> list[dict[str, Any]]:
+    return [{"image": picture(pictures, n), "caption": CAPTIONS[n % 4]} for n in range(4)]
+
+
+def test_each_picture_and_caption_is_encoded_once(
+    tmp_path: Path, sd: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = captioned(tmp_path / "pictures")
+    items = items_of(pictures)
+    items[3]["caption"] = items[0]["caption"]
+    seen: list[str] = []
+    for name in ("latents", "texts"):
+        own = getattr(Encoders, name)
+
+        def counted(self: Encoders, given: Any, own: Any = own, name: str = name) -> Any:
+            seen.append(name)
+            return own(self, given)
+
+        monkeypatch.setattr(Encoders, name, counted)
+    options: dict[str, Any] = {"events": gs.EventSpec(events="planned"), "projector": "sjlt"}
+    store = gs.collect(items, sd, tmp_path / "a", **options)
+    assert sorted(seen) == ["latents"] * 4 + ["texts"] * 3
+    again = gs.collect(items, sd, tmp_path / "b", **options)
+    assert len(seen) == 7
+    np.testing.assert_array_equal(store.rows(0).direction, again.rows(0).direction)
+    # What is cut off is encoded again.
+    for file in cache.rglob("*.safetensors"):
+        file.write_bytes(file.read_bytes()[:20])
+    third = gs.collect(items, sd, tmp_path / "c", **options)
+    assert len(seen) == 14
+    np.testing.assert_array_equal(store.rows(0).direction, third.rows(0).direction)
+
+
+def test_a_caption_and_a_text_encoder_identify_a_row(tmp_path: Path, sd: Path) -> None:
+    items = items_of(captioned(tmp_path / "pictures"))
+    options: dict[str, Any] = {"events": gs.EventSpec(events="planned"), "projector": "sjlt"}
+    store = gs.collect(items, sd, tmp_path / "a", **options)
+    other = [{**items[0], "caption": "a dog on a car"}, *items[1:]]
+    with pytest.raises(DatasetError):
+        gs.collect(other, sd, tmp_path / "a", **options)
+    # The denoiser of one pipeline under the text encoder of another.
+    mixed = Path(shutil.copytree(sd, tmp_path / "mixed"))
+    shutil.rmtree(mixed / "text_encoder")
+    shutil.copytree(
+        stable_diffusion(tmp_path / "other", seed=5) / "text_encoder", mixed / "text_encoder"
+    )
+    with pytest.raises(gs.FingerprintError, match=r"model\.encoders"):
+        gs.collect_queries(store, items, tmp_path / "q", checkpoints=[str(mixed)])
+
+
+def test_the_report_shows_pictures(run: Run, tmp_path: Path, sd: Path) -> None:
+    pictures = captioned(tmp_path / "pictures")
+    run("collect", "--dataset", pictures, "--checkpoints", sd, "--store", tmp_path / "a", *EXACT)
+    run("query", "--store", tmp_path / "a", "--dataset", pictures, "--k", 2, "--out",
+        tmp_path / "answers")  # fmt: skip
+    assert (tmp_path / "answers" / "report.html").read_text().count("data:image/png") >= 4
+    found = gs.search(
+        tmp_path / "a", tmp_path / "answers" / "queries.gradstore", 1, measure="retrac"
+    )
+    assert len(found) == 4
+
+
+def test_captions_in_sub_folders(tmp_path: Path) -> None:
+    captioned(tmp_path / "all" / "cats", 2)
+    captioned(tmp_path / "all" / "dogs", 1)
+    Image.new("RGB", (8, 8)).save(tmp_path / "all" / "dogs" / "bare.png")
+    samples = Samples.from_spec(DatasetSpec(dataset=str(tmp_path / "all")))
+    found = {samples.ids[row]: (samples[row].caption, samples[row].label) for row in range(4)}
+    assert found == {
+        "cats/0.png": (CAPTIONS[0], "cats"),
+        "cats/1.png": (CAPTIONS[1], "cats"),
+        "dogs/0.png": (CAPTIONS[0], "dogs"),
+        "dogs/bare.png": (None, "dogs"),
+    }
+    named = Samples.from_spec(
+        DatasetSpec(dataset=str(tmp_path / "all" / "cats"), caption_column="text", size=4)
+    )
+    assert named[0].caption == CAPTIONS[0]
+    assert named[0].geometry == (8, 8, 0, 0, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["nonsense", '{"file_name": "../../etc/passwd"}', '{"text": "no name"}', "[1]", "[" * 100_000],
+)
+def test_a_wrong_note_of_captions(tmp_path: Path, text: str) -> None:
+    folder = captioned(tmp_path / "pictures")
+    (folder / "metadata.jsonl").write_text(text)
+    with pytest.raises(DatasetError, match=r"metadata\.jsonl"):
+        Samples(folder)
+
+
+def _refused() -> Iterator[tuple[str, Any]]:
+    def bare(items: list[Any], sd: Path) -> Any:
+        return [one["image"] for one in items], sd
+
+    def grey(items: list[Any], sd: Path) -> Any:
+        return [{**one, "image": one["image"].convert("L")} for one in items], sd
+
+    def odd(items: list[Any], sd: Path) -> Any:
+        return [{**one, "image": one["image"].resize((7, 7))} for one in items], sd
+
+    def several(items: list[Any], sd: Path) -> Any:
+        return [{**one, "caption": ["a", "b"]} for one in items], sd
+
+    def vqvae(items: list[Any], sd: Path) -> Any:
+        shutil.rmtree(sd / "vae")
+        VQModel(in_channels=3, out_channels=3).save_pretrained(sd / "vqvae")
+        return items, sd
+
+    def no_vae(items: list[Any], sd: Path) -> Any:
+        shutil.rmtree(sd / "vae")
+        return items, sd
+
+    yield from (
+        ("no caption.*--caption-column", bare),
+        ("--mode RGB", grey),
+        ("multiples of 2", odd),
+        ("list", several),
+        ("vqvae", vqvae),
+        ("--base", no_vae),
+    )
+
+
+@pytest.mark.parametrize(("message", "change"), list(_refused()))
+def test_what_does_not_fit_is_refused(tmp_path: Path, sd: Path, message: str, change: Any) -> None:
+    copied = Path(shutil.copytree(sd, tmp_path / "sd"))
+    items, folder = change(items_of(captioned(tmp_path / "pictures")), copied)
+    with pytest.raises(DatasetError, match=message):
+        gs.collect(items, folder, tmp_path / "a", events="planned", projector="sjlt")
+    assert not (tmp_path / "a").exists()
+
+
+def test_latents_need_no_encoder(tmp_path: Path, sd: Path) -> None:
+    copied = Path(shutil.copytree(sd, tmp_path / "sd"))
+    shutil.rmtree(copied / "vae")
+    pipeline = StableDiffusionPipeline.from_pretrained(sd)
+    pictures = captioned(tmp_path / "pictures")
+    items = [by_script(pipeline, picture(pictures, n), CAPTIONS[n]) for n in range(4)]
+    options: dict[str, Any] = {
+        "events": gs.EventSpec(events="planned", timesteps=2),
+        "projector": "identity",
+        "dtype": "float32",
+    }
+    require_rows(gs.collect(items, copied, tmp_path / "a", **options), pipeline, items, 0, False)
+
+
+@pytest.mark.parametrize("part", ["text_encoder/config.json", "tokenizer/tokenizer_config.json"])
+def test_no_class_that_a_folder_names_is_loaded(tmp_path: Path, sd: Path, part: str) -> None:
+    copied = Path(shutil.copytree(sd, tmp_path / "sd"))
+    named = json.loads((copied / part).read_text())
+    named |= {"architectures": ["AutoModel"], "tokenizer_class": "AutoTokenizer"}
+    (copied / part).write_text(json.dumps(named))
+    with pytest.raises(CheckpointError, match="names class 'Auto"):
+        gs.collect(
+            items_of(captioned(tmp_path / "pictures")), copied, tmp_path / "a", events="planned"
+        )
+
+
+def test_losses_of_pictures_and_captions(tmp_path: Path, sd: Path) -> None:
+    grid = gs.EventSpec(events="planned", timesteps=2)
+    found = gs.losses(items_of(captioned(tmp_path / "pictures")), sd, events=grid)
+    assert found.shape == (4,)
