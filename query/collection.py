@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from gradstore.collect.recorded import Recorded, recorded_gradients
@@ -9,6 +10,7 @@ from gradstore.flags.dataset import DatasetSpec
 from gradstore.store.format.spec import EventSpec
 from gradstore.store.opening import as_store
 from indexer.feature import checked_etas
+from query.question import PROMPTED
 from query.results.pictures import pictures_of
 
 if TYPE_CHECKING:
@@ -129,11 +131,25 @@ def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:
 
     if not folder.exists():
         loader = recorded_loader(store, config.checkpoints, config.base)
-        made = generate(loader, config.generate, seed=config.generate_seed, device=config.device)
+        count = config.generate or 1
+        prompts: list[str | None] = [*config.prompt] or [None]
+        made = [
+            (prompt, config.seed + number, image)
+            for prompt in prompts
+            for number, image in enumerate(
+                generate(loader, count, prompt=prompt, seed=config.seed, device=config.device)
+            )
+        ]
         # Written under a temporary name and renamed, so a folder with this name is whole.
         writing = folder.with_name(f".{folder.name}.writing")
         writing.mkdir(exist_ok=True)
-        for number, image in enumerate(made):
-            image.save(writing / f"generated-{number:04d}.png")
+        lines = []
+        for number, (prompt, seed, image) in enumerate(made):
+            name = f"generated-{number:04d}.png"
+            image.save(writing / name)
+            lines.append(json.dumps({"file_name": name, "text": prompt, "seed": seed}) + "\n")
+        if config.prompt:
+            (writing / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
         writing.rename(folder)
-    return DatasetSpec(dataset=str(folder.resolve()))
+    kept = list(PROMPTED) if config.prompt else []
+    return DatasetSpec(dataset=str(folder.resolve()), metadata_columns=kept)

@@ -54,7 +54,12 @@ class QueryConfig(QuestionSpec):
     generate: int = Field(
         0, ge=0, description="number of images to generate with the last checkpoint and query"
     )
-    generate_seed: int = Field(0, ge=0, description="seed of the generated images")
+    prompt: list[str] = Field(
+        [],
+        description="what to generate with a text-to-image model; --generate images of each prompt "
+        "[default: 1]",
+    )
+    seed: int = Field(0, ge=0, lt=2**62, description="seed of the generated images")
     mean_by: str | None = Field(
         None, description="query with the mean of the samples of each value of this column"
     )
@@ -118,10 +123,12 @@ class QueryConfig(QuestionSpec):
 
     @model_validator(mode="after")
     def _one_source(self) -> QueryConfig:
-        given = [bool(self.dataset), self.queries is not None, self.generate > 0]
+        generated = self.generate > 0 or bool(self.prompt)
+        given = [bool(self.dataset), self.queries is not None, generated]
         if sum(given) != 1:
             raise ConfigError(
-                "give exactly one of --dataset, --generate and --queries to choose what to query"
+                "give exactly one of --dataset, --generate and --queries to choose what to query; "
+                "--prompt says what to generate"
             )
         if self.images is not None and self.queries is None:
             raise ConfigError("--images are those of --queries, which is not given. Omit --images.")

@@ -38,13 +38,15 @@ class Family:
         pipeline: name of the class of diffusers.
         texts: number of text encoders.
         encode: the model's conditions of a caption, `[1, …]` each, by the pipeline.
-        rest: arguments of the class besides VAE, text encoders and tokenizers, all None.
+        denoiser: the class's name for its denoiser.
+        rest: its further arguments.
     """
 
     pipeline: str
     texts: int
     encode: Callable[[Any, str], dict[str, Tensor]]
-    rest: tuple[str, ...]
+    denoiser: str
+    rest: Mapping[str, Any]
 
 
 def _sd(pipeline: Any, caption: str) -> dict[str, Tensor]:
@@ -83,15 +85,18 @@ def _pixart(pipeline: Any, caption: str) -> dict[str, Tensor]:
     return {"encoder_hidden_states": found, "encoder_attention_mask": mask}
 
 
-_UNET: Final = ("unet", "scheduler")
-_TRANSFORMER: Final = ("transformer", "scheduler")
-_SAFETY: Final = ("safety_checker", "feature_extractor")
+_UNSAFE: Final = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "requires_safety_checker": False,
+}
+_UNMARKED: Final = {"add_watermarker": False}
 _FAMILIES: Final = {
-    "SD": Family("StableDiffusionPipeline", 1, _sd, (*_UNET, *_SAFETY)),
-    "SDXL": Family("StableDiffusionXLPipeline", 2, _sdxl, _UNET),
-    "SD3Transformer2DModel": Family("StableDiffusion3Pipeline", 3, _sd3, _TRANSFORMER),
-    "FluxTransformer2DModel": Family("FluxPipeline", 2, _flux, _TRANSFORMER),
-    "PixArtTransformer2DModel": Family("PixArtSigmaPipeline", 1, _pixart, _TRANSFORMER),
+    "SD": Family("StableDiffusionPipeline", 1, _sd, "unet", _UNSAFE),
+    "SDXL": Family("StableDiffusionXLPipeline", 2, _sdxl, "unet", _UNMARKED),
+    "SD3Transformer2DModel": Family("StableDiffusion3Pipeline", 3, _sd3, "transformer", {}),
+    "FluxTransformer2DModel": Family("FluxPipeline", 2, _flux, "transformer", {}),
+    "PixArtTransformer2DModel": Family("PixArtSigmaPipeline", 1, _pixart, "transformer", {}),
 }
 
 
@@ -223,20 +228,22 @@ class Encoders:
 
     def _pipeline(self) -> Any:
         if self._loaded is None:
-            vae = load_model(self._vae_folder).eval().requires_grad_(requires_grad=False)
-            self._loaded = _Bare(vae.to(self._device))
-            if self.family is not None:
-                parts = {
-                    name: _text_part(name, self._folder, self._base, self._device)
-                    for stem in ("text_encoder", "tokenizer")
-                    for name in self._text_names(stem)
-                }
-                rest: dict[str, Any] = dict.fromkeys(self.family.rest)
-                if "safety_checker" in rest:
-                    rest["requires_safety_checker"] = False
-                made = getattr(diffusers, self.family.pipeline)
-                self._loaded = made(vae=self._loaded.vae, **parts, **rest)
+            self._loaded = self.pipeline(None, None)
         return self._loaded
+
+    def pipeline(self, model: Any, scheduler: Any) -> Any:
+        """The pipeline, with a denoiser and a scheduler to draw with, or None to encode only."""
+        vae = load_model(self._vae_folder).eval().requires_grad_(requires_grad=False)
+        vae = vae.to(self._device)
+        if self.family is None:
+            return _Bare(vae)
+        parts = {
+            name: _text_part(name, self._folder, self._base, self._device)
+            for stem in ("text_encoder", "tokenizer")
+            for name in self._text_names(stem)
+        }
+        parts |= {self.family.denoiser: model, "scheduler": scheduler}
+        return getattr(diffusers, self.family.pipeline)(vae=vae, **parts, **self.family.rest)
 
 
 @dataclass(frozen=True)

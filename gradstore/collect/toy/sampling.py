@@ -1,4 +1,4 @@
-"""Generates images from a checkpoint by DDIM."""
+"""Generates images from a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from diffusers import DDIMPipeline, UNet2DModel
 
 from gradstore.collect import devices
+from gradstore.collect.models.encoders import Encoders, autoencoder_folder, family_of
 from gradstore.collect.models.loaders import loader_of
 from gradstore.errors import CheckpointError
 from gradstore.progress import progress
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
 
+    from gradstore.collect.models.loading import Checkpoint
     from gradstore.collect.models.protocol import Loader
 
 _BATCH = 32
@@ -27,21 +29,26 @@ def generate(
     checkpoint: str | Path | Loader,
     count: int,
     *,
+    prompt: str | None = None,
     seed: int = 0,
     steps: int = 50,
     device: str | None = None,
 ) -> list[Image]:
-    """Generate images from an unconditional checkpoint by DDIM.
+    """Generate images from a checkpoint: by DDIM, or by a prompt with its pipeline.
+
+    With a prompt, image i is that of seed `seed + i`, whatever the count; the pipeline draws with
+    its own scheduler and settings.
 
     Args:
         checkpoint: its folder, or a loader, of whose checkpoints the last is taken.
         count: number of images.
+        prompt: what to draw, for a text-to-image model.
         seed: seed of the starting noise.
         steps: denoising steps.
         device: torch device; by default cuda if available.
 
     Raises:
-        CheckpointError: if the checkpoint cannot be loaded or needs conditions.
+        CheckpointError: if the checkpoint cannot be loaded or needs other conditions.
 
     Examples:
         >>> import gradstore as gs
@@ -51,7 +58,14 @@ def generate(
     """
     loader = loader_of(checkpoint, exact=True)
     loaded = loader.load(loader.folders[-1])
+    if prompt is not None:
+        return _drawn(loader, loaded, count, prompt, seed=seed, steps=steps, device=device)
     model, scheduler = loaded.model, loaded.scheduler
+    if family_of(model) is not None:
+        raise CheckpointError(
+            f"checkpoint {loaded.path} is a text-to-image model: say what to draw with --prompt "
+            "(in Python, prompt=)."
+        )
     if not isinstance(model, UNet2DModel) or model.config.sample_size is None or not scheduler:
         raise CheckpointError(
             f"checkpoint {loaded.path} is not a UNet2DModel with a scheduler and a sample_size. "
@@ -70,4 +84,39 @@ def generate(
             output = pipeline(batch_size=batch, generator=generator, num_inference_steps=steps)
             images += output.images
             bar.update(batch)
+    return images
+
+
+@torch.no_grad()
+def _drawn(
+    loader: Loader,
+    loaded: Checkpoint,
+    count: int,
+    prompt: str,
+    *,
+    seed: int,
+    steps: int,
+    device: str | None,
+) -> list[Image]:
+    spec, place = loader.spec(), devices.choose(device)
+    base = spec.base if spec is not None else None
+    vae = autoencoder_folder(loaded.path, base)
+    if family_of(loaded.model) is None or vae is None or loaded.scheduler is None:
+        raise CheckpointError(
+            f"checkpoint {loaded.path} cannot draw a prompt: it is no text-to-image model with a "
+            f"vae/ and a scheduler/ in it, beside it or in --base. {_OWN_CODE}"
+        )
+    encoders = Encoders(vae, loaded.path, base, loaded.model, place)
+    pipeline = encoders.pipeline(loaded.model.to(place), loaded.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    images: list[Image] = []
+    with (
+        progress(count, "generating", "images") as bar,
+        torch.autocast(place.type, torch.bfloat16, enabled=loaded.rounded),
+    ):
+        for number in range(count):
+            generator = torch.Generator().manual_seed(seed + number)
+            found = pipeline(prompt, generator=generator, num_inference_steps=steps)
+            images += found.images
+            bar.update(1)
     return images

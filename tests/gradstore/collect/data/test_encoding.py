@@ -56,7 +56,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 EXACT = ["--events", "planned", "--timesteps", 2, "--projector", "identity", "--dtype", "float32"]
 
 
-def picture(folder: Path, number: int) -> Image.Image:
+def picture(folder: Path, number: int | str) -> Image.Image:
     with Image.open(folder / f"{number}.png") as image:
         return image.copy()
 
@@ -332,3 +332,24 @@ def test_losses_of_pictures_and_captions(tmp_path: Path, sd: Path) -> None:
     grid = gs.EventSpec(events="planned", timesteps=2)
     found = gs.losses(items_of(captioned(tmp_path / "pictures")), sd, events=grid)
     assert found.shape == (4,)
+
+
+def test_queries_by_prompt(run: Run, tmp_path: Path, sd: Path) -> None:
+    """The picture is the pipeline's own of this prompt and seed."""
+    trained, pictures = lora_run(sd, tmp_path / "run", steps=(1,)), captioned(tmp_path / "pictures")
+    run("collect", "--dataset", pictures, "--checkpoints", trained, "--base", sd,
+        "--store", tmp_path / "a", *EXACT)  # fmt: skip
+    run("query", "--store", tmp_path / "a", "--prompt", "a red car", "--seed", 3, "--generate", 2,
+        "--mean-by", "text", "--k", 2, "--out", tmp_path / "answers")  # fmt: skip
+    asked = gs.open_store(tmp_path / "answers" / "queries.gradstore")
+    assert asked.manifest.metadata == {"text": ["a red car"] * 2, "seed": [3, 4]}
+    pipeline = StableDiffusionPipeline.from_pretrained(sd)
+    pipeline.load_lora_weights(trained)
+    own = pipeline("a red car", generator=torch.Generator().manual_seed(4)).images[0]
+    folder = tmp_path / "answers" / "generated"
+    drawn = picture(folder, "generated-0001")
+    assert np.abs(np.array(own, np.int16) - np.array(drawn, np.int16)).max() <= 1
+    (image,) = gs.generate(gs.Adapters(sd, trained), 1, prompt="a red car", seed=4)
+    assert np.array_equal(np.array(image), np.array(drawn))
+    with pytest.raises(CheckpointError, match="--prompt"):
+        gs.generate(gs.Adapters(sd, trained), 1)
