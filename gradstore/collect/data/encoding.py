@@ -18,7 +18,12 @@ from uuid import uuid4
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gradstore.collect.models.encoders import Encoders, autoencoder_folder, family_of
+from gradstore.collect.models.encoders import (
+    Encoders,
+    autoencoder_folder,
+    family_of,
+    takes_captions,
+)
 from gradstore.errors import DatasetError
 from gradstore.store.format.fingerprint import fingerprint
 
@@ -56,9 +61,16 @@ def encoders_for(
             f"{vae}. Encode the pictures as its training did, and give the latents from Python as "
             "float tensors [channels, height, width]."
         )
+    captions = takes_captions(model) and "encoder_hidden_states" not in first.conditions
+    if captions and family_of(model) is None:
+        raise DatasetError(
+            f"checkpoint {folder} is a {type(model).__name__}, which takes captions, and gradstore "
+            "encodes those of Stable Diffusion and SDXL. Give latents and conditions from Python, "
+            "as docs/how-to.md says."
+        )
     if vae is not None:
         return Encoders(vae, folder, base, model, device)
-    if family_of(model) is not None and "encoder_hidden_states" not in first.conditions:
+    if captions:
         raise DatasetError(
             f"checkpoint {folder} is a text-to-image model, and there is no vae/ in it or beside "
             f"it to encode sample {first.name!r}. Name the pipeline that the training began with "
@@ -114,7 +126,7 @@ class Encoding:
                 "pictures, or all as latents."
             )
         conditions = self._encoders.sizes(sample.geometry)
-        if self._encoders.family is not None:
+        if self._encoders.family is not None and "encoder_hidden_states" not in sample.conditions:
             caption = sample.caption
             if caption is None:
                 raise DatasetError(
@@ -124,7 +136,7 @@ class Encoding:
                 )
             conditions |= self._kept("text", caption, lambda: self._encoders.texts(caption))
         found = self._kept("picture", sample.digest(), lambda: self._latents(sample))
-        given = {**sample.conditions, **conditions}
+        given = {**conditions, **sample.conditions}
         return replace(_content(sample, self._name), tensor=found["latents"], conditions=given)
 
     def _latents(self, sample: Sample) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ here and not by the files: a folder may name any module.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
 
 import diffusers
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
 
     from gradstore.store.format.spec import Identity
 
-_ENCODERS: Final = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"})
-_TOKENIZERS: Final = frozenset({"CLIPTokenizer", "T5Tokenizer"})
-# What diffusers' scripts for Flux train with unless told otherwise.
-_GUIDANCE: Final = 3.5
+_ENCODERS: Final = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
+_TOKENIZERS: Final = frozenset({"CLIPTokenizer"})
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,12 @@ class Family:
         pipeline: name of the class of diffusers.
         texts: number of text encoders.
         encode: the model's conditions of a caption, `[1, …]` each, by the pipeline.
-        denoiser: the class's name for its denoiser.
-        rest: its further arguments.
+        rest: further arguments of the class.
     """
 
     pipeline: str
     texts: int
     encode: Callable[[Any, str], dict[str, Tensor]]
-    denoiser: str
     rest: Mapping[str, Any]
 
 
@@ -61,52 +58,26 @@ def _sdxl(pipeline: Any, caption: str) -> dict[str, Tensor]:
     return {"encoder_hidden_states": found, "text_embeds": pooled}
 
 
-def _sd3(pipeline: Any, caption: str) -> dict[str, Tensor]:
-    found, _, pooled, _ = pipeline.encode_prompt(
-        caption,
-        None,
-        None,
-        device=pipeline.text_encoder.device,
-        do_classifier_free_guidance=False,
-        max_sequence_length=77,  # that of diffusers' scripts
-    )
-    return {"encoder_hidden_states": found, "pooled_projections": pooled}
-
-
-def _flux(pipeline: Any, caption: str) -> dict[str, Tensor]:
-    found, pooled, _ = pipeline.encode_prompt(caption, device=pipeline.text_encoder.device)
-    return {"encoder_hidden_states": found, "pooled_projections": pooled}
-
-
-def _pixart(pipeline: Any, caption: str) -> dict[str, Tensor]:
-    found, mask, _, _ = pipeline.encode_prompt(
-        caption, do_classifier_free_guidance=False, device=pipeline.text_encoder.device
-    )
-    return {"encoder_hidden_states": found, "encoder_attention_mask": mask}
-
-
 _UNSAFE: Final = {
     "safety_checker": None,
     "feature_extractor": None,
     "requires_safety_checker": False,
 }
 _UNMARKED: Final = {"add_watermarker": False}
-_FAMILIES: Final = {
-    "SD": Family("StableDiffusionPipeline", 1, _sd, "unet", _UNSAFE),
-    "SDXL": Family("StableDiffusionXLPipeline", 2, _sdxl, "unet", _UNMARKED),
-    "SD3Transformer2DModel": Family("StableDiffusion3Pipeline", 3, _sd3, "transformer", {}),
-    "FluxTransformer2DModel": Family("FluxPipeline", 2, _flux, "transformer", {}),
-    "PixArtTransformer2DModel": Family("PixArtSigmaPipeline", 1, _pixart, "transformer", {}),
-}
+_SD: Final = Family("StableDiffusionPipeline", 1, _sd, _UNSAFE)
+_SDXL: Final = Family("StableDiffusionXLPipeline", 2, _sdxl, _UNMARKED)
 
 
 def family_of(model: Any) -> Family | None:
-    """The family of a denoiser that takes captions; None if it takes none."""
-    name = type(model).__name__
-    if name == "UNet2DConditionModel":
-        text_time = model.config.addition_embed_type == "text_time"
-        return _FAMILIES["SDXL" if text_time else "SD"]
-    return _FAMILIES.get(name)
+    """The family of a denoiser whose captions are encoded here; None if it is of none."""
+    if type(model).__name__ != "UNet2DConditionModel":
+        return None
+    return _SDXL if model.config.addition_embed_type == "text_time" else _SD
+
+
+def takes_captions(model: Any) -> bool:
+    """Whether a denoiser takes encoded captions, of whatever family."""
+    return "encoder_hidden_states" in signature(model.forward).parameters
 
 
 def autoencoder_folder(folder: Path, base: str | None) -> Path | None:
@@ -136,8 +107,6 @@ class Encoders:
     ) -> None:
         self._vae_folder, self._folder, self._base = vae, folder, base
         self.family = family_of(model)
-        self._sized = bool(getattr(model.config, "use_additional_conditions", False))
-        self._guided = bool(getattr(model.config, "guidance_embeds", False))
         self._device = device
         self._loaded: Any = None
         self._identity: Identity = {}
@@ -153,8 +122,6 @@ class Encoders:
             self._identity["latents"] = "mean"
             if self.family is not None:
                 self._identity["captions"] = self.family.pipeline
-            if self._guided:
-                self._identity["guidance"] = _GUIDANCE
         return self._identity
 
     def release(self) -> None:
@@ -212,15 +179,9 @@ class Encoders:
             geometry: height and width before resizing, top and left of the crop, height and width
                 after it; in pixels.
         """
-        numbers = torch.tensor(geometry, dtype=torch.float32)
-        found = {}
-        if self.family is _FAMILIES["SDXL"]:
-            found["time_ids"] = numbers
-        if self._sized:
-            found |= {"resolution": numbers[4:], "aspect_ratio": numbers[4:5] / numbers[5:]}
-        if self._guided:
-            found["guidance"] = torch.tensor(_GUIDANCE)
-        return found
+        if self.family is not _SDXL:
+            return {}
+        return {"time_ids": torch.tensor(geometry, dtype=torch.float32)}
 
     def _text_names(self, stem: str) -> list[str]:
         count = self.family.texts if self.family is not None else 0
@@ -242,7 +203,7 @@ class Encoders:
             for stem in ("text_encoder", "tokenizer")
             for name in self._text_names(stem)
         }
-        parts |= {self.family.denoiser: model, "scheduler": scheduler}
+        parts |= {"unet": model, "scheduler": scheduler}
         return getattr(diffusers, self.family.pipeline)(vae=vae, **parts, **self.family.rest)
 
 
