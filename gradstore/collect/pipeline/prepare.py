@@ -125,8 +125,7 @@ def _prepared(
     key, surveyed = _surveyed(loader, kept, given, device)
     load_seconds = (perf_counter() - start) / len(folders)
     samples, found, encoders = _encoded(Samples.of(dataset), loader, surveyed, device)
-    role: Literal["train", "query"] = "train" if given["like"] is None else "query"
-    plan = _event_plan(given["events"], folders, numbers, found.objective, role)
+    plan = _event_plan(given["events"], folders, numbers, found.objective, like=given["like"])
     plan.require(samples.ids)
     read_seconds = _scanned(samples, found.model, encoders)
     projected = [
@@ -358,7 +357,8 @@ def _event_plan(
     folders: Sequence[Path],
     numbers: Sequence[int],
     objective: Objective,
-    role: Literal["train", "query"],
+    *,
+    like: Store | None,
 ) -> EventPlan:
     if isinstance(events, str):
         if events not in {"replayed", "planned"}:
@@ -368,6 +368,7 @@ def _event_plan(
         return events
     if events.events == "replayed":
         return ReplayedEvents(folders, objective.num_train_timesteps, numbers)
+    role: Literal["train", "query"] = "train" if like is None else "query"
     return PlannedEvents(events, objective.num_train_timesteps, role)
 
 

@@ -54,6 +54,7 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 EXACT = ["--events", "planned", "--timesteps", 2, "--projector", "identity", "--dtype", "float32"]
+EXACT += ["--metric", "none"]
 
 
 def picture(folder: Path, number: int | str) -> Image.Image:
@@ -188,7 +189,11 @@ def test_each_picture_and_caption_is_encoded_once(
             return own(self, given)
 
         monkeypatch.setattr(Encoders, name, counted)
-    options: dict[str, Any] = {"events": gs.EventSpec(events="planned"), "projector": "sjlt"}
+    options: dict[str, Any] = {
+        "events": gs.EventSpec(events="planned"),
+        "projector": "sjlt",
+        "metric": "none",
+    }
     store = gs.collect(items, sd, tmp_path / "a", **options)
     assert sorted(seen) == ["latents"] * 4 + ["texts"] * 3
     again = gs.collect(items, sd, tmp_path / "b", **options)
@@ -204,7 +209,11 @@ def test_each_picture_and_caption_is_encoded_once(
 
 def test_a_caption_and_a_text_encoder_identify_a_row(tmp_path: Path, sd: Path) -> None:
     items = items_of(captioned(tmp_path / "pictures"))
-    options: dict[str, Any] = {"events": gs.EventSpec(events="planned"), "projector": "sjlt"}
+    options: dict[str, Any] = {
+        "events": gs.EventSpec(events="planned"),
+        "projector": "sjlt",
+        "metric": "none",
+    }
     store = gs.collect(items, sd, tmp_path / "a", **options)
     other = [{**items[0], "caption": "a dog on a car"}, *items[1:]]
     with pytest.raises(DatasetError):
@@ -312,6 +321,7 @@ def test_latents_need_no_encoder(tmp_path: Path, sd: Path) -> None:
         "events": gs.EventSpec(events="planned", timesteps=2),
         "projector": "identity",
         "dtype": "float32",
+        "metric": "none",
     }
     require_rows(gs.collect(items, copied, tmp_path / "a", **options), pipeline, items, 0, False)
 

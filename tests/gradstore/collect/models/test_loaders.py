@@ -51,6 +51,7 @@ PLANNED: dict[str, Any] = {
     "events": gs.EventSpec(events="planned", timesteps=2),
     "projector": "identity",
     "dtype": "float32",
+    "metric": "none",
 }
 
 

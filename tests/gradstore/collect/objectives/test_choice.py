@@ -43,7 +43,16 @@ def test_the_scheduler_chooses(
     pictures.mkdir()
     for number, image in enumerate(images(3)):
         image.save(pictures / f"{number}.png")
-    common = ["--events", "planned", "--timesteps", 3, "--projector", "identity"]
+    common = [
+        "--events",
+        "planned",
+        "--timesteps",
+        3,
+        "--projector",
+        "identity",
+        "--metric",
+        "none",
+    ]
     common += ["--dtype", "float32", *flags]
     run(
         "collect", "--dataset", pictures, "--checkpoints", model, "--store", tmp_path / "a", *common
@@ -61,6 +70,7 @@ def test_the_scheduler_chooses(
         events=gs.EventSpec(events="planned", timesteps=3),
         projector="identity",
         dtype="float32",
+        metric="none",
     )
     asked = gs.open_store(tmp_path / "answers" / "queries.gradstore")
     for store in (gs.open_store(tmp_path / "a"), named, asked):
@@ -94,6 +104,7 @@ def test_another_objective_is_another_store(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "events": gs.EventSpec(events="planned", timesteps=2),
         "projector": "identity",
+        "metric": "none",
     }
     store = gs.collect(images(2), model, tmp_path / "a", **options)
     with pytest.raises(FingerprintError, match="objective"):
