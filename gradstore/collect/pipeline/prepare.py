@@ -128,12 +128,7 @@ def _prepared(
     plan = _event_plan(given["events"], folders, numbers, found.objective, like=given["like"])
     plan.require(samples.ids)
     read_seconds = _scanned(samples, found.model, encoders)
-    projected = [
-        projectors.from_spec(_as_begun(one, there, device))
-        if isinstance(one, ProjectorSpec)
-        else one
-        for one, there in zip(map(projector_of, stores.values()), standing, strict=True)
-    ]
+    projected = _projectors(stores, standing, device)
     metric = job_metric(
         given["metric"], samples, list(zip(places, standing, strict=True)), like=given["like"]
     )
@@ -235,6 +230,20 @@ def _standing(
         if there is None:
             refuse_existing(place)
     return places, standing
+
+
+def _projectors(
+    stores: Mapping[str, Projected] | Mapping[Path, Projected],
+    standing: Sequence[Store | None],
+    device: torch.device,
+) -> list[Projector]:
+    """The projector of each store, as the one that exists was begun."""
+    return [
+        projectors.from_spec(_as_begun(one, there, device))
+        if isinstance(one, ProjectorSpec)
+        else one
+        for one, there in zip(map(projector_of, stores.values()), standing, strict=True)
+    ]
 
 
 def _encoded(
