@@ -55,6 +55,7 @@ def test_its_norms_are_those_that_collecting_finds(tmp_path: Path, folders: Fold
             objective=loss,
             events=EventSpec(events="planned", timesteps=preset.timesteps),
             projector=ProjectorSpec(projector="sjlt", proj_dim=8),
+            metric="none",
         )
         for place in range(store.checkpoints):
             assert store.column("timestep", place)[0].tolist() == timesteps.tolist()

@@ -44,7 +44,7 @@ def _collect_otherwise(
 
     os.environ.update(environment)
     torch.set_num_threads(threads)
-    collect(dataset(), checkpoints, store, engine=engine, **OPTIONS)
+    collect(dataset(), checkpoints, store, engine=engine, metric="none", **OPTIONS)
 
 
 def _stop_amid(
