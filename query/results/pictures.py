@@ -106,13 +106,15 @@ def pictures_of(store: Store, dataset: Any) -> Pictures | None:
     if dataset is None:
         return pictures(store)
     from gradstore.collect import Samples
+    from gradstore.collect.data.encoding import as_collected
 
+    identity = store.spec.identity
     if not isinstance(dataset, str | Path):
-        return Samples.of(dataset).only(store.manifest.ids)
+        return as_collected(Samples.of(dataset).only(store.manifest.ids), identity)
     # It moved: how it was read stays as it was.
     spec = Provenance.of(store.spec.parts[0]).dataset() or DatasetSpec(dataset=str(dataset))
     moved = spec.model_copy(update={"dataset": str(dataset)})
-    return Samples.from_spec(moved).only(store.manifest.ids)
+    return as_collected(Samples.from_spec(moved).only(store.manifest.ids), identity)
 
 
 def image_of(samples: Pictures, store: Store, row: int) -> Image.Image | None:

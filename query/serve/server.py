@@ -260,7 +260,7 @@ def _folders(config: ServeConfig, store: Store) -> list[Path]:
             )
         return folders
     try:
-        return checkpoint_folders(recorded_folders(store))
+        return checkpoint_folders(recorded_folders(store), exact=True)
     except (UnknownNameError, GradstoreError) as error:
         _log.warning("new images cannot be asked: %s", error)
         return []
