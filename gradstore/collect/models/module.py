@@ -82,14 +82,7 @@ class Module:
                 found: Any = load_file(file)
             else:
                 found = torch.load(file, map_location="cpu", weights_only=True)
-        except (
-            OSError,
-            SafetensorError,
-            RuntimeError,
-            EOFError,
-            ValueError,
-            UnpicklingError,
-        ) as error:
+        except _UNREADABLE as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(
                 f"checkpoint {file} cannot be read: {reason[:300]} Only tensors and plain values "
