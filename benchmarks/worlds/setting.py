@@ -96,41 +96,28 @@ class Setting:
     seed: int = 0
 
 
-SETTINGS: Final = {
-    "cpu": Setting(
-        model="small",
-        size=32,
-        planes=1000,
-        zeros=40,
-        epochs=100,
-        checkpoint_every=20,
-        batch_size=32,
-        learning_rate=1e-4,
-        proj_dim=4096,
-        queries=(
-            *(("plane", 32), ("zero", 16), ("automobile", 8), ("bird", 8), ("horse", 8)),
-            *(("one", 2), ("two", 2), ("three", 2), ("four", 2), (GENERATED, 16)),
-        ),
-        timesteps=10,
-        draws=4,
+_CPU: Final = Setting(
+    model="small",
+    size=32,
+    planes=1000,
+    zeros=40,
+    epochs=100,
+    checkpoint_every=20,
+    batch_size=32,
+    learning_rate=1e-4,
+    proj_dim=4096,
+    queries=(
+        *(("plane", 32), ("zero", 16), ("automobile", 8), ("bird", 8), ("horse", 8)),
+        *(("one", 2), ("two", 2), ("three", 2), ("four", 2), (GENERATED, 16)),
     ),
+    timesteps=10,
+    draws=4,
+)
+SETTINGS: Final = {
+    "cpu": _CPU,
     # A smaller model, so that several training runs and rows in several metrics can be afforded.
-    "pictures": Setting(
-        model="pictures",
-        size=16,
-        planes=1000,
-        zeros=40,
-        epochs=80,
-        checkpoint_every=16,
-        batch_size=32,
-        learning_rate=1e-3,
-        proj_dim=4096,
-        queries=(
-            *(("plane", 32), ("zero", 16), ("automobile", 8), ("bird", 8), ("horse", 8)),
-            *(("one", 2), ("two", 2), ("three", 2), ("four", 2), (GENERATED, 16)),
-        ),
-        timesteps=10,
-        draws=4,
+    "pictures": replace(
+        _CPU, model="pictures", size=16, epochs=80, checkpoint_every=16, learning_rate=1e-3
     ),
     "paper": Setting(
         model="paper",

@@ -48,11 +48,28 @@ def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[s
         if layer.bias is not None:
             out["bias"] = grads.sum(2)
         return out
-    grads = _fold(grads, rows)
+    folded = _fold(grads, rows)
+    out = {"weight": _convolved(layer, _fold(inputs, rows), folded, rows)}
+    if layer.bias is not None:
+        out["bias"] = folded.transpose(0, 1).flatten(1).sum(1).reshape(rows, -1)
+    return out
+
+
+def _transposed(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
+    # ⟨δ, convᵀ(x)⟩ = ⟨conv(δ), x⟩, so input and gradient change places in the weight's gradient.
+    folded = _fold(grads, rows)
+    out = {"weight": _convolved(layer, folded, _fold(inputs, rows), rows)}
+    if layer.bias is not None:
+        out["bias"] = folded.transpose(0, 1).flatten(1).sum(1).reshape(rows, -1)
+    return out
+
+
+def _convolved(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> Tensor:
+    """Gradient of a convolution's weight `[rows, numel]`, from a folded input and gradient."""
     weight: Tensor = layer.weight
     _, found, _ = torch.ops.aten.convolution_backward(
         grads,
-        _fold(inputs, rows),
+        inputs,
         # Only the shape matters. Untouched, it takes no memory; an expanded one would be copied.
         weight.new_empty(rows * weight.shape[0], *weight.shape[1:]),
         None,
@@ -64,31 +81,8 @@ def _convolution(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[s
         rows * layer.groups,
         [False, True, False],  # only the weight's gradient
     )
-    out = {"weight": found.reshape(rows, -1)}
-    if layer.bias is not None:
-        out["bias"] = grads.transpose(0, 1).flatten(1).sum(1).reshape(rows, -1)
-    return out
-
-
-def _transposed(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> dict[str, Tensor]:
-    # ⟨δ, convᵀ(x)⟩ = ⟨conv(δ), x⟩, so input and gradient change places in the weight's gradient.
-    _, found, _ = torch.ops.aten.convolution_backward(
-        _fold(inputs, rows),
-        _fold(grads, rows),
-        layer.weight.new_empty(rows * layer.weight.shape[0], *layer.weight.shape[1:]),
-        None,
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        False,  # not transposed
-        [0] * len(layer.stride),
-        rows * layer.groups,
-        [False, True, False],  # only the weight's gradient
-    )
-    out = {"weight": found.reshape(rows, -1)}
-    if layer.bias is not None:
-        out["bias"] = grads.reshape(rows, -1, grads.shape[1], grads[0, 0].numel()).sum((1, 3))
-    return out
+    kept: Tensor = found.reshape(rows, -1)
+    return kept
 
 
 def _seen(layer: Any, inputs: Tensor, grads: Tensor, rows: int) -> Tensor | None:

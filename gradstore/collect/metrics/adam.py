@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from gradstore.collect.metrics.rounding import is_rounding
+from gradstore.collect.metrics.rounding import is_rounding, rounding_floor
 from gradstore.collect.metrics.whitening import Whitening
 from gradstore.collect.models.optimizer import load_moments, moments_digest
 from gradstore.collect.models.parameters import trainable
@@ -47,14 +47,13 @@ class Adam:
         """See `Metric.fit`."""
         found = load_moments(fitting.folder, fitting.model)
         known = [found[name] for name in trainable(fitting.model)]
-        whole = torch.cat([moments.flatten() for moments, _ in known])
-        used = precision(fitting.objective)
+        floor = rounding_floor([moments for moments, _ in known], precision(fitting.objective))
         steps = [
             torch.zeros_like(moments)
-            if is_rounding(moments, whole, used)
+            if is_rounding(moments, floor)
             else 1 / (moments.sqrt() + epsilon)
             for moments, epsilon in known
         ]
-        flat = torch.cat([one.flatten() for one in steps]).float()
+        flat = torch.cat([one.flatten() for one in steps])
         most = flat.kthvalue(max(1, int(CLAMP * len(flat)))).values
         return Whitening(flat.clamp(max=most.item()))

@@ -14,7 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 from gradstore.collect import devices
 from gradstore.collect.engines.streaming import StreamingEngine
 from gradstore.collect.metrics.fisher import Damped, inverse_root, second_moments
-from gradstore.collect.metrics.rounding import is_rounding
+from gradstore.collect.metrics.rounding import is_rounding, rounding_floor
 from gradstore.collect.metrics.whitening import Factors, Whitening, has_factors
 from gradstore.collect.models.parameters import trainable
 from gradstore.collect.objectives.wrappers import precision
@@ -74,12 +74,13 @@ class Kfac(Damped):
     ) -> Whitening:
         layers = {one: layer for layer in factors for one in layer.parameters(recurse=False)}
         pieces = {parameter: own for own, parameter in _pieces(fitting.model)}
+        floor = rounding_floor([moments], precision(fitting.objective))
         scale = torch.ones_like(moments)
         for parameter, own in pieces.items():
             # A layer's bias shares its factors: it is rounding only if the weight is.
             layer: Any = layers.get(parameter)
             judged = own if layer is None else pieces[layer.weight]
-            if is_rounding(moments[judged], moments, precision(fitting.objective)):
+            if is_rounding(moments[judged], floor):
                 scale[own] = 0.0
             elif layer is None:
                 scale[own] = inverse_root(moments[own], self.damping)
@@ -109,8 +110,9 @@ class Ekfac(Kfac):
 
         moments = second_moments(fitting, _Transformed(fitting, lambda: rotated))
         scale = torch.empty_like(moments)
+        floor = rounding_floor([moments], precision(fitting.objective))
         for own, _ in _pieces(fitting.model):
-            if is_rounding(moments[own], moments, precision(fitting.objective)):
+            if is_rounding(moments[own], floor):
                 scale[own] = 0.0
             else:
                 scale[own] = inverse_root(moments[own], self.damping)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gradstore.collect import devices
+import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
 # Attention does not depend on the bias of its keys, nor a normalised channel on a shift. Such a
@@ -16,13 +18,22 @@ if TYPE_CHECKING:
 FLOORS: Final = {"float32": 1e-5, "bfloat16": 1e-3}
 
 
-def is_rounding(moments: Tensor, whole: Tensor, precision: str) -> bool:
-    """Whether the gradients of a parameter are rounding, or all 0. NaN is not.
+def rounding_floor(parts: Sequence[Tensor], precision: str) -> Tensor:
+    """The largest mean square of gradients that are rounding alone, in a model.
 
     Args:
-        moments: mean squares of its gradients.
-        whole: those of all parameters.
+        parts: mean squares of the gradients of all parameters, in any number of tensors.
         precision: arithmetic of the gradients, `float32` or `bfloat16`.
     """
-    floor = FLOORS[precision] ** 2 * devices.exact(whole).mean()
-    return bool(devices.exact(moments).mean() <= floor)
+    total = torch.stack([one.sum() for one in parts]).sum()
+    return FLOORS[precision] ** 2 * total / sum(one.numel() for one in parts)
+
+
+def is_rounding(moments: Tensor, floor: Tensor) -> bool:
+    """Whether a parameter's gradients are rounding alone, or all 0. NaN is not.
+
+    Args:
+        moments: their mean squares.
+        floor: the model's `rounding_floor`.
+    """
+    return bool(moments.mean() <= floor)

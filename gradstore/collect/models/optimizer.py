@@ -65,7 +65,7 @@ def load_moments(folder: Path, model: nn.Module) -> dict[str, tuple[Tensor, floa
         model: its model, with all trainable parameters enabled.
 
     Returns:
-        float64 tensors of the parameters' shapes, and numbers, by parameter name. v̂ is the second
+        float32 tensors of the parameters' shapes, and numbers, by parameter name. v̂ is the second
         moment with its bias corrected (arXiv 1412.6980, algorithm 1).
 
     Raises:
@@ -86,7 +86,7 @@ def load_moments(folder: Path, model: nn.Module) -> dict[str, tuple[Tensor, floa
             )
         moment, step, beta, epsilon = found[name]
         corrected = moment.double() / (1 - beta**step) if step > 0 else moment.double()
-        moments[name] = corrected, epsilon
+        moments[name] = corrected.float(), epsilon
     return moments
 
 

@@ -18,7 +18,36 @@ if TYPE_CHECKING:
     from gradstore.store.format.spec import Identity
 
 
-class Autocast:
+class _Wrapper:
+    """An objective that calls its model in another way; a base class."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        self.num_train_timesteps = objective.num_train_timesteps
+        self.sigmas = sigmas(objective)
+
+    def identity(self) -> Identity:
+        """The objective's identity: how a model is called is recorded elsewhere."""
+        return self._objective.identity()
+
+    def losses(
+        self,
+        model: Callable[..., Any],
+        inputs: Tensor,
+        timesteps: Tensor,
+        noise: Tensor,
+        conditions: Mapping[str, Tensor],
+    ) -> Tensor:
+        """See `Objective.losses`."""
+        called = self._called(model, inputs)
+        return self._objective.losses(called, inputs, timesteps, noise, conditions)
+
+    def _called(self, model: Callable[..., Any], inputs: Tensor) -> Callable[..., Any]:
+        """What the objective calls in place of the model."""
+        raise NotImplementedError
+
+
+class Autocast(_Wrapper):
     """An objective whose forward pass runs in bfloat16 where torch's autocast allows it.
 
     Mixed precision as in training: torch's autocast sets the dtypes of weights, activations between
@@ -27,33 +56,15 @@ class Autocast:
 
     precision: Final = "bfloat16"
 
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-        self.num_train_timesteps = objective.num_train_timesteps
-        self.sigmas = sigmas(objective)
-
-    def identity(self) -> Identity:
-        """The objective's identity; arithmetic is recorded elsewhere and not compared."""
-        return self._objective.identity()
-
-    def losses(
-        self,
-        model: Callable[..., Any],
-        inputs: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        conditions: Mapping[str, Tensor],
-    ) -> Tensor:
-        """See `Objective.losses`."""
-
+    def _called(self, model: Callable[..., Any], inputs: Tensor) -> Callable[..., Any]:
         def cast(*args: Any, **kwargs: Any) -> Any:
             with torch.autocast(inputs.device.type, torch.bfloat16):
                 return model(*args, **kwargs)
 
-        return self._objective.losses(stands_for(cast, model), inputs, timesteps, noise, conditions)
+        return stands_for(cast, model)
 
 
-class InBfloat16:
+class InBfloat16(_Wrapper):
     """An objective of models whose frozen weights are bfloat16.
 
     The noisy sample and the conditions are rounded to bfloat16, timesteps are not; the loss is
@@ -62,32 +73,12 @@ class InBfloat16:
 
     precision: Final = "bfloat16"
 
-    def __init__(self, objective: Objective) -> None:
-        self._objective = objective
-        self.num_train_timesteps = objective.num_train_timesteps
-        self.sigmas = sigmas(objective)
-
-    def identity(self) -> Identity:
-        """The objective's identity; the dtype of the weights is part of the model's."""
-        return self._objective.identity()
-
-    def losses(
-        self,
-        model: Callable[..., Any],
-        inputs: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        conditions: Mapping[str, Tensor],
-    ) -> Tensor:
-        """See `Objective.losses`."""
-
+    def _called(self, model: Callable[..., Any], inputs: Tensor) -> Callable[..., Any]:  # noqa: ARG002
         def rounded(noisy: Tensor, *args: Any, **kwargs: Any) -> Any:
             told = {name: one for name, one in kwargs.items() if name == "timestep"}
             return model(_rounded(noisy), *args, **{**_rounded(kwargs), **told})
 
-        return self._objective.losses(
-            stands_for(rounded, model), inputs, timesteps, noise, conditions
-        )
+        return stands_for(rounded, model)
 
 
 def _rounded(value: Any) -> Any:
@@ -107,31 +98,17 @@ def precision(objective: Objective) -> str:
     return getattr(objective, "precision", "float32")
 
 
-class Compiled:
+class Compiled(_Wrapper):
     """An objective that compiles its model by `torch.compile`, if the engine passes a module."""
 
     def __init__(self, objective: Objective) -> None:
-        self._objective = objective
+        super().__init__(objective)
         self.precision = precision(objective)
         self._models: dict[nn.Module, Callable[..., Any]] = {}
-        self.num_train_timesteps = objective.num_train_timesteps
-        self.sigmas = sigmas(objective)
 
-    def identity(self) -> Identity:
-        """The objective's identity; compilation does not change the loss."""
-        return self._objective.identity()
-
-    def losses(
-        self,
-        model: Callable[..., Any],
-        inputs: Tensor,
-        timesteps: Tensor,
-        noise: Tensor,
-        conditions: Mapping[str, Tensor],
-    ) -> Tensor:
-        """See `Objective.losses`."""
-        if isinstance(model, nn.Module):
-            if model not in self._models:
-                self._models = {model: torch.compile(model)}
-            model = self._models[model]
-        return self._objective.losses(model, inputs, timesteps, noise, conditions)
+    def _called(self, model: Callable[..., Any], inputs: Tensor) -> Callable[..., Any]:  # noqa: ARG002
+        if not isinstance(model, nn.Module):
+            return model
+        if model not in self._models:
+            self._models = {model: torch.compile(model)}
+        return self._models[model]

@@ -10,19 +10,20 @@ import pytest
 import torch
 
 import gradstore as gs
-from gradstore.collect.metrics.rounding import is_rounding
+from gradstore.collect.metrics.rounding import is_rounding, rounding_floor
 from tests.support.worlds import NAMES, images, save_checkpoint, unet
 
 
 def test_what_is_rounding() -> None:
-    whole = torch.ones(1000)
-    assert is_rounding(torch.full((10,), 4e-16), whole, "float32")
-    assert is_rounding(torch.zeros(10), torch.zeros(10), "float32")
-    assert not is_rounding(torch.full((10,), 1e-4), whole, "float32")
-    assert not is_rounding(torch.full((10,), torch.nan), whole, "float32")
+    whole = [torch.ones(600), torch.ones(20, 20)]
+    plain, cast = (rounding_floor(whole, name) for name in ("float32", "bfloat16"))
+    assert is_rounding(torch.full((10,), 4e-16), plain)
+    assert not is_rounding(torch.full((10,), 1e-4), plain)
+    assert not is_rounding(torch.full((10,), torch.nan), plain)
+    assert is_rounding(torch.zeros(10), rounding_floor([torch.zeros(10)], "float32"))
     # bfloat16 leaves more.
-    assert is_rounding(torch.full((10,), 1e-8), whole, "bfloat16")
-    assert not is_rounding(torch.full((10,), 1e-8), whole, "float32")
+    assert is_rounding(torch.full((10,), 1e-8), cast)
+    assert not is_rounding(torch.full((10,), 1e-8), plain)
 
 
 @pytest.mark.parametrize("metric", ["kfac", "ekfac"])
