@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, VQModel
+from peft import get_peft_model
 from PIL import Image
 from torch import Tensor
 
 import gradstore as gs
-from gradstore.collect import Samples
+from gradstore.collect import Samples, load
 from gradstore.collect.models.encoders import Encoders
 from gradstore.errors import CheckpointError, DatasetError
 from gradstore.flags.dataset import DatasetSpec
@@ -26,7 +27,9 @@ from tests.support.pipelines import (
     CAPTIONS,
     captioned,
     fine_tuned,
+    lora_config,
     lora_run,
+    perturbed,
     stable_diffusion,
     stable_diffusion_xl,
 )
@@ -168,6 +171,48 @@ def test_stable_diffusion_xl(run: Run, tmp_path: Path, sdxl: Path, lora: bool) -
         item["conditions"]["time_ids"] = torch.tensor([16.0, 24, 0, 2, 8, 8])
         items.append(item)
     require_rows(gs.open_store(tmp_path / "a"), pipeline, items, 0, adapters=lora)
+
+
+def _trained(kind: str, sd: Path, out: Path) -> tuple[list[object], Any]:
+    """Saves a run; the flags that read it, and the loader that does."""
+    if kind == "ema":
+        fine_tuned(sd, out, ema=True)
+        return ["--ema"], gs.DiffusersFolders(out, ema=True)
+    if kind == "variant":
+        load(sd).model.save_pretrained(out / "checkpoint-1" / "unet", variant="fp16")
+        return ["--variant", "fp16", "--base", sd], gs.DiffusersFolders(
+            out, variant="fp16", base=sd
+        )
+    if kind == "bfloat16":
+        lora_run(sd, out)
+        return ["--base", sd, "--base-dtype", "bfloat16"], gs.Adapters(sd, out, dtype="bfloat16")
+    for step in (1, 2):
+        adapted = get_peft_model(load(sd).model, lora_config())
+        perturbed(adapted, step).save_pretrained(out / f"checkpoint-{step}")
+    return ["--base", sd], gs.Adapters(sd, out)
+
+
+@pytest.mark.parametrize("kind", ["ema", "variant", "bfloat16", "peft"])
+def test_flags_read_what_loaders_read(run: Run, tmp_path: Path, sd: Path, kind: str) -> None:
+    """In the default metric, and queries find by the store how its models were read."""
+    pictures = captioned(tmp_path / "pictures")
+    flags, loader = _trained(kind, sd, tmp_path / "run")
+    run("collect", "--dataset", pictures, "--checkpoints", tmp_path / "run", *flags,
+        "--store", tmp_path / "a", "--timesteps", 2, "--projector", "sjlt", "--proj-dim", 64,
+        "--dtype", "float32")  # fmt: skip
+    store = gs.open_store(tmp_path / "a")
+    expected = gs.collect(
+        pictures, loader, tmp_path / "b", projector=gs.ProjectorSpec(projector="sjlt", proj_dim=64),
+        events=gs.EventSpec(timesteps=2), dtype="float32",
+    )  # fmt: skip
+    assert store.checkpoints == len(loader.folders)
+    for place in range(store.checkpoints):
+        found, wanted = (one.rows(place) for one in (store, expected))
+        np.testing.assert_allclose(found.direction, wanted.direction, atol=1e-5)
+        np.testing.assert_allclose(found.norm, wanted.norm, rtol=1e-5)
+    run("query", "--store", tmp_path / "a", "--dataset", pictures, "--k", 1, "--timesteps", 2,
+        "--draws", 1, "--out", tmp_path / "answers")  # fmt: skip
+    assert gs.open_store(tmp_path / "answers" / "queries.gradstore").samples == 4
 
 
 def items_of(pictures: Path) -> list[dict[str, Any]]:
