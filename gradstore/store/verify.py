@@ -16,7 +16,7 @@ from gradstore.store.objects.protocol import ChangedError, TooLargeError
 from gradstore.store.writer import array_objects, unseal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from gradstore.store.part import Part
     from gradstore.store.reader import Store
@@ -136,16 +136,24 @@ def _json(content: bytes) -> object:
     return {**found, "attributes": {}} if isinstance(found, dict) else found
 
 
-def unseal_unfit(part: Part, number: int) -> None:
+def unseal_unfit(part: Part, number: int, shards: Iterable[int] | None = None) -> set[int]:
     """Unseal invalid shards of an uncommitted part or checkpoint, so that they are recollected.
 
     An interrupted process, or two that wrote at once, may have left seals of other rows, or seals
-    whose objects were removed.
+    whose objects were removed. A list may be out of date, so no shard is unsealed on its word.
+
+    Args:
+        part: the part.
+        number: number of the checkpoint.
+        shards: the shards to look at; by default those that are listed as sealed.
+
+    Returns:
+        The shards that are sealed and valid.
 
     Raises:
         OSError: if objects cannot be listed or a seal cannot be removed.
     """
-    sealed = sorted(part.sealed(number))
+    sealed = sorted(part.sealed(number) if shards is None else shards)
     sizes = dict(part.objects.sizes(part.key(f"checkpoints/{number}")))
 
     def fits(shard: int) -> bool:
@@ -156,13 +164,22 @@ def unseal_unfit(part: Part, number: int) -> None:
         except StoreError:
             return False
         return _problem(part, number, shard, seal) is None and all(
-            sizes.get(part.array_key(number, name, shard)) == one.nbytes
+            there(part.array_key(number, name, shard), one.nbytes)
             for name, one in seal.objects.items()
         )
 
-    for shard, fit in zip(sealed, part.in_parallel(fits, sealed), strict=True):
-        if not fit:
-            unseal(part, number, shard)
+    def there(key: str, nbytes: int) -> bool:
+        if sizes.get(key) == nbytes:
+            return True
+        try:
+            return part.objects.size(key) == nbytes
+        except FileNotFoundError:
+            return False
+
+    fit = dict(zip(sealed, part.in_parallel(fits, sealed), strict=True))
+    for shard in (shard for shard in sealed if not fit[shard]):
+        unseal(part, number, shard)
+    return {shard for shard in sealed if fit[shard]}
 
 
 def check(part: Part, number: int, shard: int) -> str | None:

@@ -13,7 +13,8 @@ from urllib.parse import urlsplit
 
 Fault = Callable[[int, str, str], str | None]
 """From number, method and path of a request: `500`, `503`, `cut` (half of the answer), `lost`
-(done, but without an answer), `unheard` (neither), or None."""
+(done, but without an answer), `unheard` (neither), `stale` (the answer that the same request had
+before), or None."""
 
 
 @contextmanager
@@ -23,6 +24,7 @@ def proxied(url: str, fault: Fault) -> Iterator[tuple[str, Counter[str]]]:
     done: Counter[str] = Counter()
     lock = Lock()
     numbers = iter(range(10**9))
+    earlier: dict[str, tuple[http.client.HTTPResponse, bytes]] = {}
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -54,6 +56,11 @@ def proxied(url: str, fault: Fault) -> Iterator[tuple[str, Counter[str]]]:
             answer = connection.getresponse()
             content = answer.read()
             connection.close()
+            with lock:
+                before = earlier.get(self.path, (answer, content))
+                earlier[self.path] = answer, content
+            if how == "stale":
+                answer, content = before
             if how == "lost":
                 self.close_connection = True
                 return

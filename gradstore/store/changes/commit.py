@@ -137,7 +137,9 @@ def require_whole(now: Store, part: Part, number: int) -> None:
             f"{part.location} is just being removed by vacuum. Run the same command again."
         )
     try:
-        unseal_unfit(part, number)
+        every = range(part.layout.shards)
+        lacking = set(every) - unseal_unfit(part, number, every)
     except OSError as error:
         raise failed(now, error) from error
-    part.require_sealed(number, range(part.layout.shards))
+    if lacking:
+        raise part.unsealed(number, lacking)

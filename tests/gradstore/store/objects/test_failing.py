@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from benchmarks.worlds.s3 import Server
 from gradstore import delete, open_store, vacuum
+from gradstore.errors import GradstoreError
+from gradstore.store.reader import Store
 from gradstore.store.verify import verify
 from tests.support.failing_proxy import proxied
 from tests.support.written_stores import everything, filled, grown, require_equal
@@ -36,3 +39,41 @@ def test_what_fails_now_and_then_is_tried_again(
     assert done[kind] > 2
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
     require_equal(everything(open_store(url)), expected_after)
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_lists_that_are_out_of_date_lose_nothing(
+    parity: int, bucket: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache before the server answers with what there was before: that is refused, or right."""
+    store = grown(filled(tmp_path / "s.gradstore"), ["a", "b"])
+    before = everything(store)
+    after = everything(vacuum(delete(store, ["s4"])))
+    url = f"{bucket}/s.gradstore"
+
+    def fault(number: int, method: str, path: str) -> str | None:
+        return "stale" if method == "GET" and "list-type" in path and number % 2 == parity else None
+
+    def again(change: Callable[[], Store]) -> Store:
+        for _ in range(10):
+            try:
+                return change()
+            except GradstoreError:
+                monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+                assert not [r for r in verify(open_store(url)) if r.problem and r.sealed]
+                monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+        raise AssertionError("it never succeeded")
+
+    with proxied(s3_server.url, fault) as (proxy, done):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+        filled(url)
+        again(lambda: grown(open_store(url), ["a", "b"]))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+        require_equal(everything(open_store(url)), before)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+        again(lambda: delete(open_store(url), ["s4"]))
+        again(lambda: vacuum(open_store(url)))
+    assert done["stale"] > 5
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    require_equal(everything(vacuum(open_store(url))), after)
+    assert {report.problem for report in verify(open_store(url))} == {None}
