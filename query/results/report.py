@@ -19,6 +19,7 @@ from query.results.writing import written
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from gradstore.store.reader import Store
     from query.results.answer import Answer
     from query.results.pictures import Pictures
 
@@ -85,9 +86,7 @@ def write_report(
         .get_template("report.html.j2")
         .render(
             title=title,
-            subtitle=f"{store.samples:,} training images, {store.checkpoints} checkpoints, "
-            f"{Recorded.of(store).model.num_parameters:,} parameters projected to "
-            f"{store.dim:,} dimensions",
+            subtitle=_subtitle(store),
             measures=[{"name": display_name(name), "about": about(name)} for name in names],
             words={"sides": SIDES, "errors": ERRORS, "provenance": PROVENANCE, "chance": CHANCE},
             summary=summary(sections) if lines is None else lines,
@@ -111,6 +110,19 @@ def write_report(
     )
     with written(Path(path)) as writing:
         writing.write_text(page, encoding="utf-8")
+
+
+def _subtitle(store: Store) -> str:
+    """What the scores are made of."""
+    recorded = Recorded.of(store)
+    own = recorded.metric.name
+    metric = "without a metric" if own == "none" else f"in the metric {own}"
+    timesteps = f"{store.slots} timestep" + ("s" if store.slots > 1 else "")
+    return (
+        f"{store.samples:,} training images at {timesteps} and {store.checkpoints} checkpoints; "
+        f"gradients of {recorded.model.num_parameters:,} parameters, {metric}, projected to "
+        f"{store.dim:,} dimensions"
+    )
 
 
 def _side(sections: Sequence[Section]) -> int:

@@ -39,10 +39,8 @@ NAMES: Final = {
     "minus": "Minus",
 }
 _TEXTS: Final = {
-    "tracin": "weights each training gradient by its norm, so samples whose timestep gave large "
-    "gradients rank high for many queries.",
-    "retrac": "gives all training gradients the same weight, so a timestep that gave large "
-    "gradients does not lead every list.",
+    "tracin": "weights each training gradient by its norm, so large gradients count for more.",
+    "retrac": "gives all training gradients the same weight, however large they are.",
     "power": "weights each gradient by its norm to the power of one minus the number: 0 is TracIn, "
     "1 is ReTrac.",
     "clip": "is TracIn with norms cut at a quantile, the number, of their checkpoint.",

@@ -55,8 +55,8 @@ def test_the_page_shows_every_answer(world: World, answers: list[Answer], tmp_pa
     path = tmp_path / "report.html"
     write_report(path, "Title", [Section("Asked", answers, world.queries)], world.train)
     page = _Page(path.read_text())
-    for measure in ("TracIn", "ReTrac"):
-        assert measure in page.text
+    for part in ("TracIn", "ReTrac", "1 timestep ", "without a metric"):
+        assert part in page.text
     shown = [
         attributes["data-text"].split()[0]
         for tag, attributes in page.tags
