@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradstore.collect.recorded import Recorded, recorded_gradients
 from gradstore.flags.dataset import DatasetSpec
-from gradstore.store.format.spec import EventSpec
+from gradstore.flags.question import QueryEvents
 from gradstore.store.opening import as_store
 from indexer.feature import checked_etas
 from query.question import PROMPTED
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from gradstore.collect import CheckpointCache, Loader, Objective, Projector
     from gradstore.flags.query import QueryConfig
-    from gradstore.store.format.spec import ProjectorSpec
+    from gradstore.store.format.spec import EventSpec, ProjectorSpec
     from gradstore.store.opening import StoreLike
     from gradstore.store.reader import Store
     from query.question import Question
@@ -45,7 +45,8 @@ def collect_queries(
         store: the training store that will be searched.
         dataset: the queries; anything that `gradstore.collect.collect` accepts.
         path: path of the new query store.
-        events: timesteps and noises; by default 10 timesteps with one noise each.
+        events: timesteps and noises; by default those of `gradstore query`, 6 timesteps below 0.6
+            of the scheduler's with 2 noises each.
         etas: checkpoint weights of the search; by default the store's. At a checkpoint of weight 0,
             no gradient is computed: the query store has no rows of it until the same call with
             other weights collects them.
@@ -63,7 +64,7 @@ def collect_queries(
     Examples:
         >>> import gradstore as gs
         >>> gs.collect_queries("train.gradstore", "asked_images", "queries.gradstore")
-        Store('queries.gradstore', checkpoints=2, samples=3, slots=10, dim=64)
+        Store('queries.gradstore', checkpoints=2, samples=3, slots=6, dim=64)
     """
     store = as_store(store)
     from gradstore.collect import CheckpointCache, InProcess, SideBySide, collect, recorded_loader
@@ -80,7 +81,7 @@ def collect_queries(
         kept or recorded_loader(store, checkpoints, base),
         path,
         objective=objective or recorded.objective.spec(),
-        events=events or EventSpec(events="planned"),
+        events=events or QueryEvents().events(),
         projector=projector or recorded.projector_spec(),
         etas=store.etas,
         like=store,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradstore.collect.models.folders import checkpoint_folders
-from gradstore.collect.recorded import followed_models, recorded_folders
+from gradstore.collect.recorded import Recorded, followed_models, recorded_folders
 from gradstore.errors import QueryError
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.fast import FAST
@@ -69,12 +69,8 @@ def opened(config: QueryConfig) -> Question:
     etas = FAST.etas(store.etas) if config.fast else config.etas
     checked_etas(store, etas)
     store.require_complete()
-    if config.matched and config.queries is None and config.timesteps != store.slots:
-        raise QueryError(
-            f"{store.location} has {store.slots} timesteps per sample, and the queries would have "
-            f"{config.timesteps}: they cannot be matched. Use --timesteps {store.slots}, or omit "
-            "--matched."
-        )
+    if config.matched and config.queries is None:
+        _require_matching(store, config)
     if config.rerank:
         require_rankable(config.measures, store)
     for measure in map(measure_of, config.measures):
@@ -108,6 +104,18 @@ def opened(config: QueryConfig) -> Question:
             "the columns named by --metadata-columns are kept."
         )
     return Question(config, store, keep, etas, asked)
+
+
+def _require_matching(store: Store, config: QueryConfig) -> None:
+    below = Recorded.of(store).events.below
+    theirs, ours = (store.slots, below), (config.timesteps, config.timesteps_below)
+    if theirs != ours:
+        raise QueryError(
+            f"{store.location} has {store.slots} timesteps per sample below {below:g} of the "
+            f"scheduler's, and the queries would have {ours[0]} below {ours[1]:g}: they cannot be "
+            f"matched. Use --timesteps {store.slots} --timesteps-below {below:g}, or omit "
+            "--matched."
+        )
 
 
 def questions(store: Store, mean_by: str | None, minus: str | None) -> Queries:

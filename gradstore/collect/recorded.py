@@ -98,6 +98,7 @@ class Events(_Section):
     Attributes:
         kind: `planned`, `replayed`, or the name of a custom plan.
         timesteps: timestep grid of planned events.
+        below: share of the scheduler's timesteps below which planned events lie.
         draws: noises per row of planned events.
         seed: seed of planned events.
         role: role of the samples with planned events.
@@ -105,6 +106,7 @@ class Events(_Section):
 
     kind: str = ""
     timesteps: list[int] = Field(default_factory=list)
+    below: float = 1.0
     draws: int = 1
     seed: int = 0
     role: Literal["train", "query"] = "train"
@@ -120,6 +122,7 @@ class Events(_Section):
                 events="planned",
                 timesteps=len(self.timesteps),
                 draws=self.draws,
+                timesteps_below=self.below,
                 event_seed=self.seed,
             )
         if self.kind == "replayed":

@@ -9,16 +9,14 @@ from pydantic import Field, model_validator
 from gradstore.errors import ConfigError
 from gradstore.flags.dataset import DatasetSpec, Device
 from gradstore.flags.fast import FAST
-from gradstore.store.format.spec import COMMAS, EventSpec
+from gradstore.flags.question import QueryEvents
+from gradstore.store.format.spec import COMMAS
 
 
-class QuestionSpec(DatasetSpec):
+class QuestionSpec(QueryEvents, DatasetSpec):
     """How queries are collected."""
 
     split: str = Field("test", description="split of digits or of a hub dataset")
-    timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
-    draws: int = Field(4, ge=1, le=10_000, description="noises averaged at each timestep")
-    event_seed: int = Field(0, ge=0, description="seed of the noises")
     checkpoints: list[str] | None = Field(
         None, description="the store's checkpoints, if they moved [default: recorded paths]"
     )
@@ -29,15 +27,6 @@ class QuestionSpec(DatasetSpec):
     batch_size: int = Field(32, ge=1, description="maximum events per gradient computation")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB of memory in addition to the model")
     device: Device = Field(None, description="torch device [default: cuda if there is one]")
-
-    def events(self) -> EventSpec:
-        """Timesteps and noises of the queries."""
-        return EventSpec(
-            events="planned",
-            timesteps=self.timesteps,
-            draws=self.draws,
-            event_seed=self.event_seed,
-        )
 
 
 class QueryConfig(QuestionSpec):

@@ -6,11 +6,11 @@ import ipaddress
 
 from pydantic import Field
 
-from gradstore.flags.dataset import Device
-from gradstore.store.format.spec import EventSpec, Spec
+from gradstore.flags.dataset import Device  # noqa: TC001 (pydantic reads it)
+from gradstore.flags.question import QueryEvents
 
 
-class ServeConfig(Spec):
+class ServeConfig(QueryEvents):
     """Options of `gradstore serve`."""
 
     store: str = Field(description="the training store to search")
@@ -37,9 +37,6 @@ class ServeConfig(Spec):
         "else a random one]",
     )
     no_browser: bool = Field(False, description="do not open a browser")
-    timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per image asked")
-    draws: int = Field(4, ge=1, le=10_000, description="noises averaged at each timestep")
-    event_seed: int = Field(0, ge=0, description="seed of the noises")
     memory: float = Field(4.0, gt=0, lt=1e6, description="GiB of memory in addition to the models")
     device: Device = Field(None, description="torch device [default: cuda if there is one]")
     skip_unsealed: bool = Field(
@@ -53,12 +50,3 @@ class ServeConfig(Spec):
             return ipaddress.ip_address(self.host.strip("[]")).is_loopback
         except ValueError:
             return self.host == "localhost"
-
-    def events(self) -> EventSpec:
-        """Timesteps and noises of images that are asked."""
-        return EventSpec(
-            events="planned",
-            timesteps=self.timesteps,
-            draws=self.draws,
-            event_seed=self.event_seed,
-        )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from gradstore.errors import ConfigError
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.dataset import DatasetSpec
+from gradstore.flags.question import QueryEvents
 from gradstore.flags.train import TrainConfig
-from gradstore.store.format.spec import EventSpec
 from indexer import build_index
 from query.collection import collect_queries
 from query.results.files import Result, write_answers
@@ -84,7 +84,7 @@ def run(config: DemoConfig) -> Result:
             store,
             queries,
             out / f"{title.split()[0].lower()}.gradstore",
-            events=EventSpec(events="planned", timesteps=10, draws=2, event_seed=config.seed),
+            events=QueryEvents(event_seed=config.seed).events(),
         )
         answers = [search(index, asked, config.k) for index in indexes]
         sections.append(Section(title, answers, queries))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import floor
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 class PlannedEvents:
     """Evenly spaced timesteps, the midpoints of equal parts of 0 … T−1, with keyed noises.
 
+    With `timesteps_below` b, of 0 … bT−1.
+
     Args:
         spec: numbers of timesteps and noises, and their seed.
         num_train_timesteps: the scheduler's T.
@@ -35,23 +38,29 @@ class PlannedEvents:
         num_train_timesteps: int,
         role: Literal["train", "query", "metric"] = "train",
     ) -> None:
-        if spec.timesteps > num_train_timesteps:
+        there = spec.timesteps_below * num_train_timesteps
+        if spec.timesteps > there:
+            most, below = max(1, floor(there)), spec.timesteps_below
             raise DatasetError(
-                f"{spec.timesteps} timesteps were asked for, but the scheduler has "
-                f"{num_train_timesteps}. Use --timesteps {num_train_timesteps} or fewer."
+                f"{spec.timesteps} timesteps were asked for, but the scheduler has {there:g}"
+                + (f" below {below:g} of {num_train_timesteps}" if below < 1 else "")
+                + f". Use --timesteps {most}"
+                + (" or fewer, or --timesteps-below 1." if below < 1 else " or fewer.")
             )
         self.spec = spec
         self.role = role
         self.slots = spec.timesteps
-        middles = (np.arange(spec.timesteps) + 0.5) * num_train_timesteps / spec.timesteps
+        middles = (np.arange(spec.timesteps) + 0.5) * there / spec.timesteps
         self.timesteps = np.floor(middles).astype(np.int64)
 
     def identity(self) -> Identity:
-        """Kind, role, timesteps, draws and seed."""
+        """Kind, role, timesteps and what chose them, draws and seed."""
+        below = self.spec.timesteps_below
         return {
             "kind": "planned",
             "role": self.role,
             "timesteps": self.timesteps.tolist(),
+            **({"below": below} if below < 1 else {}),  # stores made before have no such entry
             "draws": self.spec.draws,
             "seed": self.spec.event_seed,
         }

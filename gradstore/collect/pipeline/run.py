@@ -166,7 +166,7 @@ def prepare_config(
         samples: its dataset, if already loaded.
         into: the part to fill; by default the first part of a new store.
     """
-    unused = {"timesteps", "draws", "event_seed"} & config.model_fields_set
+    unused = {"timesteps", "draws", "timesteps_below", "event_seed"} & config.model_fields_set
     if config.events == "replayed" and unused:
         _log.warning("replayed events are as recorded: %s ignored", ", ".join(sorted(unused)))
 

@@ -125,6 +125,13 @@ class EventSpec(Spec):
     draws: int = Field(
         1, ge=1, le=10_000, description="noise draws averaged in the row of each planned timestep"
     )
+    timesteps_below: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="planned timesteps lie below this share of the scheduler's",
+        json_schema_extra=ADVANCED,
+    )
     event_seed: int = Field(
         0, ge=0, description="seed of the noise of planned events", json_schema_extra=ADVANCED
     )

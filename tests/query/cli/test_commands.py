@@ -162,9 +162,10 @@ def test_slots_are_matched_and_another_index_built_by_flag(
         "--measures", "retrac", "--matched",
     )  # fmt: skip
     told = run(*asked, "--out", tmp_path / "a", status=1)
-    assert "has 3 timesteps per sample, and the queries would have 10" in told
+    matching = ("--timesteps", 3, "--timesteps-below", 1)
+    assert "cannot be matched. Use --timesteps 3 --timesteps-below 1, or" in told
     assert not (tmp_path / "a").exists()
-    run(*asked, "--timesteps", 3, "--out", tmp_path / "a")
+    run(*asked, *matching, "--out", tmp_path / "a")
     table = pd.read_parquet(tmp_path / "a" / "results.parquet")
     queries = tmp_path / "a" / "queries.gradstore"
     train, own = open_store(store), open_store(queries)
@@ -193,12 +194,10 @@ def test_slots_are_matched_and_another_index_built_by_flag(
     assert (
         f"recall 1.000 of the first 10 and 1.000 of the first 100 of 2 queries of {queries}" in told
     )
-    run(*asked, "--timesteps", 3, "--out", tmp_path / "b")
+    run(*asked, *matching, "--out", tmp_path / "b")
     again = pd.read_parquet(tmp_path / "b" / "results.parquet")
     assert again["sample_id"].tolist() == table["sample_id"].tolist()
-    told = run(
-        *asked[:-2], "trak", "--matched", "--timesteps", 3, "--out", tmp_path / "c", status=1
-    )
+    told = run(*asked[:-2], "trak", "--matched", *matching, "--out", tmp_path / "c", status=1)
     assert "trak preconditions the mean of a query's slots" in told
 
 

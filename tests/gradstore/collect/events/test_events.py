@@ -9,6 +9,7 @@ import pytest
 
 from gradstore.collect import EventSpec, PlannedEvents, Recorder, ReplayedEvents
 from gradstore.collect.events.noise import noise, noise_key
+from gradstore.collect.recorded import Events
 from gradstore.errors import CheckpointError, DatasetError
 from tests.support.hostile_parquet import written
 
@@ -44,6 +45,22 @@ def test_planned_timesteps_are_evenly_spaced() -> None:
     assert planned(1000).timesteps.tolist() == list(range(1000))
     with pytest.raises(DatasetError, match="1001 timesteps were asked for.*--timesteps 1000"):
         planned(1001)
+
+
+def test_planned_timesteps_lie_below_a_share() -> None:
+    spec = EventSpec(events="planned", timesteps=3, timesteps_below=0.6)
+    assert PlannedEvents(spec, 1000).timesteps.tolist() == [100, 300, 500]
+    assert PlannedEvents(spec, 5).timesteps.tolist() == [0, 1, 2]
+    with pytest.raises(DatasetError, match="--timesteps 2 or fewer, or --timesteps-below 1"):
+        PlannedEvents(spec, 4)
+
+
+def test_a_share_is_part_of_the_identity_if_it_is_less_than_one() -> None:
+    whole = EventSpec(events="planned", timesteps=3)
+    assert "below" not in PlannedEvents(whole, 1000).identity()
+    lower = EventSpec(events="planned", timesteps=3, draws=2, timesteps_below=0.6, event_seed=4)
+    for spec in (whole, lower):
+        assert Events.model_validate(PlannedEvents(spec, 1000).identity()).spec() == spec
 
 
 def test_events_do_not_depend_on_company() -> None:
