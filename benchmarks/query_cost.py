@@ -203,12 +203,12 @@ def _kept(preset: Preset, trial: lds.Trial) -> tuple[dict[str, dict[str, Any]], 
                 found = rank_correlation(group_influence(means, members), truth)
                 correlations.setdefault((measure, one), []).append(np.nan_to_num(found))
     kept: dict[str, dict[str, Any]] = {}
-    for (measure, one), runs in correlations.items():
-        share = np.stack(runs), np.stack(correlations[measure, full])
+    for (measure, one), seeds in correlations.items():
+        share = np.stack(seeds), np.stack(correlations[measure, full])
         kept.setdefault(str(one), {})[measure] = {
             "LDS": interval(share[0]).json(),
-            "choosing": _share(*(one[:, ::2] for one in share)),
-            "reported": _share(*(one[:, 1::2] for one in share)),
+            "choosing": _share(*(runs[:, ::2] for runs in share)),
+            "reported": _share(*(runs[:, 1::2] for runs in share)),
         }
     return kept, {str(one): one for one in questions}
 
@@ -336,7 +336,7 @@ def _large(preset: Preset, questions: Mapping[str, Asked], checkpoints: int) -> 
                 image=images.only(images.ids[:1]),
                 questions=questions,
                 place=Path(folder),
-                repeats=preset.repeats,
+                repeats=min(3, preset.repeats),
             ),
         }
 
