@@ -44,6 +44,6 @@ class Setting:
 
 
 # Setting of `gradstore query --fast`: a quarter of the gradients of the default 6 × 2. What it
-# keeps of the LDS is measured by benchmarks/query_cost.py. All checkpoints are kept: five gradients at
-# the last keep less than one at each of five.
+# keeps of the LDS is measured by benchmarks/query_cost.py. All checkpoints are kept: five gradients
+# at the last keep less than one at each of five.
 FAST: Final = Setting(timesteps=3, draws=1)

@@ -183,7 +183,8 @@ def _met(one: _Watched, shape: torch.Size) -> Tensor:
                 value, leaves, grads, retain_graph=True, is_grads_batched=True
             )
         for root, gradient in zip(roots, found, strict=True):
-            told.found(root.parameter, gradient.reshape(rows, -1))
+            # A copy: it may be autograd's own tensor.
+            told.found(root.parameter, gradient.reshape(rows, -1).clone())
 
     met: Tensor = _Met.apply(value.expand(shape), tell)  # type: ignore[no-untyped-call]
     return met

@@ -26,7 +26,8 @@ class GradientEngine(Protocol):
             batch: the rows.
             receive: called as `receive(start, gradients)` with `gradients` float `[rows, n]`, of
                 parameters `start` to `start + n`, in any order. The pieces of a batch cover the
-                flattened parameters exactly once. A piece is valid only during the call.
+                flattened parameters exactly once. A piece is valid only during the call, in which
+                it may be changed: no engine may pass on what it still needs.
 
         Returns:
             Losses `[rows]`.

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from gradstore.collect.metrics.protocol import Fitting
     from gradstore.store.format.spec import Identity
 
+# Entries that are computed in float64 at once.
+_AT_ONCE = 1 << 18
+
 
 class Damped:
     """A metric that is fitted to events and damped; a base class.
@@ -68,7 +71,7 @@ def second_moments(fitting: Fitting, engine: GradientEngine) -> Tensor:
     for batch in fitting.batches():
         engine(batch, receive)
         events += len(batch)
-    return moments / events
+    return moments.div_(events)
 
 
 def inverse_root(moments: Tensor, damping: float) -> Tensor:
@@ -76,6 +79,10 @@ def inverse_root(moments: Tensor, damping: float) -> Tensor:
 
     NaN stays NaN, for the caller to find.
     """
-    exact = devices.exact(moments)
-    damped = exact + damping * exact.mean()
-    return torch.where(damped == 0, 0.0, damped.rsqrt()).float().to(moments.device)
+    pieces = moments.split(_AT_ONCE)
+    mean = sum(float(devices.exact(one).sum()) for one in pieces) / len(moments)
+    found = torch.empty_like(moments)
+    for own, into in zip(pieces, found.split(_AT_ONCE), strict=True):
+        damped = devices.exact(own) + damping * mean
+        into.copy_(torch.where(damped == 0, 0.0, damped.rsqrt()))
+    return found

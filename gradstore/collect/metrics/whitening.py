@@ -189,6 +189,16 @@ def neutral(model: nn.Module, *, layerwise: bool) -> Whitening:
     return Whitening(torch.full((num_parameters(model),), 2.0), factors)
 
 
+def fitting_nbytes(model: nn.Module, *, layerwise: bool) -> int:
+    """Bytes that a fit holds besides the gradients.
+
+    Moments and scale in float32, and of each factor its sum in float64 and its map in float32.
+    """
+    sizes = [side for sides in _sizes(model).values() for side in sides] if layerwise else []
+    decomposing = 5 * 8 * max(sizes, default=0) ** 2  # matrix, vectors, LAPACK's work, product
+    return 8 * num_parameters(model) + 12 * sum(side**2 for side in sizes) + decomposing
+
+
 def _sizes(model: nn.Module) -> dict[str, tuple[int, int, int]]:
     """Sizes of `outputs`, `inputs` and `taps` of each layer that may have factors."""
     mine = set(trainable(model).values())

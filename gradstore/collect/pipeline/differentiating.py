@@ -169,7 +169,7 @@ class LoadedCheckpoint:
             if start not in self._factored:  # else the transform has passed it on
                 raw(start, piece)
             if self._plain.get(start) != piece.shape[1]:
-                piece = piece * scale[start : start + piece.shape[1]]
+                piece.mul_(scale[start : start + piece.shape[1]])
             mapped(start, piece)
 
         engine = self._engine

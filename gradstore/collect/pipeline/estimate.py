@@ -39,6 +39,8 @@ _log = logging.getLogger("gradstore")
 
 # An alternative is shown if it saves a quarter of the time or of the bytes.
 _WORTH = 0.75
+# Its memory is held before rows are.
+_FITTING = "fitting the metric, before"
 # Minimum seconds of a trial. Products need fewer, because their time hardly varies.
 _ENOUGH = 0.3
 _ENOUGH_OF_PRODUCT = 0.1
@@ -99,12 +101,17 @@ class Estimate:
         """Total time; 0 if nothing was timed."""
         return sum((self.stages or {}).values())
 
+    @property
+    def held(self) -> int:
+        """Bytes held at most, without the model: while a metric is fitted, or while rows are."""
+        later = {name: value for name, value in self.memory.items() if name != _FITTING}
+        return max(self.memory.get(_FITTING, 0), sum(later.values()) - self.memory["model"])
+
     def line(self) -> str:
         """The estimate on one line."""
         time = f", about {_time(self.seconds)}" if self.stages else ""
-        held = sum(value for name, value in self.memory.items() if name != "model")
         return (
-            f"{self.rows:,} rows, {_bytes(self.nbytes)}{time}, {_bytes(held)} of memory, "
+            f"{self.rows:,} rows, {_bytes(self.nbytes)}{time}, {_bytes(self.held)} of memory, "
             f"engine {self.engine}"
         )
 
@@ -203,13 +210,16 @@ class _Work:
         job = self._job
         projections = [self._at(target.projector) for target in job.targets]
         held = self._held(projections)
+        metric, model = job.metric, job.survey.model
+        fitting = 0 if metric is None else metric.require_memory(model, job.budget)
         return {
-            "model": sum(p.nbytes for p in job.survey.model.parameters()),
+            "model": sum(p.nbytes for p in model.parameters()),
             f"{job.budget.events} events at once": job.budget.engine,
             "projection": sum(one.nbytes for one in projections),
             f"{held} rows waiting": held
             * sum(one.width * one.dtype.itemsize for one in projections),
             "a shard's rows": job.budget.shard,
+            **({_FITTING: fitting + job.budget.engine} if fitting else {}),
         }
 
     def _at(self, projector: Projector) -> Any:

@@ -21,7 +21,7 @@ from gradstore.collect.engines.choice import batch_of, forget
 from gradstore.collect.events.noise import noise_key
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.metrics import Fitting, Metric, Whitening, from_spec
-from gradstore.collect.metrics.whitening import neutral
+from gradstore.collect.metrics.whitening import fitting_nbytes, neutral
 from gradstore.collect.pipeline.batches import EventRows, read
 from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
 from gradstore.collect.recorded import Recorded
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from gradstore.collect.data.samples import Samples
     from gradstore.collect.engines.choice import EngineChoice
     from gradstore.collect.objectives.protocol import Batch, Objective
+    from gradstore.collect.pipeline.budget import Budget
     from gradstore.store.format.spec import Identity, StoreSpec
     from gradstore.store.objects.protocol import Objects
 
@@ -85,6 +86,23 @@ class JobMetric:
     def trial(self, model: nn.Module) -> Whitening:
         """A map of the fitted ones' shapes, to measure time and memory."""
         return neutral(model, layerwise=self.metric.layerwise)
+
+    def require_memory(self, model: nn.Module, budget: Budget) -> int:
+        """Bytes that a fit holds besides the gradients; 0 if none will be made.
+
+        Raises:
+            ConfigError: if they exceed the budget. No row is held meanwhile.
+        """
+        needed = fitting_nbytes(model, layerwise=self.metric.layerwise) if self.events else 0
+        if needed + budget.engine > budget.total:
+            enough = -(-(needed + budget.engine) * 120 // 2**30) / 100
+            raise ConfigError(
+                f"--memory is {budget.total / 2**30:.2g} GiB, but to fit metric {self.metric.name} "
+                f"takes {needed / 2**30:.2g} besides {budget.engine / 2**30:.2g} of a gradient. "
+                f"Give --memory {enough:g}, differentiate fewer layers (--params), or use --metric "
+                "adam or fisher."
+            )
+        return needed
 
     def named(self, number: int) -> str | None:
         """SHA-256 of the fit at a checkpoint that all stores name; None if one names none."""

@@ -53,10 +53,13 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
     from pathlib import Path
 
+    from torch import nn
+
     from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.models.encoders import Encoders
     from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Batch, Objective
+    from gradstore.collect.pipeline.metric import JobMetric
     from gradstore.collect.pipeline.options import Checkpoints, Projected
     from gradstore.collect.projectors import Projector
     from gradstore.store.objects.protocol import Objects
@@ -188,7 +191,7 @@ def _prepared(
         device=device,
         sums=1 if metric is None else 2,
     )
-    _warn_of_drawing(targets, budget, num_parameters(model), device)
+    _require_memory(targets, budget, model, device, metric)
     if begun is None:
         made_by = {"engine": choice.name, "events": budget.events}
         targets = [
@@ -314,13 +317,19 @@ def _used(
     return {"gradients": precision(objective), "projection": str(products).removeprefix("torch.")}
 
 
-def _warn_of_drawing(
-    targets: Sequence[StoreTarget], budget: Budget, length: int, device: torch.device
+def _require_memory(
+    targets: Sequence[StoreTarget],
+    budget: Budget,
+    model: nn.Module,
+    device: torch.device,
+    metric: JobMetric | None,
 ) -> None:
-    """Warn if a dense matrix does not fit in memory and is redrawn for every buffer."""
+    """Require memory to fit the metric; warn if a dense matrix is redrawn for every buffer."""
+    if metric is not None:
+        metric.require_memory(model, budget)
     for target in targets:
         share = budget.projection // len(targets)
-        projection = target.projector.at(0, length, device, share)
+        projection = target.projector.at(0, num_parameters(model), device, share)
         if getattr(projection, "redrawn", False):
             _log.warning(
                 "%s: the matrix of the projection does not fit in the %.2g GiB for it, so it is "
