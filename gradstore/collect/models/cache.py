@@ -39,8 +39,8 @@ class CheckpointCache:
         >>> for name in ("cat", "dog"):
         ...     images, out = f"asked_images/{name}", f"{name}.gradstore"
         ...     gs.collect_queries("train.gradstore", images, out, checkpoints=held)
-        Store('cat.gradstore', checkpoints=2, samples=2, slots=10, dim=64)
-        Store('dog.gradstore', checkpoints=2, samples=1, slots=10, dim=64)
+        Store('cat.gradstore', checkpoints=2, samples=2, slots=6, dim=64)
+        Store('dog.gradstore', checkpoints=2, samples=1, slots=6, dim=64)
     """
 
     def __init__(self, checkpoints: str | Path | Sequence[str | Path] | Loader) -> None:
