@@ -227,8 +227,20 @@ class World:
         return [row for row, label in enumerate(given) if label in labels]
 
 
-def prepare(setting: Setting, folders: Folders) -> World:
+def prepare(
+    setting: Setting,
+    folders: Folders,
+    *,
+    seen: Callable[[Samples], Samples] | None = None,
+    **options: Any,
+) -> World:
     """Train and collect rows, or open existing results. After a kill, a new call resumes.
+
+    Args:
+        setting: the sizes.
+        folders: images and results.
+        seen: what the model sees of images; by default themselves.
+        options: of the model, besides those of its name.
 
     Raises:
         DatasetError: if the images cannot be found; it names the required ones.
@@ -236,12 +248,13 @@ def prepare(setting: Setting, folders: Folders) -> World:
     trained = replace(setting, queries=(), timesteps=0, draws=0, proj_dim=0)
     counts = {"plane": setting.planes, "zero": setting.zeros}
     train = images_of(folders, counts, "train", setting.size)
+    train = train if seen is None else seen(train)
     key = digest(asdict(trained), train.manifest.digests)
     folder = folders.cache / f"planes-{setting.model}-{key}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "setting.json").write_text(json.dumps(asdict(trained), indent=2) + "\n")
     checkpoints = fit(
-        partial(build, setting.model, sample_size=setting.size),
+        partial(build, setting.model, **{"sample_size": setting.size, **options}),
         train,
         folder / "checkpoints",
         epochs=setting.epochs,
@@ -260,6 +273,7 @@ def prepare(setting: Setting, folders: Folders) -> World:
         metric="none",
     )
     asked = _asked(setting, folders, checkpoints[-1])
+    asked = asked if seen is None else seen(asked)
     queries = collect_queries(
         store,
         asked,

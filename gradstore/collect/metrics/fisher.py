@@ -79,10 +79,10 @@ def inverse_root(moments: Tensor, damping: float) -> Tensor:
 
     NaN stays NaN, for the caller to find.
     """
-    pieces = moments.split(_AT_ONCE)
+    pieces = torch.split(moments, _AT_ONCE)
     mean = sum(float(devices.exact(one).sum()) for one in pieces) / len(moments)
     found = torch.empty_like(moments)
-    for own, into in zip(pieces, found.split(_AT_ONCE), strict=True):
+    for own, into in zip(pieces, torch.split(found, _AT_ONCE), strict=True):
         damped = devices.exact(own) + damping * mean
         into.copy_(torch.where(damped == 0, 0.0, damped.rsqrt()))
     return found
