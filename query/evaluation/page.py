@@ -50,8 +50,9 @@ def page(config: EvaluateConfig, figures: Mapping[str, Any]) -> str:
         f"# How far can answers from {', '.join(config.stores)} be trusted?",
         "",
         (
-            f"{figures['queries']:,} queries at {config.timesteps} timesteps × {config.draws} "
-            "noises. 95% intervals resample queries and, for LDS, subsets of training samples."
+            f"{figures['queries']:,} queries at {config.timesteps} timesteps below "
+            f"{config.timesteps_below:g} of the scheduler's × {config.draws} noises. 95% intervals "
+            "resample queries and, for LDS, subsets of training samples."
         ),
         "",
         table(figures),
