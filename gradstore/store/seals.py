@@ -269,7 +269,7 @@ class PartShards:
         """Whether a shard is sealed, by one request."""
         try:
             self.objects.size(self.seal_key(number, shard))
-        except OSError:  # of any kind: listing the seals reports the reason
+        except OSError:  # of any kind: what follows meets it again, and reports the reason
             return False
         return True
 

@@ -209,7 +209,7 @@ def _run(job: Job, executor: Executor | None) -> list[Part]:
     numbers = job.numbers
 
     def done(task: Task) -> bool:
-        return all(task.shard in part.sealed(numbers[task.checkpoint]) for part in parts)
+        return all(part.has_seal(numbers[task.checkpoint], task.shard) for part in parts)
 
     executor = executor or _shared(parts, done)
     if isinstance(executor, SideBySide):

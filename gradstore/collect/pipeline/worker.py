@@ -74,7 +74,7 @@ class Worker:
         wanted = [
             place
             for place, (part, _) in enumerate(self._parts)
-            if task.shard not in part.sealed(self._numbers[task.checkpoint])
+            if not part.has_seal(self._numbers[task.checkpoint], task.shard)
         ]
         if not wanted:
             return
