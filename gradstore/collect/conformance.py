@@ -209,6 +209,7 @@ def check_engine(
             target = whole[:, start : start + piece.shape[1]]
             _require("pieces do not overlap", kept=bool(target.isnan().all()))
             target[:] = piece
+            piece.fill_(torch.nan)  # a receiver may change what it is given
 
         losses = made(batch, receive)
         _require("pieces cover every parameter", kept=not bool(whole.isnan().any()))

@@ -43,6 +43,7 @@ def streamed_rows(engine: Any, model: nn.Module, batch: Batch) -> dict[str, Tens
         own = whole[:, start : start + piece.shape[1]]
         assert own.isnan().all()
         own.copy_(piece)
+        piece.fill_(torch.nan)  # the receiver's to change: no later gradient may depend on it
 
     engine(batch, receive)
     assert not whole.isnan().any()
