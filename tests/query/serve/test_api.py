@@ -127,7 +127,7 @@ def test_an_image_is_asked(client: Client, place: Place, tmp_path: Path) -> None
     with Image.open(io.BytesIO(content)) as image:
         image.load()
         samples = gs.Samples([image], ids=["asked image"], size=8, mode="L")
-    spec = gs.EventSpec(events="planned", timesteps=3, draws=1)
+    spec = gs.EventSpec(events="planned", timesteps=3, draws=1, timesteps_below=0.6)
     rows = gs.collect_queries(place.store, samples, tmp_path / "own.gradstore", events=spec)
     expected = gs.search(place.store, rows, 4, measure="tracin")
     scores = [one["score"] for one in answer["sides"][0]["found"]]

@@ -67,6 +67,7 @@ BODIES: dict[str, tuple[Callable[[Any, Tensor], Tensor], dict[str, tuple[int, ..
     "where": (lambda m, x: torch.where(x > 0, x, m.p.sigmoid()[None]), {"p": (6,)}),
     "mixed": (lambda m, x: torch.addcmul(x, m.p, m.q), {"p": (6,), "q": (1,)}),
     "two": (lambda m, x: x * (m.p + m.q), {"p": (6,), "q": (1, 6)}),
+    "sum": (lambda m, x: x * (m.p + m.q), {"p": (6,), "q": (6,)}),
     "a constant": (lambda m, x: x * (m.p / m.fixed) + m.p * 2, {"p": (6,)}),
     "thrice": (lambda m, x: (x * m.p + m.p).sin() * m.p, {"p": (6,)}),
     "tokens": (lambda m, x: (x[:, None] * m.p).sum(1), {"p": (5, 6)}),
@@ -79,6 +80,13 @@ def test_functions_of_bare_parameters(name: str, rows: int, draws: int) -> None:
     body, shapes = BODIES[name]
     found = require_streamed(Bare(body, **shapes), rows, draws)
     assert all(one.any() for one in found.values())
+
+
+def test_gradients_are_apart_in_memory() -> None:
+    """Autograd's gradients of a and of b are one tensor in a + b."""
+    body, shapes = BODIES["sum"]
+    for rows in (1, 3):
+        check_engine(StreamingEngine, Bare(body, **shapes), OBJECTIVE, vectors(rows, 2))
 
 
 def test_what_is_not_used_has_no_gradient() -> None:
