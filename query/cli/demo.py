@@ -13,7 +13,7 @@ from gradstore.store.format.spec import EventSpec
 from indexer import build_index
 from query.collection import collect_queries
 from query.results.files import Result, write_answers
-from query.results.folder import claim
+from query.results.folder import claimed
 from query.results.report import Section
 from query.searching import search
 
@@ -34,8 +34,11 @@ def run(config: DemoConfig) -> Result:
         ConfigError: if `config.out` was made with other settings.
     """
     out = Path(config.out)
-    claim(out, config, "demo.yaml")
+    with claimed(out, config, "demo.yaml"):
+        return _made(config, out)
 
+
+def _made(config: DemoConfig, out: Path) -> Result:
     from gradstore.collect import (
         Samples,
         collect_config,
