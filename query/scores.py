@@ -108,13 +108,13 @@ def _remove(matrix: Path) -> None:
 
 
 def left_scores(store: Store, folder: Path) -> list[Path]:
-    """Temporary matrices of a store's scores in a folder, and their lock files, that were left."""
+    """Temporary matrices of a store's scores in a folder that killed processes left."""
     left = []
     for matrix in sorted(folder.glob(f".*.parquet{_BESIDE}")):
-        lock, made = matrix.with_suffix(".lock"), _origin(matrix)
+        made = _origin(matrix)
         own = isinstance(made, dict) and made.get("store_fingerprint") == store.spec.fingerprint
-        if own and not locks.is_held(lock):
-            left += [one for one in (matrix, lock) if one.exists()]
+        if own and not locks.is_held(matrix.with_suffix(".lock")):
+            left.append(matrix)
     return left
 
 

@@ -19,31 +19,37 @@ from benchmarks.worlds.victims import Collecting
 from gradstore.errors import GradstoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from multiprocessing.process import BaseProcess
 
     from benchmarks.worlds.victims import Victim
+
+    Instant = Callable[[], float]
 
 # Exit status of a command that refuses.
 _REFUSED: Final = 3
 # Seconds until a signal has its effect.
 _MOMENT: Final = 0.05
+# Kills of one command before it may end.
+_MOST_KILLS: Final = 6
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One kill or stop, and what came of it.
+    """A command that was disturbed, and what came of it.
 
     Attributes:
-        hit: whether the process was still running.
-        finished: pieces of its work that counted as finished then.
+        hit: how often its process was still running.
+        nothing: of these, how often no piece of its work was finished.
+        finished: pieces that counted as finished then, of all times.
         damaged: those of them that were not whole.
         equal: whether there is at the end what an undisturbed run makes, and each run succeeded, or
             refused because another one had finished or was at work.
-        seconds: time of its whole run; if it was killed, of the run that finished its work.
+        seconds: time of its last run.
     """
 
-    hit: bool
+    hit: int
+    nothing: int
     finished: int
     damaged: int
     equal: bool
@@ -69,7 +75,7 @@ class Trials:
 
     @property
     def hit(self) -> int:
-        """Number of trials that met the process running."""
+        """How often a process was met running."""
         return sum(trial.hit for trial in self.all)
 
     def add(self, trial: Trial) -> Trial:
@@ -133,43 +139,61 @@ def undisturbed(victim: Victim, folder: Path) -> Undisturbed:
         return Undisturbed(content, victim.finished(content)[0], seconds)
 
 
-def killed(victim: Victim, folder: Path, whole: Undisturbed, delay: float | None) -> Trial:
-    """Kill a command after some seconds, or let it kill itself; then run it again."""
+def killed(victim: Victim, folder: Path, whole: Undisturbed, instant: Instant | None) -> Trial:
+    """Kill a command at some instants, each time as it goes on, or let it kill itself once.
+
+    At last it ends by itself, because it was faster or was killed often enough.
+    """
     with _place(victim, folder):
-        begun = perf_counter()
-        process = _start(victim)
-        process.join(delay)
-        seconds = perf_counter() - begun
-        process.kill()
-        process.join()
-        hit = process.exitcode == -signal.SIGKILL
-        finished, damaged = victim.finished(whole.content)
-        begun = perf_counter()
-        again = _start(replace(victim, die=None) if isinstance(victim, Collecting) else victim)
-        again.join()
+        seen, exitcode = list[tuple[int, int]](), -signal.SIGKILL
+        while exitcode == -signal.SIGKILL:
+            last = len(seen) == (_MOST_KILLS if instant else 1)
+            begun = perf_counter()
+            process = _start(_undying(victim) if last else victim)
+            process.join(None if last or instant is None else instant())
+            process.kill()
+            process.join()
+            seconds, exitcode = perf_counter() - begun, process.exitcode or 0
+            if exitcode == -signal.SIGKILL:
+                seen.append(victim.finished(whole.content))
         # A command that had finished may refuse to write its result again.
-        equal = again.exitcode in {0, _REFUSED} and _made(victim) == whole.content
-        return Trial(hit, finished, damaged, equal, perf_counter() - begun if hit else seconds)
+        equal = exitcode in {0, _REFUSED} and _made(victim) == whole.content
+        return _trial(seen, equal, seconds)
 
 
-def stopped(victim: Victim, folder: Path, whole: Undisturbed, delay: float | None) -> Trial:
-    """Stop a command after some seconds, run it beside, and let it go on."""
+def _undying(victim: Victim) -> Victim:
+    return replace(victim, die=None) if isinstance(victim, Collecting) else victim
+
+
+def _trial(seen: Sequence[tuple[int, int]], equal: bool, seconds: float) -> Trial:
+    return Trial(
+        hit=len(seen),
+        nothing=sum(not finished for finished, _ in seen),
+        finished=sum(finished for finished, _ in seen),
+        damaged=sum(damaged for _, damaged in seen),
+        equal=equal,
+        seconds=seconds,
+    )
+
+
+def stopped(victim: Victim, folder: Path, whole: Undisturbed, instant: Instant | None) -> Trial:
+    """Stop a command at some instant, run it beside, and let it go on."""
     with _place(victim, folder):
         begun = perf_counter()
         process = _start(victim)
-        process.join(delay)
+        process.join(None if instant is None else instant())
         seconds = perf_counter() - begun
-        hit = _signal(process, signal.SIGSTOP)
-        finished, damaged = victim.finished(whole.content)
-        begun = perf_counter()
+        seen = list[tuple[int, int]]()
+        if _signal(process, signal.SIGSTOP):
+            seen.append(victim.finished(whole.content))
         second = _start(victim)
         second.join(2 * whole.seconds)  # it may wait for the first
         _signal(process, signal.SIGCONT)
         for one in (process, second):
             one.join()
-        statuses = sorted([process.exitcode, second.exitcode])
-        equal = statuses in ([0, 0], [0, _REFUSED]) and _made(victim) == whole.content
-        return Trial(hit, finished, damaged, equal, perf_counter() - begun if hit else seconds)
+        statuses = {process.exitcode, second.exitcode}
+        equal = statuses in ({0}, {0, _REFUSED}) and _made(victim) == whole.content
+        return _trial(seen, equal, whole.seconds if seen else seconds)
 
 
 def _signal(process: BaseProcess, number: signal.Signals) -> bool:

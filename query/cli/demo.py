@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradstore.errors import ConfigError
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.train import TrainConfig
@@ -48,6 +48,9 @@ def _made(config: DemoConfig, out: Path) -> Result:
     )
 
     run_folder = out / "run"
+    made = list((run_folder / "checkpoints").glob("epoch-*"))
+    if run_folder.exists() and len(made) < CHECKPOINTS:  # it was interrupted
+        shutil.rmtree(run_folder)
     if not run_folder.exists():
         train(
             TrainConfig(
@@ -60,11 +63,6 @@ def _made(config: DemoConfig, out: Path) -> Result:
             )
         )
     checkpoints = find_checkpoints(run_folder)[:CHECKPOINTS]
-    if len(checkpoints) < CHECKPOINTS:
-        raise ConfigError(
-            f"the training run in {run_folder} stopped after {len(checkpoints)} checkpoints. "
-            f"Remove {run_folder} and run the demo again."
-        )
     settings = CollectConfig(
         dataset="digits",
         limit=config.digits,

@@ -10,7 +10,7 @@ import click
 from gradstore.errors import StoreError
 from gradstore.flags.demo import DemoConfig
 from gradstore.text import one_line, printable
-from query.cli.group import cli, follow, tell, trusting
+from query.cli.group import cli, follow, kept, tell, trusting
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -96,9 +96,10 @@ def demo(config: Path | None, **given: Any) -> None:
 @cli.command()
 def doctor() -> None:
     """Check versions, devices, the FAISS build, fast_jl, and shadowed packages."""
-    from query.cli.doctor import examine
+    with kept("Nothing was written."):
+        from query.cli.doctor import examine
 
-    findings = examine()
+        findings = examine()
     for finding in findings:
         click.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what}: {finding.found}")
         if finding.mend:

@@ -307,7 +307,7 @@ def test_a_list_that_an_index_only_claims_to_have_takes_no_memory(folder: Path) 
     codes = open_index(index, store, "retrac").spec.count * code_bytes(store.dim)
     place = content.rindex(codes.to_bytes(8, "little"))
     content[place : place + 8] = (2**31).to_bytes(8, "little")
-    with_vectors(index, content)
+    with_vectors(index, bytes(content))
     with bounded(MOST_BYTES), pytest.raises(SearchIndexError, match="vectors.faiss cannot be"):
         open_index(index, store, "retrac")
 
@@ -319,7 +319,7 @@ def test_a_graph_that_an_index_only_claims_to_have_takes_no_memory(folder: Path)
     graph.add(np.random.default_rng(0).random((300, store.dim), np.float32))
     content = bytearray(faiss.serialize_index(graph))
     content[62:66] = (2**31 - 1).to_bytes(4, "little")
-    with_vectors(index, content)
+    with_vectors(index, bytes(content))
     with bounded(MOST_BYTES), pytest.raises(SearchIndexError, match="vectors.faiss cannot be"):
         open_index(index, store, "retrac")
 
