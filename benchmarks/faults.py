@@ -1,35 +1,39 @@
-"""Is anything lost if a command is killed at any point?
+"""Is anything lost if a command is killed or stopped at any point?
 
 Kills real commands (SIGKILL) at random instants, and `collect` at every named step of writing a
 shard. Checks that all that counts as finished is whole, runs the command again, and compares what
-it made with an undisturbed run byte by byte.
+it made with an undisturbed run byte by byte. Also stops each command at random instants (SIGSTOP),
+runs it a second time meanwhile, and lets the first go on.
+
+Trials are kept in the cache folder under a hash of the code, and the page is made from all of them:
+if a run is cut off, the same command goes on.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import random
-import shutil
-import signal
 import tempfile
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from hashlib import sha256
 from pathlib import Path
-from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from time import time_ns
+from typing import TYPE_CHECKING, Any, Final
 
-from benchmarks.harness import forked
-from benchmarks.harness.command import command
+import numpy as np
+
+import gradstore
 from benchmarks.harness.plots import canvas, keep
 from benchmarks.harness.results import Target, processor, save, target_table
+from benchmarks.worlds.serving import Serving, make_served
+from benchmarks.worlds.setting import Folders, command
+from benchmarks.worlds.trials import Trial, Trials, Undisturbed, killed, stopped, undisturbed
 from benchmarks.worlds.victims import Collecting, Indexing, Querying, Scoring, Victim, make_stores
-from gradstore.errors import GradstoreError
 from gradstore.store import writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from multiprocessing.process import BaseProcess
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
@@ -38,97 +42,65 @@ class Preset:
 
     Attributes:
         kills: number of kills of each command at random instants.
+        stops: number of stops of each command at random instants.
         samples: number of samples that `collect` collects.
     """
 
     kills: int
+    stops: int
     samples: int
 
 
-PRESETS = {"cpu": Preset(200, 24), "tiny": Preset(1, 4)}
+PRESETS = {"cpu": Preset(167, 20, 24), "tiny": Preset(1, 1, 4)}
+# Trials of a command before the next one has its turn.
+_TURN: Final = 5
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One kill, and what came of it.
-
-    Attributes:
-        killed: whether the process was still running.
-        finished: pieces of its work that counted as finished when it was killed.
-        damaged: those of them that were not whole.
-        equal: whether the command, run again, made what an undisturbed one makes.
-        seconds: time of its whole run; if it was killed, of the run that finished its work.
-    """
-
-    killed: bool
-    finished: int
-    damaged: int
-    equal: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Undisturbed:
-    """A run that nothing disturbed.
-
-    Attributes:
-        content: all that it made.
-        finished: its pieces that are left when it has ended.
-        seconds: its time.
-    """
-
-    content: dict[str, Any]
-    finished: int
-    seconds: float
-
-
-def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
-    """Kill, check, run again, compare; write `faults.json`, `.md` and `.png` into `out`."""
-    generator = random.Random(seed)  # noqa: S311
-    here = Path.cwd()
-    rows = []
+def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
+    """Disturb, check, run again, compare; write `faults.json`, `.md` and `.png` into `out`."""
+    here, out = Path.cwd(), out.resolve()
+    cache = folders.cache.resolve() / f"faults-{preset.samples}-{_code()}"
+    cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_stores(folder)
+        collecting = Collecting(_checkpoints(folder), preset.samples)
+        make_served(folder / "served", collecting)
         victims: list[Victim] = [
-            Collecting(_checkpoints(folder), preset.samples),
+            collecting,
             Indexing(folder, replacing=False, name="index"),
             Indexing(folder, replacing=True, name="index, replacing one"),
             Scoring(folder),
             Querying(folder),
+            Serving(collecting.checkpoints, folder / "served"),
         ]
         try:
+            undisturbed(collecting, folder)  # to warm up
+            plans = list[_Plan]()
             for victim in victims:
-                _undisturbed(victim, folder)  # to warm up
-                whole = _undisturbed(victim, folder)
-                trials, seconds = list[Trial](), whole.seconds
-                while sum(trial.killed for trial in trials) < preset.kills:
-                    trials.append(_trial(victim, folder, whole, generator.uniform(0, seconds)))
-                    # Other load on the machine comes and goes.
-                    last = trials[-1]
-                    seconds = max(seconds, last.seconds) if last.killed else last.seconds
-                rows.append(_row(f"{victim.name}: a random instant", trials, whole))
+                whole = undisturbed(victim, folder)
+                for how, trial, count in (
+                    ("killed", killed, preset.kills),
+                    ("stopped", stopped, preset.stops),
+                ):
+                    trials = Trials(cache, f"{victim.name}: {how} at a random instant")
+                    plans.append(_Plan(trials, count, trial, victim, folder, whole))
                 if isinstance(victim, Collecting):
-                    rows += _at_steps(victim, folder, whole)
+                    plans += _at_steps(victim, folder, whole, cache)
+            while sum(plan.turn() for plan in plans):
+                write(plans, preset, out)
+            return write(plans, preset, out)
         finally:
             os.chdir(here)
-    kills = sum(row["killed"] for row in rows)
-    tried = sum(row["trials"] for row in rows)
-    equal = sum(row["equal"] for row in rows)
-    damaged = sum(row["damaged"] for row in rows)
-    targets = [
-        Target(
-            "trials that ended equal to an undisturbed run", f"all {tried}", equal, equal == tried
-        ),
-        Target("finished pieces that were not whole", "0", damaged, damaged == 0),
-    ]
-    inputs = {"kills": preset.kills, "samples": preset.samples, "seed": seed}
-    figures = {"kills": kills, "table": rows}
-    save(
-        out, "faults", inputs=inputs, figures=figures, targets=targets, page=_page(figures, targets)
-    )
-    plot(out / "faults.png", figures)
-    return targets
+
+
+def _code() -> str:
+    """Hash of the code that is tried."""
+    digest = sha256()
+    for package in ("gradstore", "indexer", "query"):
+        for file in sorted((Path(gradstore.__file__).parents[1] / package).rglob("*.py")):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def _checkpoints(folder: Path) -> Path:
@@ -145,93 +117,98 @@ def _checkpoints(folder: Path) -> Path:
     return folder / "run"
 
 
-def _start(victim: Victim) -> BaseProcess:
-    process = forked.context().Process(target=_act, args=(victim, str(Path.cwd())))
-    process.start()
-    return process
+@dataclass
+class _Plan:
+    """Trials that are to be done.
+
+    Attributes:
+        trials: those that are done.
+        count: number of processes that are to be met running.
+        trial: does one.
+        victim: what is disturbed.
+        folder: folder of the trials.
+        whole: its undisturbed run.
+    """
+
+    trials: Trials
+    count: int
+    trial: Callable[[Victim, Path, Undisturbed, Callable[[], float] | None], Trial]
+    victim: Victim
+    folder: Path
+    whole: Undisturbed
+
+    def turn(self) -> bool:
+        """Do some trials, and return whether more are to be done."""
+        generator = random.Random(time_ns())  # noqa: S311
+        seconds = self.whole.seconds
+        for _ in range(_TURN):
+            if self.trials.hit >= self.count:
+                return False
+            instant = partial(generator.uniform, 0, seconds)
+            last = self.trials.add(self.trial(self.victim, self.folder, self.whole, instant))
+            # Other load on the machine comes and goes.
+            seconds = max(seconds, last.seconds) if last.hit else last.seconds
+        return self.trials.hit < self.count
 
 
-def _act(victim: Victim, folder: str) -> None:
-    os.chdir(folder)
-    os.environ["GRADSTORE_PROGRESS"] = "0"
-    logging.disable(logging.WARNING)
-    victim.run()
+@dataclass
+class _Steps(_Plan):
+    """Kills of `collect` by itself at a step of the first shard, of one amid, and of the last."""
+
+    step: str = ""
+
+    def turn(self) -> bool:
+        """See `_Plan`."""
+        for time in _times(self.whole)[len(self.trials.all) :]:
+            victim = replace(self.victim, die=(self.step, time))  # type: ignore[type-var]
+            self.trials.add(self.trial(victim, self.folder, self.whole, None))
+        return False
 
 
-@contextmanager
-def _place(victim: Victim, folder: Path) -> Iterator[None]:
-    """A new folder with the command's inputs, as the present one. All have one name."""
-    place = folder / "trial"
-    place.mkdir()
-    os.chdir(place)
-    victim.make()
-    yield
-    os.chdir(folder)
-    shutil.rmtree(place)
+def _times(whole: Undisturbed) -> list[int]:
+    return sorted({1, whole.finished // 2, whole.finished})
 
 
-def _undisturbed(victim: Victim, folder: Path) -> Undisturbed:
-    with _place(victim, folder):
-        begun = perf_counter()
-        _start(victim).join()
-        seconds = perf_counter() - begun
-        content = victim.content()
-        return Undisturbed(content, victim.finished(content)[0], seconds)
-
-
-def _at_steps(victim: Collecting, folder: Path, whole: Undisturbed) -> list[dict[str, Any]]:
-    """Trials in which it kills itself at a step, of the first shard, one amid and the last."""
+def _at_steps(victim: Collecting, folder: Path, whole: Undisturbed, cache: Path) -> list[_Plan]:
+    count = len(_times(whole))
     return [
-        _row(
-            f"{victim.name}: {step}",
-            [
-                _trial(replace(victim, die=(step, times)), folder, whole, None)
-                for times in sorted({1, whole.finished // 2, whole.finished})
-            ],
-            whole,
-        )
+        _Steps(Trials(cache, f"{victim.name}: {step}"), count, killed, victim, folder, whole, step)
         for step in writer.STEPS
     ]
 
 
-def _trial(victim: Victim, folder: Path, whole: Undisturbed, delay: float | None) -> Trial:
-    """Kill a command after some seconds, or let it kill itself; then run it again."""
-    with _place(victim, folder):
-        begun = perf_counter()
-        process = _start(victim)
-        process.join(delay)
-        seconds = perf_counter() - begun
-        process.kill()
-        process.join()
-        killed = process.exitcode == -signal.SIGKILL
-        finished, damaged = victim.finished(whole.content)
-        begun = perf_counter()
-        again = _start(replace(victim, die=None) if isinstance(victim, Collecting) else victim)
-        again.join()
-        equal = _made(victim) == whole.content
-        seconds = perf_counter() - begun if killed else seconds
-        return Trial(killed, finished, damaged, equal, seconds)
+def write(plans: list[_Plan], preset: Preset, out: Path) -> list[Target]:
+    """Write the page of all trials so far."""
+    rows = [_row(plan) for plan in plans if plan.trials.all]
+    total = {name: sum(row[name] for row in rows) for name in ("trials", "equal", "damaged")}
+    kills = sum(row["hit"] for row in rows if "stopped" not in row["where"])
+    stops = sum(row["hit"] for row in rows) - kills
+    wanted = sum(plan.count for plan in plans if plan.trial is killed)
+    targets = [
+        Target("kills", f"≥ {wanted}", kills, kills >= wanted),
+        Target(
+            "trials that ended equal to an undisturbed run",
+            f"all {total['trials']}",
+            total["equal"],
+            total["equal"] == total["trials"],
+        ),
+        Target("finished pieces that were not whole", "0", total["damaged"], not total["damaged"]),
+    ]
+    figures = {"kills": kills, "stops": stops, "table": rows}
+    page = _page(figures, targets)
+    save(out, "faults", inputs=asdict(preset), figures=figures, targets=targets, page=page)
+    plot(out / "faults.png", figures)
+    return targets
 
 
-def _made(victim: Victim) -> dict[str, Any] | None:
-    """All that a command made; None if it is not there, because the command failed.
-
-    A command that finished before it was killed may refuse to write its result again.
-    """
-    try:
-        return victim.content()
-    except (OSError, GradstoreError):
-        return None
-
-
-def _row(name: str, trials: list[Trial], whole: Undisturbed) -> dict[str, Any]:
+def _row(plan: _Plan) -> dict[str, Any]:
+    trials = plan.trials.all
     return {
-        "where": name,
-        "seconds_undisturbed": whole.seconds,
-        "pieces": max(whole.finished, *(trial.finished for trial in trials)),
+        "where": plan.trials.where,
+        "seconds_undisturbed": plan.whole.seconds,
         "trials": len(trials),
-        "killed": sum(trial.killed for trial in trials),
-        "nothing_yet": sum(not trial.finished for trial in trials),
+        "hit": plan.trials.hit,
+        "nothing_yet": sum(trial.nothing for trial in trials),
         "finished_then": sum(trial.finished for trial in trials),
         "damaged": sum(trial.damaged for trial in trials),
         "equal": sum(trial.equal for trial in trials),
@@ -242,54 +219,61 @@ def plot(path: Path, figures: dict[str, Any]) -> None:
     """Plot the share of trials that ended equal, and the progress at the kill."""
     table = figures["table"]
     names = [f"{row['where']} ({row['trials']})" for row in table]
-    figure, axes = canvas(1, 2, height=3.6)
+    figure, axes = canvas(1, 2, height=4.8)
     equal, finished = axes[0]
     good = [row["equal"] / row["trials"] for row in table]
     equal.barh(names, good, color="#4878a8", label="equal to an undisturbed one")
     equal.barh(names, [1 - one for one in good], left=good, color="#c44e52", label="not equal")
-    equal.set_title("run again afterwards")
+    equal.set_title("at the end")
     equal.set_xlabel("share of trials")
-    shares = [row["finished_then"] / row["trials"] / max(1, row["pieces"]) for row in table]
-    finished.barh(names, shares, color="#4878a8")
-    finished.set_xlim(0, 1)
-    finished.set_title("finished when it was killed")
-    finished.set_xlabel("share of its pieces, mean")
+    counts = [row["hit"] for row in table]
+    none = [row["nothing_yet"] for row in table]
+    finished.barh(names, none, color="#bbbbbb", label="nothing was finished yet")
+    some = np.subtract(counts, none)
+    finished.barh(names, some, left=none, color="#4878a8", label="some work was finished")
+    finished.set_title("kills or stops")
+    finished.legend(fontsize="small")
     for panel in axes[0]:
         panel.invert_yaxis()
-    equal.set_ylabel("killed at (trials)")
+    equal.set_ylabel("disturbed (trials)")
     finished.set_yticklabels([])
-    figure.legend(loc="outside lower left", ncols=2, fontsize="small")
+    equal.legend(fontsize="small")
     keep(figure, path)
 
 
 def _page(figures: dict[str, Any], targets: list[Target]) -> str:
     lines = [
-        "# Is anything lost if a command is killed at any point?",
+        "# Is anything lost if a command is killed or stopped at any point?",
         "",
         (
-            f"`python -m benchmarks.faults`; {figures['kills']} kills, {processor()}. Each trial: "
-            "SIGKILL ends a command, all that counts as finished is compared with its seal or with "
-            "an undisturbed run, the command is run again, and all that it made is compared with "
-            "an undisturbed run: data, seals, tables, pages, and the names of all files but those "
-            "that `verify` tells and `vacuum` removes. Killing a process does not test a loss of "
-            "power; the flushes to the disk before each seal protect against that."
+            f"`python -m benchmarks.faults`; {figures['kills']:,} kills and {figures['stops']:,} "
+            f"stops, {processor()}. Killed: SIGKILL ends a command, all that counts as finished is "
+            "compared with its seal or with an undisturbed run, and the command is run again: it "
+            "is killed up to six times as it goes on, until it ends. Then all that it made is "
+            "compared with an undisturbed run: data, seals, tables, pages, "
+            "answers, and the names of all files but those that `verify` tells and `vacuum` "
+            "removes. Stopped: SIGSTOP holds a command, it is run a second time beside it, then "
+            "the first goes on. Both must succeed, or one of them refuse because the other is at "
+            "work or has finished; what is there at the end is compared likewise. Killing a "
+            "process does not test a loss of power; the flushes to the disk before each seal "
+            "protect against that."
         ),
         "",
         (
-            "| killed at | pieces | seconds undisturbed | trials | killed | nothing finished yet "
-            "| finished then | damaged | equal |"
+            "| disturbed | seconds undisturbed | trials | kills or stops | nothing finished yet "
+            "| pieces finished then | damaged | trials that ended equal |"
         ),
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|",
         *[
-            f"| {row['where']} | {row['pieces']} | {row['seconds_undisturbed']:.2f} | "
-            f"{row['trials']} | {row['killed']} | {row['nothing_yet']} | "
+            f"| {row['where']} | {row['seconds_undisturbed']:.2f} | "
+            f"{row['trials']} | {row['hit']} | {row['nothing_yet']} | "
             f"{row['finished_then']} | {row['damaged']} | {row['equal']} |"
             for row in figures["table"]
         ],
         "",
         (
             "A piece is a sealed shard (`collect`), a block of scores (`scores`), a block of "
-            "answers or the table (`query`), an index (`index`)."
+            "answers or the table (`query`), an index (`index`), an answer that came (`serve`)."
         ),
         "",
         target_table(targets),

@@ -105,15 +105,19 @@ def stands(path: Path) -> bool:
     return path.exists()
 
 
+def beside(store: Store) -> Path:
+    """The folder of a store's artifacts: the present one if the store lies under a URL."""
+    return Path() if store.objects.remote else store.path.parent
+
+
 def leftovers(store: Store) -> list[Path]:
     """Folders beside a store that killed commands left: unfinished indexes, kernels and stores.
 
     What a process is just building is none of them. An earlier artifact whose replacement was cut
     off is put back first.
     """
-    folder = Path() if store.objects.remote else store.path.parent
     left = []
-    for found in sorted(folder.glob(f".{escape(store.name)}.*")):
+    for found in sorted(beside(store).glob(f".{escape(store.name)}.*")):
         match = _LEFT.fullmatch(found.name)
         if match is None or found.is_symlink() or not found.is_dir():
             continue
@@ -123,17 +127,9 @@ def leftovers(store: Store) -> list[Path]:
             continue
         if artifact and match["kind"] == "old":
             stands(found.with_name(whole))
-        if found.exists() and not _is_held(found / _LOCK):
+        if found.exists() and not locks.is_held(found / _LOCK):
             left.append(found)
     return left
-
-
-def _is_held(lock: Path) -> bool:
-    if not lock.exists():
-        return False
-    with suppress(OSError), locks.locked(lock, wait=False) as acquired:
-        return not acquired
-    return True
 
 
 def _put_back(path: Path) -> None:

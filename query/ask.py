@@ -11,7 +11,7 @@ from query.collection import collected
 from query.engines import engine_of
 from query.question import opened, questions
 from query.results.files import Result
-from query.results.folder import claim
+from query.results.folder import claimed
 from query.results.pictures import pictures
 from query.results.report import Section, write_report
 from query.results.summary import summary_text
@@ -19,7 +19,12 @@ from query.results.table import write_table
 from query.results.tally import Tally
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gradstore.flags.query import QueryConfig
+    from indexer import ExactEngine, SearchIndex
+    from query.question import Question
+    from query.results.pictures import Pictures
 
 # The report is for viewing, so it is limited to this many pictures and ranks per side of a query.
 _SHOWN_PICTURES: Final = 4000
@@ -46,7 +51,17 @@ def ask(config: QueryConfig) -> Result:
         for engine in engines:
             require_collected(question.asked, engine.features)
             engine.features.require_matching(store, question.asked)
-    claim(out, config, "query.yaml")
+    with claimed(out, config, "query.yaml"):
+        return _answered(question, engines, train, out)
+
+
+def _answered(
+    question: Question,
+    engines: Sequence[SearchIndex | ExactEngine],
+    train: Pictures | None,
+    out: Path,
+) -> Result:
+    config, store = question.config, question.store
 
     # Collect the queries' gradients.
     rows, images = collected(question, out)

@@ -12,6 +12,7 @@ from gradstore.store.opening import as_store
 from indexer.feature import checked_etas
 from query.question import PROMPTED
 from query.results.pictures import pictures_of
+from query.results.writing import written
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,16 +142,14 @@ def _generated(config: QueryConfig, store: Store, folder: Path) -> DatasetSpec:
                 generate(loader, count, prompt=prompt, seed=config.seed, device=config.device)
             )
         ]
-        # Written under a temporary name and renamed, so a folder with this name is whole.
-        writing = folder.with_name(f".{folder.name}.writing")
-        writing.mkdir(exist_ok=True)
-        lines = []
-        for number, (prompt, seed, image) in enumerate(made):
-            name = f"generated-{number:04d}.png"
-            image.save(writing / name)
-            lines.append(json.dumps({"file_name": name, "text": prompt, "seed": seed}) + "\n")
-        if config.prompt:
-            (writing / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
-        writing.rename(folder)
+        with written(folder) as writing:
+            writing.mkdir()
+            lines = []
+            for number, (prompt, seed, image) in enumerate(made):
+                name = f"generated-{number:04d}.png"
+                image.save(writing / name)
+                lines.append(json.dumps({"file_name": name, "text": prompt, "seed": seed}) + "\n")
+            if config.prompt:
+                (writing / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     kept = list(PROMPTED) if config.prompt else []
     return DatasetSpec(dataset=str(folder.resolve()), metadata_columns=kept)

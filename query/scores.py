@@ -11,6 +11,7 @@ done            [block of queries, block of samples]  bool: whether the block is
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -18,12 +19,13 @@ import numpy as np
 from gradstore import __version__
 from gradstore.errors import QueryError
 from gradstore.progress import progress
+from gradstore.store import locks
 from indexer import measure_of
 from query.blocks import made_from
 from query.checks import require_collected, require_comparable
 from query.queries import Queries
 from query.results.folder import require_place
-from query.results.writing import named, written
+from query.results.writing import alone, lock_of, named, temporary, written
 from query.searching import prepared
 
 if TYPE_CHECKING:
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from indexer import ExactEngine, Measure
 
 ATTRIBUTE: Final = "gradstore_scores"
+# What the name of a table's temporary matrix ends with.
+_BESIDE: Final = ".zarr"
 # A chunk is 4 MB. A block consists of whole chunks, and the bytes held at once are bounded.
 _CHUNK: Final = (64, 1 << 14)
 _MOST_QUERIES: Final = 4096
@@ -82,13 +86,36 @@ def write_scores(
     chosen = engine.features.measure if measure is None else measure_of(measure)
     require_comparable(engine.store, queries.store)  # before anything is written
     require_collected(queries.store, engine.features)
-    with named(out):
+    with named(out), alone(out, lock_of(out)):
+        require_table(out)  # not written by another process meanwhile
         if out.suffix == ".zarr":
             _write_matrix(engine, queries, out, chosen)
             return
-        beside = out.with_name(f".{out.name}.zarr")
+        beside = out.with_name(f".{out.name}{_BESIDE}")
+        if _origin(beside) not in (None, _identity(engine, queries, chosen)):
+            _remove(beside)  # a killed process left it, whose inputs were others
         _write_table(_write_matrix(engine, queries, beside, chosen), out)
-        shutil.rmtree(beside)
+        _remove(beside)
+
+
+def _remove(matrix: Path) -> None:
+    """Remove a matrix. A half of one never has its name."""
+    going = temporary(matrix)
+    with alone(matrix, lock_of(going)):
+        shutil.rmtree(going, ignore_errors=True)
+        matrix.rename(going)
+        shutil.rmtree(going)
+
+
+def left_scores(store: Store, folder: Path) -> list[Path]:
+    """Temporary matrices of a store's scores in a folder that killed processes left."""
+    left = []
+    for matrix in sorted(folder.glob(f".*.parquet{_BESIDE}")):
+        made = _origin(matrix)
+        own = isinstance(made, dict) and made.get("store_fingerprint") == store.spec.fingerprint
+        if own and not locks.is_held(matrix.with_suffix(".lock")):
+            left.append(matrix)
+    return left
 
 
 def require_table(out: Path) -> None:
@@ -102,33 +129,48 @@ def require_table(out: Path) -> None:
         raise QueryError(f"{out} exists and is no Zarr group. Choose another --out.")
 
 
-def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Measure) -> zarr.Group:
-    import zarr
-
+def _identity(engine: ExactEngine, queries: Queries, measure: Measure) -> dict[str, Any]:
+    """What scores are made from, and their blocks."""
     width = 4 * 4 * engine.features.dim(engine.store)
     rows = min(_MOST_QUERIES, _FEATURE_BYTES // width) // _CHUNK[0] * _CHUNK[0]
-    size = min(len(queries), max(_CHUNK[0], rows))
-    columns = min(engine.store.samples, _CHUNK[1])
-    identity = {
+    return {
         **made_from(engine, queries, measure.name, keep=None),
-        "block": [size, columns],
+        "block": [
+            min(len(queries), max(_CHUNK[0], rows)),
+            min(engine.store.samples, _CHUNK[1]),
+        ],
         "store_location": engine.store.location,
         "store_fingerprint": engine.store.spec.fingerprint,
         "queries_location": queries.store.location,
         "queries_fingerprint": queries.store.spec.fingerprint,
         "gradstore": __version__,
     }
+
+
+def _origin(matrix: Path) -> Any:
+    """What a matrix was made from; None if it is no matrix of scores."""
+    import zarr
+
+    if matrix.is_symlink():
+        return None
+    with suppress(OSError, ValueError):
+        return zarr.open_group(matrix, mode="r").attrs.get(ATTRIBUTE)
+    return None
+
+
+def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Measure) -> zarr.Group:
+    import zarr
+
+    identity = _identity(engine, queries, measure)
+    size, columns = identity["block"]
     if not out.exists():
         _create(engine.store, queries, out, identity)
-    try:
-        group = zarr.open_group(out, mode="r+")
-    except (OSError, ValueError) as error:
-        raise QueryError(f"{out} exists and is no Zarr group. Choose another --out.") from error
-    if group.attrs.get(ATTRIBUTE) != identity:
+    if _origin(out) != identity:
         raise QueryError(
             f"{out} holds something else, or scores of other samples, queries or weights; nothing "
             "was changed. Choose another --out or remove it."
         )
+    group = zarr.open_group(out, mode="r+")
     done = np.asarray(group["done"][:])  # type: ignore[index]
     spans = [
         min(size, len(queries) - size * row) * min(columns, engine.store.samples - columns * column)

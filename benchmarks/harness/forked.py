@@ -20,6 +20,10 @@ _IMPORTED: Final = [
     "indexer.approximate.build",
     "query.ask",
     "query.scores",
+    "query.serve.server",
+    "query.serve.routes",
+    "query.serve.library",
+    "uvicorn.protocols.http.auto",
 ]
 
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from gradstore.store.reader import Store
 
 _BLOCK = 64
-_STORE, _ASKED = "train.gradstore", "asked.gradstore"
+STORE, ASKED = "train.gradstore", "asked.gradstore"
 
 
 class Victim(Protocol):
@@ -100,7 +100,7 @@ class Collecting:
         collect(
             Samples(images),
             self.checkpoints,
-            _STORE,
+            STORE,
             objective="l1",
             etas=[1.0, 1.0],
             events=EventSpec(events="planned", timesteps=2),
@@ -114,13 +114,13 @@ class Collecting:
 
     def finished(self, reference: dict[str, Any]) -> tuple[int, int]:  # noqa: ARG002
         """Sealed shards, and those whose bytes are not what their seals say."""
-        reports = list(verify(open_store(_STORE))) if looks_like_store(_STORE) else []
+        reports = list(verify(open_store(STORE))) if looks_like_store(STORE) else []
         sealed = [report for report in reports if report.sealed]
         return len(sealed), sum(report.problem is not None for report in sealed)
 
     def content(self) -> dict[str, Any]:
         """All data bytes and all seals."""
-        store = open_store(_STORE)
+        store = open_store(STORE)
         (part,) = store.parts
         tasks = [(number, shard) for number in store.numbers for shard in range(part.layout.shards)]
         return {
@@ -151,7 +151,7 @@ class Indexing:
 
     def make(self) -> None:
         """See `Victim`."""
-        shutil.copytree(self.stores / _STORE, _STORE)
+        shutil.copytree(self.stores / STORE, STORE)
         if self.replacing:
             shutil.copytree(self.stores / "train.retrac.index", "train.retrac.index")
 
@@ -162,7 +162,7 @@ class Indexing:
         from indexer import build_index
 
         torch.set_num_threads(1)
-        build_index(_STORE, "retrac")
+        build_index(STORE, "retrac")
 
     def finished(self, reference: dict[str, Any]) -> tuple[int, int]:  # noqa: ARG002
         """One if there is an index; it is not whole if it cannot be used, or the earlier is gone.
@@ -172,7 +172,7 @@ class Indexing:
         from indexer import index_path, open_index
         from indexer.artifact import stands
 
-        store = open_store(_STORE)
+        store = open_store(STORE)
         if not stands(index_path(store, "retrac")):
             return 0, int(self.replacing)
         try:
@@ -184,11 +184,9 @@ class Indexing:
     def content(self) -> dict[str, Any]:
         """All but measured times, and the names beside the store that `verify` does not tell."""
         from indexer import index_path, open_index
-        from indexer.artifact import leftovers
 
-        store = open_store(_STORE)
+        store = open_store(STORE)
         index = open_index(index_path(store, "retrac"), store, "retrac")
-        told = {left.name for left in leftovers(store)}
         return {
             "spec": index.spec.model_dump(exclude={"exact_from"}),
             "files": {
@@ -196,7 +194,7 @@ class Indexing:
                 for file in index.path.iterdir()
                 if file.name != "index.json"
             },
-            "beside": {file.name for file in Path().iterdir()} - told,
+            "beside": beside(),
         }
 
 
@@ -214,6 +212,7 @@ class Scoring:
 
     def make(self) -> None:
         """See `Victim`."""
+        copied(self.stores)
 
     def run(self) -> None:
         """See `Victim`."""
@@ -225,8 +224,8 @@ class Scoring:
         torch.set_num_threads(1)
         scores._CHUNK = (_BLOCK, _BLOCK)  # type: ignore[misc]
         scores._MOST_QUERIES = _BLOCK  # type: ignore[misc]
-        engine = ExactEngine(self.stores / _STORE, "retrac")
-        scores.write_scores(engine, open_store(self.stores / _ASKED), Path("scores.parquet"))
+        engine = ExactEngine(STORE, "retrac")
+        scores.write_scores(engine, open_store(ASKED), Path("scores.parquet"))
 
     def finished(self, reference: dict[str, Any]) -> tuple[int, int]:
         """Finished blocks, and those with other scores than the reference."""
@@ -248,14 +247,14 @@ class Scoring:
         return int(done.sum()), wrong
 
     def content(self) -> dict[str, Any]:
-        """The table, and the names of all files."""
+        """The table, and the names of all files that `verify` does not tell."""
         import pyarrow.parquet as pq
 
         table = pq.read_table("scores.parquet")
         return {
             "scores": table["score"].to_numpy().tobytes(),
             "ids": [table[name].to_pylist() for name in ("query_id", "sample_id")],
-            "beside": {file.name for file in Path().iterdir()},
+            "beside": beside(),
         }
 
 
@@ -273,8 +272,7 @@ class Querying:
 
     def make(self) -> None:
         """See `Victim`."""
-        for name in (_STORE, _ASKED):
-            shutil.copytree(self.stores / name, name)
+        copied(self.stores)
 
     def run(self) -> None:
         """See `Victim`."""
@@ -287,7 +285,7 @@ class Querying:
         torch.set_num_threads(1)
         vars(answering)["block_size"] = lambda *_: _BLOCK
         measures = ["tracin", "trak"]
-        ask(QueryConfig(store=_STORE, queries=_ASKED, out="answers", k=4, measures=measures))
+        ask(QueryConfig(store=STORE, queries=ASKED, out="answers", k=4, measures=measures))
 
     def finished(self, reference: dict[str, Any]) -> tuple[int, int]:
         """Blocks and results, and those that hold other rows than the reference."""
@@ -297,19 +295,35 @@ class Querying:
 
     def content(self) -> dict[str, Any]:
         """Table, page and kernel, and the names of all files that `verify` does not tell."""
-        from indexer.artifact import leftovers
-
-        told = {left.name for left in leftovers(open_store(_STORE))}
         return {
             "rows": _rows(Path("answers/results.parquet")),
             "page": Path("answers/report.html").read_text(encoding="utf-8"),
             "files": sorted(str(file) for file in Path("answers").rglob("*")),
-            "kernel": {
-                file.name: sha256(file.read_bytes()).hexdigest()
-                for file in Path("train.trak.kernel").iterdir()
-            },
-            "beside": {file.name for file in Path().iterdir()} - told,
+            "kernel": kernel(),
+            "beside": beside(),
         }
+
+
+def kernel() -> dict[str, str]:
+    """The digest of each file of the kernel in the present folder."""
+    return {
+        file.name: sha256(file.read_bytes()).hexdigest()
+        for file in Path("train.trak.kernel").iterdir()
+    }
+
+
+def beside() -> set[str]:
+    """The names in the present folder that `verify` does not tell."""
+    from query.results.leftovers import left_beside
+
+    told = {left.name for left in left_beside(open_store(STORE))}
+    return {file.name for file in Path().iterdir()} - told
+
+
+def copied(stores: Path) -> None:
+    """Copy the training and the query store of a folder into the present one."""
+    for name in (STORE, ASKED):
+        shutil.copytree(stores / name, name)
 
 
 def _rows(file: Path) -> list[str]:
@@ -323,10 +337,10 @@ def make_stores(folder: Path) -> None:
     """Draw the stores of `Indexing`, `Scoring` and `Querying`, and an index that is out of date."""
     from indexer import build_index
 
-    store = drawn(folder / _STORE, 600, seed=0)
+    store = drawn(folder / STORE, 600, seed=0)
     build_index(store, "retrac")
     delete(store, ["s3", "s500"])
-    drawn(folder / _ASKED, 200, seed=1)
+    drawn(folder / ASKED, 200, seed=1)
 
 
 def drawn(path: Path, samples: int, seed: int) -> Store:

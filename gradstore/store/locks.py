@@ -63,6 +63,15 @@ def locked(file: Path, *, wait: bool) -> Iterator[bool]:
         lock.release()
 
 
+def is_held(file: Path) -> bool:
+    """Whether a process holds a lock, running or stopped; also if that cannot be known."""
+    if not file.exists():
+        return False
+    with suppress(OSError), locked(file, wait=False) as acquired:
+        return not acquired
+    return True
+
+
 def discard(file: Path) -> None:
     """Remove a lock file; only its holder may do so, once the guarded data needs no lock.
 

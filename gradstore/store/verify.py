@@ -11,7 +11,7 @@ import numpy as np
 from gradstore.errors import StoreError
 from gradstore.store.commits import check_commits
 from gradstore.store.format.root import ROOT
-from gradstore.store.metrics import read_metric
+from gradstore.store.metrics import check_metric
 from gradstore.store.objects.protocol import ChangedError, TooLargeError
 from gradstore.store.writer import array_objects, unseal
 
@@ -69,7 +69,7 @@ def verify(store: Store) -> Iterator[ShardReport]:
         _check_description(part, store.numbers)
     _ = store.deletions  # reading the table compares it with its name
     for number in store.numbers:
-        read_metric(store, number)
+        check_metric(store, number)
     for number in store.numbers:
         for part in store.parts:
             sealed = part.sealed(number)

@@ -116,11 +116,19 @@ class FirstStage:
         return encode(vectors, scale) if self._by_signs else vectors
 
     def add(self, encoded: NDArray[Any]) -> None:
-        """Add samples encoded by `encoded`."""
-        if self._by_signs:
-            self._vectors.add_sa_codes(encoded)
-        else:
-            self._vectors.add(encoded)
+        """Add samples encoded by `encoded`.
+
+        Raises:
+            ConfigError: if this kind of index takes no samples piece by piece.
+        """
+        add = self._vectors.add_sa_codes if self._by_signs else self._vectors.add
+        try:
+            add(encoded)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{type(self._vectors).__name__} of FAISS cannot be filled piece by piece: "
+                f"{str(error).splitlines()[-1]}. Use another --factory."
+            ) from error
 
     def remove(self, rows: NDArray[np.int64]) -> bool:
         """Remove samples; return False if this kind of index cannot."""

@@ -87,7 +87,7 @@ def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> Firs
     try:
         require_file(file, spec.sha256, most_bytes(spec.dim, spec.count))
         stage = FirstStage.read(file, features, spec.measured.query_bits)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, MemoryError) as error:
         raise SearchIndexError(
             f"index {path} is damaged: {VECTORS_NAME} cannot be read: {error}. {mend}"
         ) from error

@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
-from query.cli.entry import main
+import sys
+from typing import Final
 
-__all__ = ["main"]
+INTERRUPTED: Final = 130
+"""Exit status after Ctrl-C."""
+
+
+def main() -> None:
+    """Run the command line and exit, as `query.cli.entry.main` says."""
+    try:
+        from query.cli.entry import main as run
+    except KeyboardInterrupt:  # nothing was begun
+        sys.exit(INTERRUPTED)
+    run()
+
+
+__all__ = ["INTERRUPTED", "main"]

@@ -95,13 +95,17 @@ def vacuum(store: str, *, upgrade: bool) -> None:
 
     from gradstore import open_store
     from gradstore import vacuum as clean
-    from indexer.artifact import leftovers
+    from query.results.leftovers import left_beside
 
     before = open_store(store)
     freed = before.nbytes - clean(before, upgrade=upgrade).nbytes
-    for left in leftovers(before):
-        freed += sum(file.lstat().st_size for file in left.rglob("*") if file.is_file())
-        shutil.rmtree(left)
+    for left in left_beside(before):
+        if left.is_dir():
+            freed += sum(file.lstat().st_size for file in left.rglob("*") if file.is_file())
+            shutil.rmtree(left)
+        else:
+            freed += left.lstat().st_size
+            left.unlink()
     click.echo(f"{store}: {freed / 1e6:,.1f} MB freed")
     next_step(f"gradstore index --store {store}")
 

@@ -9,7 +9,7 @@ import click
 
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.train import TrainConfig
-from query.cli.group import cli, next_step
+from query.cli.group import cli, kept, next_step
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -26,13 +26,14 @@ def train(config: Path | None, **given: Any) -> None:
     """Train a small UNet2DModel on images, recording its events."""
     settings = parse(TrainConfig, config, given)
     settings.require_sound()
-    from gradstore.collect import train as run
+    text = (
+        f"The checkpoints in {settings.out} are kept and can be collected. To train again, remove "
+        "it or choose another --out."
+    )
+    with kept(text):
+        from gradstore.collect import train as run
 
-    try:
         folders = run(settings)
-    except KeyboardInterrupt:
-        click.echo(f"To train again, remove {settings.out} or choose another --out.", err=True)
-        raise
     click.echo(f"{len(folders)} checkpoints in {folders[0].parent}")
     next_step(f"gradstore collect {settings.out}/collect.yaml")
 
@@ -46,13 +47,10 @@ def collect(config: Path | None, **given: Any) -> None:
     """
     settings = parse(CollectConfig, config, given)
     _require_collectable(settings)
-    from gradstore.collect import collect_config
+    with kept("Sealed shards are kept: run the same command again to go on."):
+        from gradstore.collect import collect_config
 
-    try:
         store = collect_config(settings)
-    except KeyboardInterrupt:
-        click.echo("\nSealed shards are kept; the same command resumes.", err=True)
-        raise
     if store.missing():  # already logged as a warning
         sys.exit(UNDONE)
     rows = store.samples * store.slots * store.checkpoints
@@ -66,10 +64,11 @@ def plan(config: Path | None, **given: Any) -> None:
     """Estimate what `collect` with the same settings takes, from one measured batch."""
     settings = parse(CollectConfig, config, given)
     _require_collectable(settings)
-    from gradstore.collect import plan_config
-    from indexer.approximate.factory import DEFAULT, estimated_bytes
+    with kept("Nothing was written."):
+        from gradstore.collect import plan_config
+        from indexer.approximate.factory import DEFAULT, estimated_bytes
 
-    bill = plan_config(settings)
+        bill = plan_config(settings)
     click.echo(bill)
     index_bytes = estimated_bytes(DEFAULT, bill.dim, bill.samples)
     click.echo(f"\nThen an index takes {index_bytes / 1e6:,.1f} MB of memory per measure.")

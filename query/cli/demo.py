@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gradstore.errors import ConfigError
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.question import QueryEvents
@@ -13,7 +13,7 @@ from gradstore.flags.train import TrainConfig
 from indexer import build_index
 from query.collection import collect_queries
 from query.results.files import Result, write_answers
-from query.results.folder import claim
+from query.results.folder import claimed
 from query.results.report import Section
 from query.searching import search
 
@@ -34,8 +34,11 @@ def run(config: DemoConfig) -> Result:
         ConfigError: if `config.out` was made with other settings.
     """
     out = Path(config.out)
-    claim(out, config, "demo.yaml")
+    with claimed(out, config, "demo.yaml"):
+        return _made(config, out)
 
+
+def _made(config: DemoConfig, out: Path) -> Result:
     from gradstore.collect import (
         Samples,
         collect_config,
@@ -45,6 +48,9 @@ def run(config: DemoConfig) -> Result:
     )
 
     run_folder = out / "run"
+    made = list((run_folder / "checkpoints").glob("epoch-*"))
+    if run_folder.exists() and len(made) < CHECKPOINTS:  # it was interrupted
+        shutil.rmtree(run_folder)
     if not run_folder.exists():
         train(
             TrainConfig(
@@ -57,11 +63,6 @@ def run(config: DemoConfig) -> Result:
             )
         )
     checkpoints = find_checkpoints(run_folder)[:CHECKPOINTS]
-    if len(checkpoints) < CHECKPOINTS:
-        raise ConfigError(
-            f"the training run in {run_folder} stopped after {len(checkpoints)} checkpoints. "
-            f"Remove {run_folder} and run the demo again."
-        )
     settings = CollectConfig(
         dataset="digits",
         limit=config.digits,

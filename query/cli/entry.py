@@ -7,12 +7,13 @@ import sys
 import traceback
 from pathlib import Path
 from tempfile import mkstemp
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
 from gradstore.errors import GradstoreError
 from gradstore.text import printable
+from query.cli import INTERRUPTED
 
 try:
     import indexer.measure  # noqa: F401
@@ -25,6 +26,8 @@ except ImportError as error:
 # Each module adds its commands to the group; `gradstore --help` lists them in this order.
 from query.cli import collect, index, query, serve, studies, change, inspect  # noqa: F401, I001
 from query.cli.group import cli
+
+_KEPT: Final = "What is finished is kept: run the same command again to go on."
 
 
 class _Printable(logging.Formatter):
@@ -46,8 +49,8 @@ def main() -> None:
     logging.getLogger("gradstore").setLevel(logging.INFO)
     try:
         status = cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        _stop("Interrupted. What is finished is kept: run the same command again to go on.", 130)
+    except click.exceptions.Abort as error:
+        _stop(f"Interrupted. {str(error) or _KEPT}", INTERRUPTED)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -13,6 +14,8 @@ from gradstore.progress import VARIABLE
 from query.cli.parsing import Command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from query.results.files import Result
 
 
@@ -64,6 +67,15 @@ def tell(result: Result) -> None:
     click.echo(result.text)
     click.echo(f"wrote {result.table} and {result.report}")
     next_step(f"open {result.report}")
+
+
+@contextmanager
+def kept(text: str) -> Iterator[None]:
+    """Say what is kept if the command is interrupted in this context, and how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise click.exceptions.Abort(text) from error
 
 
 def next_step(command: str) -> None:

@@ -10,7 +10,7 @@ import click
 from gradstore.errors import StoreError
 from gradstore.flags.demo import DemoConfig
 from gradstore.text import one_line, printable
-from query.cli.group import cli, follow, tell, trusting
+from query.cli.group import cli, follow, kept, tell, trusting
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def verify(store: str, *, repair: bool, follow_recorded: bool) -> None:
     from gradstore.store.changes.vacuum import left_inside
     from gradstore.store.verify import describe_anew
     from gradstore.store.verify import verify as check
-    from indexer.artifact import leftovers
+    from query.results.leftovers import left_beside
 
     opened = open_store(store)
     for key in describe_anew(opened) if repair else ():
@@ -73,7 +73,7 @@ def verify(store: str, *, repair: bool, follow_recorded: bool) -> None:
             "Run the same `gradstore collect` again to resume."
         )
     click.echo(f"{store}: every shard is as it was sealed")
-    left = [*left_inside(opened), *map(str, leftovers(opened))]
+    left = [*left_inside(opened), *map(str, left_beside(opened))]
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         shown = ", ".join(left[:_SHOWN])
@@ -96,9 +96,10 @@ def demo(config: Path | None, **given: Any) -> None:
 @cli.command()
 def doctor() -> None:
     """Check versions, devices, the FAISS build, fast_jl, and shadowed packages."""
-    from query.cli.doctor import examine
+    with kept("Nothing was written."):
+        from query.cli.doctor import examine
 
-    findings = examine()
+        findings = examine()
     for finding in findings:
         click.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what}: {finding.found}")
         if finding.mend:

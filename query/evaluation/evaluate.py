@@ -28,8 +28,9 @@ from query.evaluation.figures import (
 from query.evaluation.page import page, table
 from query.evaluation.removal import RANDOM, removal
 from query.evaluation.retraining import Judge, Retraining, by_command, halves
-from query.results.folder import claim
+from query.results.folder import claimed
 from query.results.pictures import pictures
+from query.results.writing import written
 from query.statistics import interval
 
 if TYPE_CHECKING:
@@ -95,11 +96,27 @@ def evaluate(
     train = by_command(config.train) if train is None and config.train is not None else train
     if config.removals and train is None:
         raise ConfigError("--removals needs models trained again: give --train.")
-    claim(out, config, "evaluate.yaml")
+    with claimed(out, config, "evaluate.yaml"):
+        result = _evaluated(config, stores, outliers, train, samples)
+        content = json.dumps(result, indent=2) + "\n"
+        path = out / "evaluation.md"
+        for file, text in ((out / "evaluation.json", content), (path, page(config, result))):
+            with written(file) as writing:
+                writing.write_text(text, encoding="utf-8")
+        return Evaluation(json.loads(content), path)
 
-    # Score all training samples for the queries, and for copies of training samples.
+
+def _evaluated(
+    config: EvaluateConfig,
+    stores: Sequence[Store],
+    outliers: NDArray[np.bool_] | None,
+    train: Train | None,
+    samples: Any,
+) -> dict[str, Any]:
+    """All figures."""
     from gradstore.collect import Samples
 
+    # Score all training samples for the queries, and for copies of training samples.
     heldout = Samples.from_spec(config)
     images = pictures(stores[0]) if samples is None else Samples.of(samples)
     copied = _copied(stores[0], config.copies if images is not None else 0)
@@ -109,7 +126,7 @@ def evaluate(
         queries = collect_queries(
             store,
             asked,
-            out / f"queries-{number}.gradstore",
+            Path(config.out) / f"queries-{number}.gradstore",
             events=config.events(),
             checkpoints=config.checkpoints,
             batch_size=config.batch_size,
@@ -145,11 +162,7 @@ def evaluate(
     # Compare them with models that are trained on other samples.
     if train is not None:
         result |= _retrained(config, stores, heldout, found, train)
-    content = json.dumps(result, indent=2) + "\n"
-    (out / "evaluation.json").write_text(content, encoding="utf-8")
-    path = out / "evaluation.md"
-    path.write_text(page(config, result), encoding="utf-8")
-    return Evaluation(json.loads(content), path)
+    return result
 
 
 def _retrained(

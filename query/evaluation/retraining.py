@@ -13,6 +13,7 @@ import numpy as np
 
 from gradstore.errors import CheckpointError, ConfigError
 from gradstore.progress import quietly, track
+from query.results.writing import named, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,10 +50,10 @@ class Retraining:
         if not file.exists():
             chosen = [one for one, wanted in zip(self.ids, members, strict=True) if wanted]
             found = self.judge(name, chosen, seed)
-            self.folder.mkdir(parents=True, exist_ok=True)
-            writing = file.with_name(f".{name}.writing.npy")
-            np.save(writing, found)
-            writing.rename(file)
+            with named(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            with written(file) as writing, writing.open("wb") as opened:
+                np.save(opened, found)
         result: NDArray[np.float64] = np.load(file, allow_pickle=False)
         return result
 
@@ -105,7 +106,8 @@ class Judge:
 
         place = self.folder / name
         shutil.rmtree(place, ignore_errors=True)  # of an interrupted run
-        place.mkdir(parents=True)
+        with named(place):
+            place.mkdir(parents=True)
         with quietly():
             self.train(ids, seed, place / "model")
         if not (place / "model").exists():
@@ -141,7 +143,9 @@ def by_command(command: str) -> Train:
 
     def train(ids: Sequence[str], seed: int, out: Path) -> None:
         listed, log = out.with_name("ids.txt"), out.with_name("output.txt")
-        listed.write_text("".join(f"{one}\n" for one in ids), encoding="utf-8")
+        with named(listed):
+            listed.write_text("".join(f"{one}\n" for one in ids), encoding="utf-8")
+            log.touch()
         values = dict(zip(_FIELDS, (str(listed), str(seed), str(out)), strict=True))
         filled = [_filled(word, values) for word in words]
         try:

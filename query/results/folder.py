@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import yaml
 
 from gradstore.errors import ConfigError
-from query.results.writing import named, written
+from gradstore.store import locks
+from query.results.writing import alone, named, written
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from gradstore.store.format.spec import Spec
@@ -52,8 +55,9 @@ def require_place(out: Path) -> None:
         )
 
 
-def claim(out: Path, config: Spec, name: str) -> None:
-    """Create a results folder, or resume one with the same configuration.
+@contextmanager
+def claimed(out: Path, config: Spec, name: str) -> Iterator[None]:
+    """Create a results folder, or resume one with the same configuration, and hold it.
 
     Args:
         out: the folder.
@@ -62,15 +66,20 @@ def claim(out: Path, config: Spec, name: str) -> None:
 
     Raises:
         ConfigError: if `out` exists with other content.
-        QueryError: if it cannot be written.
+        QueryError: if it cannot be written, or another process writes into it.
     """
-    if require_free(out, config, name):
+    require_free(out, config, name)
+    lock = out / locks.name_of("results")
+    with ExitStack() as held:
         with named(out):
             out.mkdir(parents=True, exist_ok=True)
-        with written(out / name) as writing:
-            writing.write_text(_settings(config))
-    else:
-        _log.info("%s has the same settings: resuming", out)
+            held.enter_context(alone(out, lock))
+        if require_free(out, config, name):  # not made by another process meanwhile
+            with written(out / name) as writing:
+                writing.write_text(_settings(config))
+        else:
+            _log.info("%s has the same settings: resuming", out)
+        yield
 
 
 def _settings(config: Spec) -> str:
@@ -78,13 +87,15 @@ def _settings(config: Spec) -> str:
 
 
 def require_free(out: Path, config: Spec, name: str) -> bool:
-    """Whether a results folder must still be made; raises as `claim` does."""
+    """Whether a results folder must still be made; raises as `claimed` does."""
     settings = out / name
     require_place(out)
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} exists and is not a folder. Choose another --out.")
     # A folder with only settings is free: that run failed before it made anything.
-    if out.exists() and {entry.name for entry in out.iterdir()} - {name}:
+    if out.exists() and any(
+        entry.name != name and not locks.is_lock(entry.name) for entry in out.iterdir()
+    ):
         if settings.is_file() and settings.read_text() == _settings(config):
             return False
         what = "was made with other settings" if settings.is_file() else "holds something else"

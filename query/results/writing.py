@@ -1,4 +1,4 @@
-"""Result files are written whole or not at all, and an error names them."""
+"""Result files are written whole or not at all, by one process, and an error names them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from gradstore.errors import QueryError
+from gradstore.store import locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,10 +19,11 @@ def written(path: Path) -> Iterator[Path]:
     """Provide a temporary name, for a file or folder that becomes `path` on success.
 
     Raises:
-        QueryError: if it cannot be written; what was begun is removed.
+        QueryError: if it cannot be written, or another process writes it; what was begun is
+            removed.
     """
-    writing = path.with_name(f".{path.name}.writing")
-    with named(path):
+    writing = temporary(path)
+    with named(path), alone(path, lock_of(writing)):
         if writing.is_dir():  # a killed process left it
             shutil.rmtree(writing)
         try:
@@ -33,6 +35,40 @@ def written(path: Path) -> Iterator[Path]:
             else:
                 writing.unlink(missing_ok=True)
             raise
+
+
+def temporary(path: Path) -> Path:
+    """The name of a result that is being written or removed."""
+    return path.with_name(f".{path.name}.writing")
+
+
+def lock_of(path: Path) -> Path:
+    """The lock file of a result."""
+    return path.with_name(locks.name_of(path.name))
+
+
+@contextmanager
+def alone(path: Path, lock: Path) -> Iterator[None]:
+    """Hold a result for this process: a second one would take away what this one still reads.
+
+    Args:
+        path: the result.
+        lock: its lock file, which is removed at the end.
+
+    Raises:
+        QueryError: if another process holds it.
+        OSError: if the lock file cannot be made.
+    """
+    with locks.locked(lock, wait=False) as acquired:
+        if not acquired:
+            raise QueryError(
+                f"{path} is being written by another process, which runs or is stopped. Let it "
+                f"finish or end it, then run the same command again. (It holds {lock}.)"
+            )
+        try:
+            yield
+        finally:
+            locks.discard(lock)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from gradstore.errors import QueryError
 from indexer import ExactEngine, Features, measure_of
 from query import Queries, write_scores
 from query import scores as scores_module
+from query.results.leftovers import left_beside
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:
@@ -122,3 +123,41 @@ def test_scores_of_something_else_are_not_changed(
         write_scores(engine(train), queries, tmp_path / "mine.zarr")
     with pytest.raises(QueryError, match=r"NAME.zarr or NAME.parquet"):
         write_scores(engine(train), queries, tmp_path / "s.csv")
+
+
+def test_what_a_killed_process_left_of_other_inputs_is_taken_over(
+    stores: tuple[Store, Store], tmp_path: Path
+) -> None:
+    train, queries = stores
+    left, out = tmp_path / ".s.parquet.zarr", tmp_path / "s.parquet"
+    write_scores(engine(train), Queries.of(queries).part(0, 5), tmp_path / "other.zarr")
+    (tmp_path / "other.zarr").rename(left)
+    write_scores(engine(train), queries, out)
+    assert len(pd.read_parquet(out)) == 21 * 297
+    assert not left.exists()
+    out.unlink()
+    zarr.open_group(left, mode="w", attributes={"mine": 1})  # no scores
+    with pytest.raises(QueryError, match="holds something else"):
+        write_scores(engine(train), queries, out)
+    assert zarr.open_group(left, mode="r").attrs["mine"] == 1
+
+
+@pytest.mark.parametrize("name", ["s.zarr", "s.parquet"])
+def test_a_second_writer_is_refused(
+    stores: tuple[Store, Store], tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, queries = stores
+    columns, refused = scores_module._columns, []
+
+    def meanwhile(*args: Any) -> Any:
+        for column in columns(*args):
+            with pytest.raises(QueryError, match="by another process"):
+                write_scores(engine(train), queries, tmp_path / name)
+            refused.append(column)
+            assert left_beside(train) == []
+            yield column
+
+    monkeypatch.setattr(scores_module, "_columns", meanwhile)
+    write_scores(engine(train), queries, tmp_path / name)
+    assert len(refused) > 1
+    assert {file.name for file in tmp_path.iterdir()} == {"t.gradstore", "q.gradstore", name}

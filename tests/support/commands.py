@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -29,3 +30,8 @@ class Run:
         assert (stopped.value.code or 0) == status, err
         assert "Traceback" not in err
         return out if status == 0 else err
+
+
+def words(command: str, place: Path) -> list[str]:
+    """The words of a command in which `{place}` is a folder."""
+    return command.format(place=place).split()

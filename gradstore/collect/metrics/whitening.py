@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from math import prod
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _SIDES = ("outputs", "inputs", "taps")
+# What a safetensors file says of a tensor besides its name, and the bounds of its header.
+_ENTRY_BYTES: Final = 256
 
 
 def has_factors(layer: nn.Module) -> bool:
@@ -197,6 +199,15 @@ def fitting_nbytes(model: nn.Module, *, layerwise: bool) -> int:
     sizes = [side for sides in _sizes(model).values() for side in sides] if layerwise else []
     decomposing = 5 * 8 * max(sizes, default=0) ** 2  # matrix, vectors, LAPACK's work, product
     return 8 * num_parameters(model) + 12 * sum(side**2 for side in sizes) + decomposing
+
+
+def most_bytes(model: nn.Module) -> int:
+    """Bytes that the file of a model's map may have."""
+    numbers, header = num_parameters(model), _ENTRY_BYTES
+    for name, sides in _sizes(model).items():
+        numbers += sum(side**2 for side in sides)
+        header += len(_SIDES) * (_ENTRY_BYTES + 6 * len(name))  # \uXXXX takes 6 bytes
+    return 4 * numbers + header
 
 
 def _sizes(model: nn.Module) -> dict[str, tuple[int, int, int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack, suppress
 from time import monotonic, sleep
 from typing import TYPE_CHECKING
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
 
     from gradstore.collect.pipeline.executors import Task
 
+_log = logging.getLogger("gradstore")
+
 _POLL_SECONDS = 0.5
+# Shards of others that are waited for so long are told.
+_TOLD_SECONDS = 10.0
 # A rank waits at least this long for the last shards of others, or this many times the expected
 # time of a task, because torchrun ends all ranks when one of them fails.
 _PATIENCE_SECONDS = 60.0
@@ -67,7 +72,7 @@ class Claims:
         Raises:
             StoreError: if a task cannot be locked.
         """
-        left, since = list(tasks), monotonic()
+        left, since, told = list(tasks), monotonic(), False
         while left:
             others = [task for task in left if not self._claimed(task, work)]
             if len(others) < len(left):
@@ -75,6 +80,14 @@ class Claims:
             elif self._ranks is not None and monotonic() - since >= self._patience:
                 break
             else:
+                if not told and monotonic() - since >= _TOLD_SECONDS:
+                    told = True
+                    _log.warning(
+                        "other processes hold %d shards, locked in %s; waiting for them. If one is "
+                        "stopped or hangs, end it: its shards are then collected here",
+                        len(others),
+                        ", ".join(map(str, self._folders)),
+                    )
                 sleep(_POLL_SECONDS)
             left = others
         for folder in self._folders:

@@ -21,7 +21,7 @@ from gradstore.collect.engines.choice import batch_of, forget
 from gradstore.collect.events.noise import noise_key
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.metrics import Fitting, Metric, Whitening, from_spec
-from gradstore.collect.metrics.whitening import fitting_nbytes, neutral
+from gradstore.collect.metrics.whitening import fitting_nbytes, most_bytes, neutral
 from gradstore.collect.pipeline.batches import EventRows, read
 from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
 from gradstore.collect.recorded import Recorded
@@ -142,10 +142,11 @@ class JobMetric:
         if number in self._contents and known in {None, self.fits[number]}:
             # A checkpoint that is being added is named by no root yet.
             return self._parsed(number, self._contents[number], loaded.model)
-        stored = (read_metric(open_store(objects), number) for objects in self._present())
+        most = most_bytes(loaded.model)
+        stored = (read_metric(open_store(objects), number, most) for objects in self._present())
         content = next((one for one in stored if one is not None), None)
         if content is None and self.lender is not None:
-            content = read_metric(self.lender, number)
+            content = read_metric(self.lender, number, most)
         if content is None:
             content = self._fitted(number, loaded, objective, events).content()
         if self.source is None:
@@ -158,7 +159,7 @@ class JobMetric:
                 "metric, so they cannot be filled together. Collect them one by one."
             )
         if names:  # another process may have been first
-            content = read_metric(open_store(self._present()[0]), number) or content
+            content = read_metric(open_store(self._present()[0]), number, most) or content
         self.fits[number] = sha256(content).hexdigest()
         self._contents.clear()  # one is held at a time
         self._contents[number] = content

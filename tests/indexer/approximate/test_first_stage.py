@@ -101,6 +101,14 @@ def test_what_cannot_be_trained_is_told(tmp_path: Path, factory: str) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["t.gradstore"]
 
 
+@pytest.mark.parametrize("factory", ["NSG8,Flat", "IDMap,Flat"])
+def test_what_cannot_be_filled_is_told(tmp_path: Path, factory: str) -> None:
+    store = random_store(tmp_path / "t.gradstore", 300)
+    with pytest.raises(ConfigError, match="cannot be filled"):
+        build_index(store, "tracin", factory=factory)
+    assert [file.name for file in tmp_path.iterdir()] == ["t.gradstore"]
+
+
 @pytest.mark.parametrize("factory", ["RaBitQ", "SQfp16"])
 def test_a_filter_is_inside_the_search(tmp_path: Path, factory: str) -> None:
     train = random_store(tmp_path / "t.gradstore", 2000)

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gradstore import delete, open_store
-from gradstore.store.verify import verify
-from tests.support.commands import Run
+from gradstore import delete
+from tests.support.commands import Run, words
 from tests.support.drawn_stores import random_store
-from tests.support.interrupting import interrupted, opened
+from tests.support.interrupting import interrupt_anywhere
 
 ASKED = "--store {place}/train.gradstore --queries {place}/asked.gradstore"
 STORE = "--store {place}/train.gradstore"
@@ -30,7 +29,6 @@ QUICK = {
     "info": "info {place}/train.gradstore",
     "verify": "verify {place}/train.gradstore",
 }
-STORES = ("train", "deleted", "asked", "more")
 
 
 @pytest.fixture(scope="module")
@@ -44,60 +42,6 @@ def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
     delete(more, [f"s{n}" for n in range(20)])
     (folder / "plain.gradstore").rename(folder / "more.gradstore")
     return folder
-
-
-def words(command: str, place: Path) -> list[str]:
-    return command.format(place=place).split()
-
-
-def interrupt_anywhere(
-    command: str, made: Path, scratch: Path, run: Run, *, moments: int = 4
-) -> None:
-    """Interrupt a command at several moments, each in a copy of a folder; then run it again."""
-
-    def copy() -> Path:
-        shutil.rmtree(scratch, ignore_errors=True)
-        return Path(shutil.copytree(made, scratch))
-
-    for _ in range(2):  # the first opens what it imports
-        place = copy()
-        with interrupted(None):
-            run(*words(command, place))
-    whole, expected = opened(), names(place)
-    for moment in range(1, moments + 1):
-        place = copy()
-        before = revisions(place)
-        with interrupted(max(1, whole * moment // (moments + 1))):
-            told = run(*words(command, place), status=130)
-        assert "What is finished is kept" in told
-        changed = revisions(place) != before
-        if changed and command.startswith(("delete", "drop", "merge")):
-            continue  # it was done when it was interrupted, and cannot be done twice
-        run(*words(command, place))
-        revisions(place)
-        assert names(place) == expected
-
-
-def names(place: Path) -> set[str]:
-    """Files, without those of random names and what `verify` tells and `vacuum` removes."""
-    return {
-        str(file.relative_to(place))
-        for file in place.rglob("*")
-        if file.is_file()
-        and ".building-" not in str(file)
-        and not file.name.endswith(".lock")
-        and not {"parts", "deleted", "commits"} & set(file.parts)
-    }
-
-
-def revisions(place: Path) -> dict[str, int]:
-    """The revision of each store, all of which must be whole."""
-    found = {}
-    for name in STORES:
-        store = open_store(place / f"{name}.gradstore")
-        assert not any(report.problem for report in verify(store))
-        found[name] = store.spec.revision
-    return found
 
 
 @pytest.mark.parametrize("name", QUICK)
