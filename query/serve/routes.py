@@ -214,7 +214,7 @@ def _serve_answers(app: FastAPI, answers: Answers, study: Study) -> None:
         found = await run_in_threadpool(answers.ask, look)
         if isinstance(found, Future):  # others may wait for it too
             found = await asyncio.shield(asyncio.wrap_future(found))
-        return JSONResponse(found)
+        return Response(found, media_type="application/json")
 
     @app.get("/api/breakdown", tags=["studies"])
     async def breakdown(look: Annotated[Studied, Query()]) -> Any:
