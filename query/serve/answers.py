@@ -230,6 +230,7 @@ def detail(library: Library, row: int) -> dict[str, Any]:
     digest = manifest.digests[row]
     return {
         "id": manifest.ids[row],
+        "place": row,
         "columns": {name: plain(column[row]) for name, column in manifest.metadata.items()},
         "digest": digest,
         "copies": library.copies[digest],
@@ -238,8 +239,9 @@ def detail(library: Library, row: int) -> dict[str, Any]:
 
 def finite_list(values: NDArray[Any]) -> list[Any]:
     """Nested lists of the entries of an array, None for those that are not finite."""
-    found: list[Any] = np.where(np.isfinite(values), values.astype(object), None).tolist()
-    return found
+    found = values.astype(object)
+    found[~np.isfinite(values)] = None
+    return list(found.tolist())
 
 
 def finite(value: Any) -> Any:
