@@ -14,7 +14,7 @@ import gradstore as gs
 from query.queries import Queries
 from tests.query.serve.conftest import LABELS, Place, picture
 from tests.support.browser import KEYS, Page, browser
-from tests.support.served import Client
+from tests.support.served import Client, pages
 
 pytestmark = pytest.mark.browser
 QUERY = "cat/0.png"
@@ -421,3 +421,16 @@ def test_the_map_by_keyboard_and_its_colours(page: Page) -> None:
     page.press(KEYS.ENTER)
     page.until(lambda: "30 selected" in page.one("#selection").text)
     page.click("#selection .clear")
+
+
+def test_a_notebook_shows_the_page_in_a_frame(page: Page, client: Client, tmp_path: Path) -> None:
+    """A notebook is a page of another origin on this machine."""
+    shown = client.server._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><title>notebook</title>{shown}")
+    with pages(tmp_path) as url:
+        page.driver.get(f"{url}/notebook.html")
+        page.driver.switch_to.frame(page.one("iframe"))
+        page.until(lambda: "Choose a query" in page.one("#galleries").text)
+        page.until(lambda: page.all("#picks img"))
+        page.driver.switch_to.default_content()
+        assert page.one("a").get_attribute("href") == client.server.url
