@@ -7,8 +7,10 @@ import os
 from typing import TYPE_CHECKING
 
 import yaml
+from pydantic import ValidationError
 
 from gradstore.errors import ConfigError
+from gradstore.flags.files import settings_of
 from query.results.writing import named, written
 
 if TYPE_CHECKING:
@@ -77,6 +79,17 @@ def _settings(config: Spec) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def _same(file: Path, config: Spec) -> bool:
+    """Whether a file has these settings; those that it lacks have their defaults.
+
+    Files of earlier versions lack the settings that came later.
+    """
+    try:
+        return type(config).model_validate(settings_of(file)) == config
+    except (OSError, ConfigError, ValidationError):
+        return False
+
+
 def require_free(out: Path, config: Spec, name: str) -> bool:
     """Whether a results folder must still be made; raises as `claim` does."""
     settings = out / name
@@ -85,7 +98,7 @@ def require_free(out: Path, config: Spec, name: str) -> bool:
         raise ConfigError(f"{out} exists and is not a folder. Choose another --out.")
     # A folder with only settings is free: that run failed before it made anything.
     if out.exists() and {entry.name for entry in out.iterdir()} - {name}:
-        if settings.is_file() and settings.read_text() == _settings(config):
+        if settings.is_file() and _same(settings, config):
             return False
         what = "was made with other settings" if settings.is_file() else "holds something else"
         raise ConfigError(
