@@ -1,7 +1,7 @@
 """Artifacts: folders built from one store and refused for any other.
 
-Indexes and kernels are artifacts. Each is built in a temporary folder and renamed as a whole. A
-JSON file records what it was built from and the SHA-256 of each file that is read back.
+Indexes, kernels and maps are artifacts. Each is built in a temporary folder and renamed as a whole.
+A JSON file records what it was built from and the SHA-256 of each file that is read back.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ S = TypeVar("S", bound=Spec)
 _TRIES: Final = 100
 _LOCK: Final = locks.name_of("building")
 _LEFT: Final = re.compile(r"\.(?P<whole>.+)\.(?P<kind>building|old)-[0-9a-f]{1,32}")
+_KINDS: Final = (".index", ".kernel", ".map")
 MOST_SPEC_BYTES: Final = 1 << 20
 """Bytes that an artifact's JSON file may have."""
 
@@ -74,7 +75,7 @@ def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
     """Read an artifact's JSON file.
 
     Args:
-        kind: `index` or `kernel`, for error messages.
+        kind: `index`, `kernel` or `map`, for error messages.
         path: the artifact's folder.
         name: name of the JSON file.
         spec: class of the content.
@@ -122,7 +123,7 @@ def leftovers(store: Store) -> list[Path]:
         if match is None or found.is_symlink() or not found.is_dir():
             continue
         whole = match["whole"]
-        artifact = whole.startswith(f"{store.name}.") and whole.endswith((".index", ".kernel"))
+        artifact = whole.startswith(f"{store.name}.") and whole.endswith(_KINDS)
         if not (artifact or (not store.objects.remote and whole == store.path.name)):
             continue
         if artifact and match["kind"] == "old":
@@ -154,7 +155,7 @@ def exchanged(kind: str, path: Path) -> Iterator[Path]:
     A partly written artifact never has an artifact's name.
 
     Args:
-        kind: `index` or `kernel`, for error messages.
+        kind: `index`, `kernel` or `map`, for error messages.
         path: the artifact's folder.
 
     Yields:

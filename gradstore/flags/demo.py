@@ -18,5 +18,6 @@ class DemoConfig(Spec):
     digits: int = Field(400, ge=1, le=1700, description="number of training digits")
     heldout: int = Field(50, ge=1, le=97, description="number of held-out digits to query")
     generated: int = Field(16, ge=1, description="number of generated digits to query")
+    copies: int = Field(10, ge=1, description="number of training digits to query, as copies")
     k: int = Field(10, ge=1, description="number of proponents and opponents per query and measure")
     seed: int = Field(0, ge=0, description="seed of all random numbers")

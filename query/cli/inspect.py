@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from shutil import which
+from typing import Any, Final
 
 import click
 
 from gradstore.errors import StoreError
 from gradstore.flags.demo import DemoConfig
 from gradstore.text import one_line, printable
-from query.cli.group import cli, follow, kept, tell, trusting
+from query.cli.group import cli, follow, kept, next_step, trusting
 from query.cli.parsing import flags, parse
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
 
 _SHOWN: Final = 5
 
@@ -90,7 +89,15 @@ def demo(config: Path | None, **given: Any) -> None:
     settings = parse(DemoConfig, config, given)
     from query.cli.demo import run
 
-    tell(run(settings))
+    result = run(settings)
+    click.echo(result.text)
+    click.echo(f"\nwrote {result.table} and {result.report}: open the report, or")
+    out = Path(settings.out)
+    program = "gradstore" if which("gradstore") else sys.argv[0]
+    next_step(
+        f"{shlex.quote(program)} serve {shlex.quote(str(out / 'train.gradstore'))} "
+        f"--queries {shlex.quote(str(out / 'asked.gradstore'))}"
+    )
 
 
 @cli.command()

@@ -9,10 +9,10 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, get_args, get_origin
 
 import click
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from gradstore.errors import ConfigError
+from gradstore.flags.files import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -124,7 +124,7 @@ def parse(model: type[Model], config: Path | None, given: dict[str, Any]) -> Mod
         ConfigError: names the file or flag, what was found, and what is allowed.
     """
     allowed = given.pop("allow_imports", False)
-    values = {} if config is None else _read(config)
+    values = {} if config is None else settings_of(config)
     for name in _MEASURES & values.keys():
         for measure in values[name] if isinstance(values[name], list) else [values[name]]:
             if not allowed and "." in str(measure).partition("@")[0].partition(":")[0]:
@@ -147,37 +147,11 @@ def parse(model: type[Model], config: Path | None, given: dict[str, Any]) -> Mod
         raise ConfigError(_explain(error, config, model, given)) from error
 
 
-class _Plain(yaml.SafeLoader):
-    """Reads settings. Aliases can make a short file huge, and no setting needs one."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None,
-                None,
-                "it has an alias",
-                self.peek_event().start_mark,  # type: ignore[no-untyped-call]
-            )
-        return super().compose_node(parent, index)
-
-
 def _home(value: Any) -> Any:
     """A path, or a list of paths, with `~` replaced by the home folder, if that is known."""
     if isinstance(value, list):
         return [_home(one) for one in value]
     return os.path.expanduser(value) if isinstance(value, str) else value  # noqa: PTH111
-
-
-def _read(config: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(config.read_text(encoding="utf-8"), _Plain) or {}  # noqa: S506, it is safe
-    # A number may have too many digits, and brackets may be nested too deeply.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ConfigError(f"{config} is not YAML: {reason}. Correct the file.") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{config} is not a mapping of settings to values. Correct the file.")
-    return {str(name): value for name, value in values.items()}
 
 
 def _commas(model: type[BaseModel], name: str) -> bool:

@@ -8,8 +8,10 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import yaml
+from pydantic import ValidationError
 
 from gradstore.errors import ConfigError
+from gradstore.flags.files import settings_of
 from gradstore.store import locks
 from query.results.writing import alone, named, written
 
@@ -86,6 +88,17 @@ def _settings(config: Spec) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def _same(file: Path, config: Spec) -> bool:
+    """Whether a file has these settings; those that it lacks have their defaults.
+
+    Files of earlier versions lack the settings that came later.
+    """
+    try:
+        return type(config).model_validate(settings_of(file)) == config
+    except (OSError, ConfigError, ValidationError):
+        return False
+
+
 def require_free(out: Path, config: Spec, name: str) -> bool:
     """Whether a results folder must still be made; raises as `claimed` does."""
     settings = out / name
@@ -96,7 +109,7 @@ def require_free(out: Path, config: Spec, name: str) -> bool:
     if out.exists() and any(
         entry.name != name and not locks.is_lock(entry.name) for entry in out.iterdir()
     ):
-        if settings.is_file() and settings.read_text() == _settings(config):
+        if settings.is_file() and _same(settings, config):
             return False
         what = "was made with other settings" if settings.is_file() else "holds something else"
         raise ConfigError(

@@ -53,7 +53,7 @@ def to_table(answers: Sequence[Answer]) -> pa.Table:
 def _table(answer: Answer) -> pa.Table:
     import pyarrow as pa
 
-    store, queries, explained = answer.store, answer.queries, answer.explained
+    store, queries = answer.store, answer.queries
     sides = list(answer.sides)
     rows = np.stack([side.samples for side in answer.sides.values()], axis=1)
     count, _, k = rows.shape
@@ -72,15 +72,10 @@ def _table(answer: Answer) -> pa.Table:
 
     numbers = list(steps)
     ids = store.manifest.ids
-    parts = explained.parts.reshape(rows.size, -1)
+    parts = answer.explained.parts.reshape(rows.size, -1)
     edges = np.arange(rows.size + 1, dtype=np.int32) * parts.shape[1]
     scores = np.stack([side.scores for side in answer.sides.values()], axis=1)
-    everyone = slice(None)
-    intervals = [
-        rank_intervals(sign * side.scores, explained.only(everyone, start + np.arange(k)))
-        for side, start, sign in ((answer.proponents, 0, 1), (answer.opponents, k, -1))
-    ]
-    first, last = (np.stack(both, axis=1) for both in zip(*intervals, strict=True))
+    figures = {name: values.ravel() for name, values in figures_of(answer).items()}
     return pa.table(
         {
             "query_id": of_queries(queries.ids, pa.string()),
@@ -92,25 +87,52 @@ def _table(answer: Answer) -> pa.Table:
             "label": of_samples([train_labels[row] if train_labels else None for row in numbers]),
             "score": scores.ravel(),
             "timesteps": of_samples(list(steps.values()), pa.list_(pa.int64())),
-            "rank_low": first.ravel(),
-            "rank_high": last.ravel(),
-            "projection_error": explained.projection_error.ravel(),
-            "query_error": _known(explained.query_error),
-            "query_margin": _known(explained.query_margin),
-            "training_error": _known(explained.training_error),
-            "margin": explained.margin.ravel(),
-            "z": explained.z.ravel(),
-            "agreement": _known(agreement(explained.parts)),
+            "rank_low": figures["rank_low"],
+            "rank_high": figures["rank_high"],
+            "projection_error": figures["projection_error"],
+            "query_error": _known(figures["query_error"]),
+            "query_margin": _known(figures["query_margin"]),
+            "training_error": _known(figures["training_error"]),
+            "margin": figures["margin"],
+            "z": figures["z"],
+            "agreement": _known(figures["agreement"]),
             "parts": pa.ListArray.from_arrays(edges, pa.array(parts.ravel())),
         }
     )
+
+
+def figures_of(answer: Answer) -> dict[str, NDArray[Any]]:
+    """What is known of each score, by the name of its column in `to_table`.
+
+    Returns:
+        `[queries, sides, k]`, float32, and int64 for ranks; NaN where unknown.
+    """
+    explained, k = answer.explained, answer.proponents.samples.shape[1]
+    everyone = slice(None)
+    intervals = [
+        rank_intervals(sign * side.scores, explained.only(everyone, start + np.arange(k)))
+        for side, start, sign in ((answer.proponents, 0, 1), (answer.opponents, k, -1))
+    ]
+    low, high = (np.concatenate(both, axis=1) for both in zip(*intervals, strict=True))
+    figures: dict[str, NDArray[Any]] = {
+        "rank_low": low,
+        "rank_high": high,
+        "projection_error": explained.projection_error,
+        "query_error": explained.query_error,
+        "query_margin": explained.query_margin,
+        "training_error": explained.training_error,
+        "margin": explained.margin,
+        "z": explained.z,
+        "agreement": agreement(explained.parts),
+    }
+    return {name: values.reshape(len(answer), -1, k) for name, values in figures.items()}
 
 
 def _known(values: NDArray[np.float32]) -> pa.Array:
     """Values of a column; what is unknown (NaN) is null."""
     import pyarrow as pa
 
-    return pa.array(values.ravel(), from_pandas=True)
+    return pa.array(values, from_pandas=True)
 
 
 def write_table(table: pa.Table | Iterable[pa.Table], path: Path, schema: pa.Schema) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,7 +13,7 @@ import numpy as np
 from gradstore.errors import QueryError
 from indexer import measure_of
 from query.queries import Queries
-from query.results.table import to_table
+from query.results.table import figures_of
 from query.results.wording import (
     Scale,
     about,
@@ -23,18 +25,21 @@ from query.results.wording import (
 from query.searching import search
 from query.serve.about import how_found
 from query.serve.library import Kept
+from query.serve.look import FIRST_MEASURES, Look
 from query.serve.together import Together
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from concurrent.futures import Future
+
+    from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
     from query.results.answer import Answer
     from query.serve.library import Library
-    from query.serve.look import Asker, Look
+    from query.serve.look import Asker
 
-_MOST_ANSWERS: Final = 512
+# Bytes of answers that are kept: a thousand of usual length.
+_MOST_BYTES: Final = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -58,12 +63,23 @@ class Answers:
 
     def __init__(self, library: Library, asked: Callable[[str], Store]) -> None:
         self.library, self._asked = library, asked
-        self._together = Together(self._answered)
-        self._kept = Kept[dict[str, Any]](_MOST_ANSWERS)
+        self._together = Together(self._load, self._answered)
+        self._kept = Kept[bytes](_MOST_BYTES, len)
 
     def close(self) -> None:
         """Finish what is answered now."""
         self._together.close()
+
+    def prepare(self) -> None:
+        """Load what the first questions need, by asking one; not over a network."""
+        store, queries = self.library.store, self.library.queries
+        if store.objects.remote:
+            return
+        kind, asked = ("sample", store) if queries is None else ("query", queries)
+        for measure in FIRST_MEASURES:
+            found = self.ask(Look.model_validate({kind: asked.manifest.ids[0], "measure": measure}))
+            if isinstance(found, Future):
+                wait([found])
 
     def asker(self, look: Asker) -> tuple[Store, str]:
         """The store that holds the query, and its id there.
@@ -100,8 +116,8 @@ class Answers:
         own = None if keep is None else keep.tobytes()
         return _Key(store, measure_of(look.named).name, etas, min(look.k, left), own), name
 
-    def ask(self, look: Look) -> dict[str, Any] | Future[dict[str, Any]]:
-        """The answer as the page shows it, at once if it is kept.
+    def ask(self, look: Look) -> bytes | Future[bytes]:
+        """The answer as the page shows it, as JSON; at once if it is kept.
 
         Raises:
             QueryError: if there is no such query, measure, filter or checkpoint.
@@ -115,6 +131,10 @@ class Answers:
         key, name = self.key(look)
         return self._search(key, [name])
 
+    def _load(self, key: _Key) -> None:
+        self.library.engine(key.measure, key.etas)
+        self.library.measure(key.measure)
+
     def _search(self, key: _Key, names: Sequence[str]) -> Answer:
         library = self.library
         return search(
@@ -125,15 +145,16 @@ class Answers:
             keep=None if key.keep is None else np.frombuffer(key.keep, np.int64),
         )
 
-    def _answered(self, key: _Key, names: Sequence[str]) -> list[dict[str, Any]]:
+    def _answered(self, key: _Key, names: Sequence[str]) -> list[bytes]:
         found = self._search(key, names)
         engine = self.library.engine(key.measure, key.etas)
-        shown = shown_answers(found, self.library)
-        for name, one in zip(names, shown, strict=True):
+        out = []
+        for name, one in zip(names, shown_answers(found, self.library), strict=True):
             one["how"] = how_found(engine)
             one["searched"] = self.library.store.samples if key.keep is None else len(key.keep) // 8
-            self._kept.put((key, name), one)
-        return shown
+            out.append(json.dumps(one, ensure_ascii=False, allow_nan=False).encode())
+            self._kept.put((key, name), out[-1])
+        return out
 
 
 def single(store: Store, names: Sequence[str]) -> Queries:
@@ -142,34 +163,34 @@ def single(store: Store, names: Sequence[str]) -> Queries:
 
 
 def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
-    """An answer as JSON, one object per query.
+    """An answer as the page takes it, one object per query.
 
     All figures are those of `to_table`; non-finite ones are None.
     """
-    rows = [
-        {name: finite(one) for name, one in row.items()} for row in to_table([answer]).to_pylist()
-    ]
     k = answer.proponents.samples.shape[1]
+    known = {name: finite_list(values) for name, values in figures_of(answer).items()}
+    known["parts"] = finite_list(answer.explained.parts.reshape(len(answer), 2, k, -1))
     details = {row: detail(library, row) for row in _found(answer)}
     out: list[dict[str, Any]] = []
     for query, name in enumerate(answer.queries.ids):
         sides: list[dict[str, Any]] = []
         for place, (side, ranking) in enumerate(answer.sides.items()):
-            own = rows[(2 * query + place) * k :][:k]
-            found = [
-                {**details[sample], **{one: row[one] for one in _FIGURES}}
-                for sample, row in zip(ranking.samples[query].tolist(), own, strict=True)
-            ]
-            low, high = ([row[one] for row in own] for one in ("rank_low", "rank_high"))
-            known = any(row[one] is not None for row in own for one in _ERRORS)
-            sure = sure_ranks(low, high) if known else None
+            own = {figure: known[figure][query][place] for figure in _FIGURES}
+            own["rank"], own["score"] = range(1, k + 1), finite_list(ranking.scores[query])
+            rows = [dict(zip(own, row, strict=True)) for row in zip(*own.values(), strict=True)]
+            sure = None
+            if any(one is not None for error in _ERRORS for one in own[error]):
+                sure = sure_ranks(own["rank_low"], own["rank_high"])
             sides.append(
                 {
                     "side": side,
                     "heading": heading(side, ranking.scores[query, 0]),
                     "sure": sure,
                     "sure_text": sure_text(sure, k),
-                    "found": found,
+                    "found": [
+                        details[sample] | row
+                        for sample, row in zip(ranking.samples[query].tolist(), rows, strict=True)
+                    ],
                 }
             )
         scale = Scale.of(one["score"] for side in sides for one in side["found"])
@@ -193,8 +214,8 @@ def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
 
 _ERRORS: Final = ("projection_error", "query_error", "training_error")
 _FIGURES: Final = (
-    "rank", "score", "margin", "z", "rank_low", "rank_high", "agreement", "projection_error",
-    "query_error", "training_error", "parts",
+    "margin", "z", "rank_low", "rank_high", "agreement", "projection_error", "query_error",
+    "training_error", "parts",
 )  # fmt: skip
 
 
@@ -209,10 +230,18 @@ def detail(library: Library, row: int) -> dict[str, Any]:
     digest = manifest.digests[row]
     return {
         "id": manifest.ids[row],
+        "place": row,
         "columns": {name: plain(column[row]) for name, column in manifest.metadata.items()},
         "digest": digest,
         "copies": library.copies[digest],
     }
+
+
+def finite_list(values: NDArray[Any]) -> list[Any]:
+    """Nested lists of the entries of an array, None for those that are not finite."""
+    found = values.astype(object)
+    found[~np.isfinite(values)] = None
+    return list(found.tolist())
 
 
 def finite(value: Any) -> Any:

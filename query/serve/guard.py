@@ -28,10 +28,11 @@ COOKIE: Final = "gradstore"
 _OWN_NAMES: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _POLICY: Final = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors "
 )
+# Notebooks run at such addresses, and show the page in a frame.
+_NOTEBOOKS: Final = "http://127.0.0.1:* http://localhost:*"
 _HEADERS: Final = (
-    (b"content-security-policy", _POLICY.encode()),
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
@@ -51,12 +52,21 @@ class Guard:
         names: names and addresses by which the server may be called; None for any, which needs a
             token.
         token: the secret; None for none.
+        framed: whether a page of this machine, such as a notebook, may show this one in a frame.
     """
 
-    def __init__(self, app: App, names: frozenset[str] | None, token: str | None) -> None:
+    def __init__(
+        self,
+        app: App,
+        names: frozenset[str] | None,
+        token: str | None,
+        *,
+        framed: bool = False,
+    ) -> None:
         if names is None and token is None:
             raise ValueError("a server that may be called by any name needs a token")
         self._app, self._names, self._token = app, names, token
+        self._headers = (*_HEADERS, _policy(_NOTEBOOKS if framed else "'none'"))
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI says."""
@@ -109,7 +119,7 @@ class Guard:
         left = urlencode([pair for pair in pairs if pair[0] != "token"])
         cookie = f"{COOKIE}={own}; HttpOnly; SameSite=Lax; Path=/"
         headers = [(b"location", f"/?{left}".encode()), (b"set-cookie", cookie.encode())]
-        return {"type": "http.response.start", "status": 303, "headers": [*headers, *_HEADERS]}
+        return {"type": "http.response.start", "status": 303, "headers": [*headers, *self._headers]}
 
     async def _pass(
         self, scope: Message, headers: dict[str, bytes], receive: Receive, send: Send
@@ -128,7 +138,7 @@ class Guard:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message["headers"], *_HEADERS]
+                message["headers"] = [*message["headers"], *self._headers]
             await send(message)
 
         claimed = headers.get("content-length", b"0")
@@ -156,6 +166,11 @@ def allowed_names(host: str, *, local: bool) -> frozenset[str] | None:
     return None
 
 
+def _policy(frames: str) -> tuple[bytes, bytes]:
+    """What a browser may load, and which pages may show this one in a frame."""
+    return b"content-security-policy", (_POLICY + frames).encode()
+
+
 def _name(host: str) -> str:
     """A Host header without its port."""
     if host.startswith("["):
@@ -165,6 +180,6 @@ def _name(host: str) -> str:
 
 async def _refuse(send: Send, status: int, text: str) -> None:
     body = json.dumps({"error": text}).encode()
-    headers = [(b"content-type", b"application/json"), *_HEADERS]
+    headers = [(b"content-type", b"application/json"), *_HEADERS, _policy("'none'")]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -26,18 +26,19 @@ T = TypeVar("T")
 
 _MOST_ENGINES: Final = 24
 _MOST_MEASURES: Final = 8
-_MOST_THUMBNAILS: Final = 4096
+_THUMBNAIL_BYTES: Final = 64 * 2**20
 
 
 class Kept(Generic[T]):
     """The most recent values by key. Each is made once, even if several threads ask at once.
 
     Args:
-        most: number of values kept.
+        most: total size of the values kept.
+        size: size of a value; by default 1.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, size: Callable[[T], int] = lambda _: 1) -> None:
+        self._most, self._size, self._total = most, size, 0
         self._lock = Lock()
         self._locks: dict[Hashable, Lock] = {}
         self._values: OrderedDict[Hashable, T] = OrderedDict()
@@ -52,10 +53,12 @@ class Kept(Generic[T]):
     def put(self, key: Hashable, value: T) -> None:
         """Keep a value; the one that was used least recently goes."""
         with self._lock:
+            if key in self._values:
+                self._total -= self._size(self._values.pop(key))
             self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self._most:
-                self._values.popitem(last=False)
+            self._total += self._size(value)
+            while self._total > self._most and len(self._values) > 1:
+                self._total -= self._size(self._values.popitem(last=False)[1])
 
     def of(self, key: Hashable, make: Callable[[], T]) -> T:
         """The value, made now if it is not kept."""
@@ -120,7 +123,7 @@ class Library:
         }
         self._engines: Kept[SearchIndex | ExactEngine] = Kept(_MOST_ENGINES)
         self._measures: Kept[Measure] = Kept(_MOST_MEASURES)
-        self._thumbnails = Kept[bytes](_MOST_THUMBNAILS)
+        self._thumbnails = Kept[bytes](_THUMBNAIL_BYTES, len)
 
     def engine(self, measure: str, etas: tuple[float, ...]) -> SearchIndex | ExactEngine:
         """The index of a measure, if there is one, else its exact engine."""

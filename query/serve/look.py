@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 # Not a dotted name: that would import a module, at a stranger's wish.
 _MEASURE: Final = re.compile(r"([a-z]{1,20})(:[0-9]{1,6}(\.[0-9]{1,6})?)?")
 MOST_RANKS: Final = 500
+# What a page shows that was not told otherwise.
+FIRST_MEASURES: Final = ("tracin", "retrac")
 _MOST_IDS: Final = 100_000
 
 Name = Annotated[str, StringConstraints(min_length=1, max_length=512)]

@@ -30,6 +30,7 @@ from query.serve import taking
 from query.serve.about import described, told
 from query.serve.answers import Answers, plain
 from query.serve.look import Look, Name, Names
+from query.serve.maps import Maps
 from query.serve.metering import Meter
 from query.serve.studies import Studies
 from query.serve.uploads import Upload
@@ -89,6 +90,12 @@ class Selection(BaseModel):
     ids: Names
 
 
+class Places(BaseModel):
+    """Training samples by their numbers in the store."""
+
+    places: list[int] = Field(max_length=taking.MOST)
+
+
 def application(
     library: Library,
     gradients: Gradients,
@@ -127,6 +134,7 @@ def application(
     _serve_images(app, library, gradients)
     _take_images(app, library, gradients, generates=generates)
     _hand_out(app, answers, gradients, study)
+    _serve_map(app, Maps(library), study)
 
     @app.get("/api/about", tags=["store"])
     def about() -> Any:
@@ -214,7 +222,7 @@ def _serve_answers(app: FastAPI, answers: Answers, study: Study) -> None:
         found = await run_in_threadpool(answers.ask, look)
         if isinstance(found, Future):  # others may wait for it too
             found = await asyncio.shield(asyncio.wrap_future(found))
-        return JSONResponse(found)
+        return Response(found, media_type="application/json")
 
     @app.get("/api/breakdown", tags=["studies"])
     async def breakdown(look: Annotated[Studied, Query()]) -> Any:
@@ -314,6 +322,25 @@ def _hand_out(app: FastAPI, answers: Answers, gradients: Gradients, study: Study
         content = await study(_report, answers, gradients, look)
         headers = {"content-disposition": 'attachment; filename="report.html"'}
         return Response(content, media_type="text/html; charset=utf-8", headers=headers)
+
+
+def _serve_map(app: FastAPI, maps: Maps, study: Study) -> None:
+    @app.get("/api/map", tags=["map"])
+    async def points() -> Any:
+        """Where each training sample lies by its features; computed once, kept with the store."""
+        return JSONResponse(await study(maps.points))
+
+    @app.get("/api/map/colours", tags=["map"])
+    async def colours(
+        by: Annotated[Name, Query(description="norm, timestep, or a column")] = "norm",
+    ) -> Any:
+        """A value of each training sample to colour it by."""
+        return JSONResponse(await study(maps.colours, by))
+
+    @app.post("/api/map/samples", tags=["map"])
+    async def samples(some: Places) -> Any:
+        """Training samples by their numbers in the store, as the map has them."""
+        return await study(maps.samples, some.places)
 
 
 def _file(name: str) -> Response:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from contextvars import copy_context
-from threading import Condition, Thread
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from threading import Condition, Lock, Thread
+from typing import TYPE_CHECKING, Any, Final
 
 from gradstore.errors import BusyError, GradstoreError
 from gradstore.progress import quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
-
-Shown: TypeAlias = "dict[str, Any]"
 
 _THREADS: Final = 2
 _MOST_WAITING: Final = 1000
@@ -23,16 +21,24 @@ _MOST_TOGETHER: Final = 64
 class Together:
     """Answers one query per question; questions that differ in the query alone share a search.
 
-    64 people who ask at once then wait for one pass over the store and not for 64.
+    64 people who ask at once then wait for one pass over the store and not for 64. One search runs
+    at a time, because each uses all cores: two beside each other took longer than one after the
+    other. Beside it, what another key needs is prepared, such as a kernel.
 
     Args:
+        prepare: loads what the key says, before questions are taken.
         answer: answers the named queries under what the key says, in their order.
     """
 
-    def __init__(self, answer: Callable[[Any, Sequence[str]], Sequence[Shown]]) -> None:
-        self._answer = answer
-        self._waiting: dict[Hashable, dict[str, Future[Shown]]] = {}
-        self._changed = Condition()
+    def __init__(
+        self,
+        prepare: Callable[[Any], object],
+        answer: Callable[[Any, Sequence[str]], Sequence[bytes]],
+    ) -> None:
+        self._prepare, self._answer = prepare, answer
+        self._waiting: dict[Hashable, dict[str, Future[bytes]]] = {}
+        self._taken: set[Hashable] = set()
+        self._changed, self._searching = Condition(), Lock()
         self._over = False
         for number in range(_THREADS):
             context = copy_context()
@@ -40,7 +46,7 @@ class Together:
                 target=context.run, args=(self._work,), daemon=True, name=f"search-{number}"
             ).start()
 
-    def ask(self, key: Hashable, name: str) -> Future[Shown]:
+    def ask(self, key: Hashable, name: str) -> Future[bytes]:
         """The answer to come.
 
         Raises:
@@ -63,25 +69,44 @@ class Together:
             self._over = True
             self._changed.notify_all()
 
+    def _next(self) -> Hashable | None:
+        """The key that waits longest and that no thread has taken."""
+        return next((key for key in self._waiting if key not in self._taken), None)
+
     def _work(self) -> None:
         with quietly():
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._waiting or self._over)
-                    if self._over and not self._waiting:
+                    self._changed.wait_for(lambda: self._over or self._next() is not None)
+                    key = self._next()
+                    if key is None:
                         return
-                    key = next(iter(self._waiting))
-                    waiting = self._waiting[key]
-                    names = list(waiting)[:_MOST_TOGETHER]
-                    futures = [waiting.pop(name) for name in names]
-                    if waiting:  # the rest comes after the questions of others
-                        self._waiting[key] = self._waiting.pop(key)
-                        self._changed.notify()
-                    else:
-                        del self._waiting[key]
-                self._settle(key, names, futures)
+                    self._taken.add(key)
+                self._answer_some(key)
+                with self._changed:
+                    self._taken.remove(key)
+                    self._changed.notify()
 
-    def _settle(self, key: Any, names: list[str], futures: list[Future[Shown]]) -> None:
+    def _answer_some(self, key: Hashable) -> None:
+        error: BaseException | None = None
+        try:
+            self._prepare(key)
+        except BaseException as failed:
+            error = failed
+        with self._searching:  # those that came until now are answered together
+            with self._changed:
+                waiting = self._waiting.pop(key)
+                names = list(waiting)[:_MOST_TOGETHER]
+                futures = [waiting.pop(name) for name in names]
+                if waiting:  # the rest comes after the questions of others
+                    self._waiting[key] = waiting
+            if error is None:
+                self._settle(key, names, futures)
+            else:
+                for future in futures:
+                    future.set_exception(error)
+
+    def _settle(self, key: Any, names: list[str], futures: list[Future[bytes]]) -> None:
         try:
             answers = self._answer(key, names)
         except GradstoreError as error:

@@ -71,6 +71,10 @@ class Page:
         """Press a key, whatever has the focus."""
         ActionChains(self.driver).send_keys(key).perform()
 
+    def pointer(self) -> ActionChains:
+        """Movements of the pointer, to be performed at once."""
+        return ActionChains(self.driver, duration=20)
+
     @property
     def link(self) -> Mapping[str, list[str]]:
         return parse_qs(urlsplit(self.driver.current_url).query)

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from http.client import HTTPConnection
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 from time import monotonic, sleep
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -69,3 +74,17 @@ class Client:
             sleep(0.05)
             found = self.get(f"asked/{found['asked']}").json
         return found
+
+
+@contextmanager
+def pages(folder: Path) -> Iterator[str]:
+    """A folder of pages, served from another origin of this machine."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

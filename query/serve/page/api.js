@@ -4,13 +4,8 @@ const kept = new Map();
 
 async function answered(response) {
   if (response.ok) return response;
-  let told = `the server answered ${response.status}`;
-  try {
-    told = (await response.json()).error ?? told;
-  } catch {
-    // not JSON: the status says it
-  }
-  throw new Error(told);
+  const { error } = await response.json().catch(() => ({})); // what is no JSON is told by its status
+  throw new Error(error ?? `the server answered ${response.status}`);
 }
 
 export function get(path, parameters = "") {
@@ -30,3 +25,5 @@ export const post = async (path, body, type) =>
   answered(await fetch(`/api/${path}`, { method: "POST", body, headers: type ? { "content-type": type } : {} }));
 
 export const image = (kind, id, side) => `/api/image?${new URLSearchParams({ kind, id, side })}`;
+
+export const send = (path, given) => post(path, JSON.stringify(given), "application/json");

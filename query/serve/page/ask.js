@@ -2,7 +2,7 @@
 
 import { fresh, get, post } from "./api.js";
 import { $, count, h, text } from "./dom.js";
-import { picture } from "./gallery.js";
+import { picture } from "./picture.js";
 import { go } from "./state.js";
 
 const PAGE = 24;
@@ -31,11 +31,8 @@ async function follow(one) {
 
 async function ask(parameters, body, type) {
   say("Sending.", NaN);
-  try {
-    await follow(await (await post(`asked?${parameters}`, body, type)).json());
-  } catch (error) {
-    say(`It cannot be asked: ${error.message}`);
-  }
+  const sent = post(`asked?${parameters}`, body, type).then((response) => response.json());
+  await sent.then(follow).catch((error) => say(`It cannot be asked: ${error.message}`));
 }
 
 function give(file) {

@@ -44,10 +44,7 @@ export function scatter({ found, all }, names = ["timestep", "norm"]) {
   const x = (step) => left + ((width - left - 8) * step) / last;
   const y = (norm) => base - ((base - 10) * (Math.log10(Math.max(norm, 10 ** low)) - low)) / (high - low || 1);
   const dots = (points, name, radius) => points.map(([step, norm]) => s("circle", { cx: x(step), cy: y(norm), r: radius, class: name }));
-  const middle = (points) => {
-    const sorted = points.map(([, norm]) => norm).sort((a, b) => a - b);
-    return number(sorted[Math.floor(sorted.length / 2)]);
-  };
+  const middle = (points) => number(points.map(([, norm]) => norm).sort((a, b) => a - b)[points.length >> 1]);
   const caption = `Median norm of the proponents' rows ${middle(found)}, of all ${middle(all)}.`;
   return h("figure", { class: "chart" },
     s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `norm against timestep. ${caption}` },

@@ -2,21 +2,9 @@
 
 import { get, image } from "./api.js";
 import { $, count, h, number, s, text } from "./dom.js";
-import { asked, go, link } from "./state.js";
+import { altOf, labelOf, picture } from "./picture.js";
 import { isSelected, select } from "./selection.js";
-
-export const labelOf = (one) => one.columns.label ?? null;
-
-export function picture(kind, id, side, alt, walk = {}) {
-  // Small images are served as they are and drawn in whole pixels.
-  const shown = h("img", {
-    src: image(kind, id, side <= 128 ? 128 : side <= 256 ? 256 : 512), alt, width: side, height: side,
-    loading: "lazy", decoding: "async",
-    onload: ({ target }) => target.classList.toggle("pixels", target.naturalWidth <= 64),
-    onerror: ({ target }) => target.replaceWith(h("span", { class: "no-image", role: "img", "aria-label": alt }, "no image")),
-  });
-  return Object.keys(walk).length ? h("a", { href: link(walk), "data-walk": true }, shown) : shown;
-}
+import { asked, go, link } from "./state.js";
 
 // One scale per column, so that bars can be compared.
 function scale(answer) {
@@ -38,7 +26,6 @@ function card(one, context) {
   const { answer, others, state, at, copies } = context;
   const shown = (value) => (value / 10 ** answer.scale.power).toFixed(answer.scale.decimals);
   const label = labelOf(one);
-  const alt = `training sample ${text(one.id)}${label === null ? "" : `, label ${text(label)}`}`;
   const range = one.rank_low === one.rank_high ? `rank ${one.rank}` : `rank ${one.rank}, may be ${one.rank_low} to ${one.rank_high}`;
   const shared = others.flatMap((other) => {
     const place = other.sides.flatMap((side) => side.found.map((it) => [side, it])).find(([, it]) => it.id === one.id);
@@ -48,7 +35,7 @@ function card(one, context) {
   box.checked = isSelected(one.id);
   box.dataset.select = one.id;
   return h("li", { class: shared.length ? "card shared" : "card", "data-id": one.id },
-    picture("sample", one.id, Number(state.size), alt, { sample: one.id, why: null, k: null }),
+    picture("sample", one.id, Number(state.size), altOf(one), { sample: one.id, why: null, k: null }),
     h("div", { class: "figures" },
       h("span", { class: "rank", title: range }, String(one.rank)),
       h("span", { class: "value", title: "score and half its 95% interval" }, shown(one.score), one.margin ? h("span", { class: "soft" }, ` ± ${shown(one.margin)}`) : null)),
@@ -127,20 +114,25 @@ function column(answer, answers, state, known) {
     left ? h("button", { class: "more", onclick: () => go({ k: String(Math.min(500, 2 * Number(state.k))) }) }, "Load more") : null);
 }
 
-let turn = 0;
+let turn = 0, answers = [];
+
+// The numbers of the samples that are shown, by side.
+export const places = () => ["proponent", "opponent"].map((name) => answers.flatMap((answer) => answer?.sides.filter((side) => side.side === name).flatMap((side) => side.found.map((one) => one.place)) ?? []));
 
 export async function showAnswers(state) {
   const own = ++turn;
   const place = $("galleries");
   place.style.setProperty("--side", `${state.size}px`);
   $("bar").hidden = $("panels").hidden = !state.kind;
+  if (!state.kind) answers = [];
   if (!state.kind) return place.replaceChildren(h("p", { class: "hint" }, "Choose a query, or give an image, to see which training images pushed the model towards it, and which against."));
   place.setAttribute("aria-busy", "true");
   place.style.minHeight = `${place.offsetHeight}px`;
   const found = await Promise.allSettled(state.measure.map((measure) => get("answer", asked(state, measure))));
-  const answers = found.map((one) => (one.status === "fulfilled" ? one.value : null));
-  const known = Number(state.near) ? await marks(answers.flatMap((one) => (one ? one.sides.flatMap((side) => side.found) : []))) : new Map();
+  const now = found.map((one) => (one.status === "fulfilled" ? one.value : null));
+  const known = Number(state.near) ? await marks(now.flatMap((one) => (one ? one.sides.flatMap((side) => side.found) : []))) : new Map();
   if (own !== turn) return;
+  answers = now;
   place.replaceChildren(...found.map((one, at) => one.status === "fulfilled"
     ? column(one.value, answers, state, known)
     : h("article", { class: "measure" }, h("h3", {}, state.measure[at]), h("p", { class: "warning", role: "alert" }, one.reason.message))));

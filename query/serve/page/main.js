@@ -6,11 +6,13 @@ import { scatter, totals } from "./charts.js";
 import * as choose from "./choose.js";
 import { $, count, h, text } from "./dom.js";
 import { showAnswers } from "./gallery.js";
+import * as map from "./map.js";
 import { asked, go, read } from "./state.js";
 import * as why from "./why.js";
 
 const PANELS = {
   totals: async (state) => totals((await get("totals", asked(state, state.measure[0], { by: $("by").value }))).groups),
+  map: map.show,
   norms: async (state) => scatter(await get("norms", asked(state, state.measure[0]))),
 };
 
@@ -18,13 +20,10 @@ async function showPanel(name, state) {
   const place = $(name);
   place.open = state.open.includes(name);
   const content = place.querySelector(".content");
-  if (!place.open || !state.kind) return;
+  if (!place.open || (!state.kind && name !== "map")) return;
   content.setAttribute("aria-busy", "true");
-  try {
-    content.replaceChildren(await PANELS[name](state));
-  } catch (error) {
-    content.replaceChildren(h("p", { class: "soft" }, error.message));
-  }
+  const found = await PANELS[name](state).catch((error) => h("p", { class: "soft" }, error.message));
+  if (content.firstChild !== found) content.replaceChildren(found);
   content.setAttribute("aria-busy", "false");
 }
 
@@ -32,12 +31,11 @@ async function show() {
   const state = read();
   choose.show(state);
   await Promise.all([showAnswers(state), why.show(state), ...Object.keys(PANELS).map((name) => showPanel(name, state))]);
+  map.redraw();
   document.body.dataset.shown = location.search;
 }
 
-function tell(error) {
-  $("problem").replaceChildren(text(error.message));
-}
+const tell = (error) => $("problem").replaceChildren(text(error.message));
 
 function walk(event) {
   const place = event.target.closest("a[data-walk]");

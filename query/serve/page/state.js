@@ -2,7 +2,7 @@
 
 const LISTS = ["measure", "checkpoints", "where", "ids", "open"];
 const WHO = ["query", "sample", "asked"];
-const DEFAULTS = { k: "20", size: "96", sort: "rank", near: "0" };
+const DEFAULTS = { k: "20", size: "96", sort: "rank", near: "0", colour: "" };
 const OF_ANSWER = [...WHO, "k", "low", "high", "checkpoints", "where", "ids"];
 
 export function read(search = location.search) {

@@ -3,18 +3,12 @@
 import { get, image } from "./api.js";
 import { heatMap } from "./charts.js";
 import { $, copy, count, h, number, text } from "./dom.js";
-import { labelOf, picture } from "./gallery.js";
+import { altOf, picture } from "./picture.js";
 import { asked, go, link } from "./state.js";
 
 const part = (title, ...content) => h("section", {}, h("h3", {}, title), ...content);
 
-async function told(work) {
-  try {
-    return await work();
-  } catch (error) {
-    return h("p", { class: "soft" }, error.message);
-  }
-}
+const told = (found) => found.catch((error) => h("p", { class: "soft" }, error.message));
 
 function rows(one) {
   return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "rows" }, h("table", {},
@@ -48,18 +42,17 @@ export async function show(state) {
   if (!place.open) place.showModal();
   const parameters = asked(state, under, { of: state.why });
   const [parts, sample] = await Promise.all([
-    told(async () => heatMap((await get("breakdown", parameters)).cells)),
-    told(() => get("sample", parameters)),
+    told(get("breakdown", parameters).then(({ cells }) => heatMap(cells))),
+    told(get("sample", parameters)),
   ]);
   if (own !== turn) return;
   if (sample instanceof HTMLElement) return place.replaceChildren(h("div", { class: "row" }, title, close), sample);
-  const label = labelOf(sample);
   const name = h("button", { onclick: () => copy(state.why, name) }, "Copy the id");
   const facts = Object.entries({ id: sample.id, ...sample.columns, "equal in the store": sample.copies });
   place.replaceChildren(
     h("div", { class: "row" }, title, close),
     h("div", { class: "beside" },
-      h("div", {}, picture("sample", state.why, 256, `training sample ${text(state.why)}${label === null ? "" : `, label ${text(label)}`}`),
+      h("div", {}, picture("sample", state.why, 256, altOf(sample)),
         h("p", { class: "row" }, h("a", { href: link({ sample: state.why, why: null, k: null }), "data-walk": true, class: "button" }, "Ask about this"),
           h("a", { href: image("sample", state.why, 0), target: "_blank", rel: "noopener" }, "Open the original"), name)),
       h("dl", {}, facts.flatMap(([key, value]) => [h("dt", {}, text(key)), h("dd", {}, value === null ? "none" : text(value))]))),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import pandas as pd
 import pytest
 import yaml
 
+import gradstore as gs
 from gradstore.flags.fast import FAST, Setting
 from gradstore.store.opening import open_store
 from tests.support.commands import TRAIN, Run
+from tests.support.served import Client
 from tests.support.worlds import images
 
 
@@ -385,11 +388,20 @@ def test_the_demo_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "demo"
     small = (
         "demo", "--out", out, "--epochs", 4, "--proj-dim", 32, "--digits", 60, "--heldout", 3,
-        "--generated", 2, "--k", 3,
+        "--generated", 2, "--copies", 2, "--k", 3,
     )  # fmt: skip
     told = run(*small)
-    for part in ("Held-out digits   TracIn", "Held-out digits   ReTrac", "Generated digits"):
-        assert part in told
+    for line in (
+        "the model's metric  TracIn",
+        "as in the paper     ReTrac",
+        "copy first: training",
+    ):
+        assert line in told
+    command = shlex.split(told.rpartition("Next: ")[2])
+    assert command[1:] == [
+        "serve", f"{out / 'train.gradstore'}", "--queries", f"{out / 'asked.gradstore'}",
+    ]  # fmt: skip
+    assert "Copies of training digits" in (out / "report.html").read_text()
     weights = sorted(out.glob("run/checkpoints/*/unet/*.safetensors"))
     assert len(weights) == 4
     before = [file.stat().st_mtime_ns for file in weights]
@@ -398,3 +410,13 @@ def test_the_demo_goes_on_where_it_stopped(run: Run, tmp_path: Path) -> None:
     assert (out / "report.html").exists()
     assert before == [file.stat().st_mtime_ns for file in weights]
     assert "other settings" in run(*small, "--seed", 1, status=1)
+    # What the command would serve: every image, and new ones can be asked.
+    with gs.serve(command[2], queries=command[4], port=0) as server:
+        client = Client(server)
+        about = client.get("about").json
+        assert about["can_ask"]
+        assert not about["warnings"]
+        names = client.get("list", kind="query").json["found"]
+        assert len(names) == 3 + 2 + 2
+        for one in names:
+            assert client.get("image", kind="query", id=one["id"]).status == 200

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 import gradstore as gs
+from indexer.studies.influence_map import influence_map
 from query.queries import Queries
 from query.serve.look import Look
 from tests.query.serve.conftest import LABELS, Place, picture
@@ -290,3 +291,26 @@ def test_many_ask_at_once(client: Client, place: Place) -> None:
 def test_a_look_is_one_question() -> None:
     assert Look(query="a", low=3).named.startswith("retrac@3-")
     assert json.loads(Look(sample="b").model_dump_json())["k"] == 20
+
+
+def test_the_map_has_every_training_sample(client: Client, place: Place) -> None:
+    store, found = place.store, client.get("map").json
+    expected = influence_map(gs.ExactEngine(store, "retrac")).points
+    shown = np.stack([found["x"], found["y"]], axis=1)
+    moved = (expected - expected.min(axis=0)) / max(np.ptp(expected, axis=0)) * 65_535
+    np.testing.assert_allclose(shown, moved, atol=1)
+    labels = client.get("map/colours", by="label").json
+    own = [labels["names"][value] for value in labels["values"]]
+    assert own == list(store.manifest.metadata["label"])
+    norms = client.get("map/colours", by="norm").json
+    mean = np.mean([store.column("norm", k).mean(axis=1) for k in range(2)], axis=0)
+    order = np.argsort(mean)
+    assert (np.diff(np.array(norms["values"])[order]) >= 0).all()
+    assert np.bincount(norms["values"]).tolist() == [6] * 5
+    steps = client.get("map/colours", by="timestep").json
+    assert len(steps["values"]) == store.samples
+    some = client.post("map/samples", {"places": [3, 1]}).json["found"]
+    assert [one["id"] for one in some] == [store.manifest.ids[3], store.manifest.ids[1]]
+    assert client.get("map/colours", by="colour").status == 400
+    for places in ([], [30], [-1], ["x"]):
+        assert client.post("map/samples", {"places": places}).status in {400, 422}

@@ -14,7 +14,7 @@ import gradstore as gs
 from query.queries import Queries
 from tests.query.serve.conftest import LABELS, Place, picture
 from tests.support.browser import KEYS, Page, browser
-from tests.support.served import Client
+from tests.support.served import Client, pages
 
 pytestmark = pytest.mark.browser
 QUERY = "cat/0.png"
@@ -322,7 +322,11 @@ def test_the_keyboard_alone(page: Page) -> None:
 def test_every_width_fits(page: Page, width: int) -> None:
     """320 is 200% zoom of a small screen, and more."""
     page.size(width)
-    for link in ("", f"{ASKED}&open=totals&open=norms", f"{ASKED}&why=cat/03.png"):
+    for link in (
+        "",
+        f"{ASKED}&open=totals&open=norms&open=map",
+        f"{ASKED}&why=cat/03.png",
+    ):
         page.open(link)
         found = page.run("return [document.documentElement.scrollWidth, innerWidth]")
         assert found[0] <= found[1], link
@@ -337,7 +341,7 @@ def test_rules_of_accessibility(page: Page, theme: str, width: int) -> None:
         {"features": [{"name": "prefers-color-scheme", "value": theme}]},
     )
     rules = files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
-    for link in ("", f"{ASKED}&k=4&open=totals&open=norms", f"{ASKED}&k=4&why=cat/03.png"):
+    for link in ("", f"{ASKED}&k=4&open=totals&open=norms&open=map", f"{ASKED}&k=4&why=cat/03.png"):
         page.open(link)
         page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": rules})
         found = page.driver.execute_async_script(
@@ -356,3 +360,77 @@ def test_nothing_moves_while_it_loads(page: Page) -> None:
     page.click(".more")
     page.settle()
     assert page.run("return window.moves") < 0.1
+
+
+def drawn(page: Page) -> int:
+    """Number of colours of the map's pixels."""
+    return int(
+        page.run(
+            "const it = document.querySelector('#plane canvas');"
+            "if (!it?.width) return 0;"
+            "const {data} = it.getContext('2d').getImageData(0, 0, it.width, it.height);"
+            "return new Set(new Uint32Array(data.buffer)).size"
+        )
+    )
+
+
+def around(page: Page, *shares: tuple[float, float]) -> None:
+    """Draw through points of the map, given as shares of its sides."""
+    canvas = page.one("#plane canvas")
+    page.run("arguments[0].scrollIntoView({block: 'center'})", canvas)
+    width, height = canvas.size["width"], canvas.size["height"]
+    chain = page.pointer()
+    for number, (x, y) in enumerate(shares):
+        left, top = round((x - 0.5) * (width - 4)), round((y - 0.5) * (height - 4))
+        chain.move_to_element_with_offset(canvas, left, top)
+        if not number:
+            chain.click_and_hold()
+    chain.release().perform()
+
+
+def test_a_lasso_on_the_map_fills_the_selection(page: Page, client: Client) -> None:
+    page.open(f"{ASKED}&measure=tracin&k=3&open=map")
+    page.until(lambda: drawn(page) > len(LABELS))
+    assert "principal axes" in page.one("#map").text
+    assert page.texts("#map .legend li")[0] in LABELS
+    points = client.get("map").json
+    left = [at for at, x in enumerate(points["x"]) if x < points["width"] / 2]
+    assert 0 < len(left) < 30
+    around(page, (0, 0), (0.5, 0), (0.5, 0.5), (0.5, 1), (0, 1))
+    page.until(lambda: f"{len(left)} selected" in page.one("#selection").text)
+    page.click("#chosen summary")
+    assert len(page.all("#chosen img")) == len(left)
+
+
+def test_the_map_by_keyboard_and_its_colours(page: Page) -> None:
+    page.open("?open=map")
+    page.until(lambda: drawn(page) > len(LABELS))
+    page.put("#colour", "norm")
+    page.until(lambda: "from" in page.one("#map .legend").text)
+    assert page.link["colour"] == ["norm"]
+    page.run("document.querySelector('#plane canvas').focus()")
+    page.press(KEYS.ENTER)
+    page.until(lambda: "30 selected" in page.one("#selection").text)
+    page.click("#selection .clear")
+    page.run("document.querySelector('#plane canvas').focus()")
+    for key in ("+", "+", "+", "+", KEYS.ARROW_LEFT, KEYS.ENTER):
+        page.press(key)
+    page.until(lambda: "selected" in page.one("#map-status").text)
+    assert not page.one("#selection").text.startswith("30 ")
+    page.press("0")
+    page.press(KEYS.ENTER)
+    page.until(lambda: "30 selected" in page.one("#selection").text)
+    page.click("#selection .clear")
+
+
+def test_a_notebook_shows_the_page_in_a_frame(page: Page, client: Client, tmp_path: Path) -> None:
+    """A notebook is a page of another origin on this machine."""
+    shown = client.server._repr_html_()
+    (tmp_path / "notebook.html").write_text(f"<!doctype html><title>notebook</title>{shown}")
+    with pages(tmp_path) as url:
+        page.driver.get(f"{url}/notebook.html")
+        page.driver.switch_to.frame(page.one("iframe"))
+        page.until(lambda: "Choose a query" in page.one("#galleries").text)
+        page.until(lambda: page.all("#picks img"))
+        page.driver.switch_to.default_content()
+        assert page.one("a").get_attribute("href") == client.server.url

@@ -212,3 +212,25 @@ def test_sigterm_finishes_what_runs(place: Place, tmp_path: Path) -> None:
         process.wait()
         assert process.stdout is not None
         process.stdout.close()
+
+
+def test_only_a_notebook_of_this_machine_may_frame_the_page(place: Place) -> None:
+    with gs.serve(place.store, port=0) as server:
+        assert "<iframe" in server._repr_html_()
+        policy = Client(server).get("about").headers["content-security-policy"]
+        assert "frame-ancestors http://127.0.0.1:* http://localhost:*" in policy
+    with gs.serve(place.store, port=0, token=TOKEN) as server:
+        assert "<iframe" not in server._repr_html_()
+        assert TOKEN in server._repr_html_()
+        policy = Client(server).get("about").headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in policy
+    process, port = _started(place)
+    try:
+        connection = HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("GET", "/")
+        told = connection.getresponse()
+        assert "frame-ancestors 'none'" in str(told.getheader("content-security-policy"))
+        connection.close()
+    finally:
+        process.terminate()
+        process.communicate()
