@@ -15,7 +15,7 @@ from gradstore.store.format.spec import COMMAS, EventSpec
 class QuestionSpec(DatasetSpec):
     """How queries are collected."""
 
-    split: str = Field("test", description="split of digits or of a hub dataset")
+    split: str = Field("test", description="split of digits, of shards, or of a hub dataset")
     timesteps: int = Field(10, ge=1, le=10_000, description="timesteps per query")
     draws: int = Field(4, ge=1, le=10_000, description="noises averaged at each timestep")
     event_seed: int = Field(0, ge=0, description="seed of the noises")
