@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         QueryError,
         SearchIndexError,
         StoreError,
+        UnreadableError,
         UnsealedError,
     )
     from gradstore.flags.collect import CollectConfig
@@ -149,6 +150,7 @@ __all__ = [
     "TracIn",
     "TrainConfig",
     "Trak",
+    "UnreadableError",
     "UnsealedError",
     "Within",
     "__version__",
@@ -244,6 +246,7 @@ _HOMES = {
     "TracIn": "indexer.measures.simple",
     "TrainConfig": "gradstore.flags.train",
     "Trak": "indexer.measures.trak",
+    "UnreadableError": "gradstore.errors",
     "UnsealedError": "gradstore.errors",
     "Within": "indexer.measures.timesteps",
     "add_checkpoint": "gradstore.collect.grow",

@@ -32,6 +32,10 @@ class DatasetError(GradstoreError):
     """A dataset is empty, malformed, does not fit the model, or changed."""
 
 
+class UnreadableError(DatasetError):
+    """A sample is damaged."""
+
+
 class EngineError(GradstoreError):
     """A gradient engine cannot differentiate a model."""
 

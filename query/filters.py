@@ -52,14 +52,14 @@ def matching_samples(
         allowed = {str(value) for value in values}
         keep &= np.array([str(value) in allowed for value in manifest.metadata[name]])
     if ids is not None:
-        unknown = sorted(set(ids) - set(manifest.ids))
+        rows = [manifest.row(name) for name in ids]
+        unknown = sorted(name for name, row in zip(ids, rows, strict=True) if row is None)
         if unknown:
             raise QueryError(
                 f"{store.location} has no sample {unknown[0]!r}"
                 + (f" nor {len(unknown) - 1} more of the ids given." if len(unknown) > 1 else ".")
             )
-        wanted = set(ids)
-        keep &= np.array([name in wanted for name in manifest.ids])
+        keep &= np.isin(np.arange(store.samples), np.array(rows, np.int64))
     if not keep.any():
         raise QueryError(f"no sample of {store.location} is left by the filter.")
     return np.flatnonzero(keep)

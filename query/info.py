@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from gradstore.collect.recorded import Provenance
 from gradstore.store.opening import as_store, open_store
 from gradstore.text import one_line
 
@@ -51,7 +52,8 @@ def describe(location: str) -> str:
     lines.append("  parts")
     lines += [
         f"    {one['samples']:,} samples, {one['deleted']:,} deleted, "
-        f"{one['shard_samples']} per shard, {_size(one['nbytes'])}  {one['path'] or '.'}  "
+        + (f"{one['skipped']:,} damaged and left out, " if one["skipped"] else "")
+        + f"{one['shard_samples']} per shard, {_size(one['nbytes'])}  {one['path'] or '.'}  "
         f"made by {_short(_maker(one['made_by']))}"
         for one in found["parts"]
     ]
@@ -64,8 +66,9 @@ def examine(store: StoreLike) -> dict[str, Any]:
     Returns:
         The content of `gradstore info --json`. Each of `checkpoints` has the number of `sealed` and
         `missing` shards, and of `deleted` samples that are not vacuumed yet. `nbytes` counts all
-        bytes below the store, `retired_nbytes` those no longer part of it. `made_by` in each of
-        `parts` is its recorded provenance. `digest` is that of the root object, which every change
+        bytes below the store, `retired_nbytes` those no longer part of it. Each of `parts` has the
+        number of damaged samples that were left out of it, `skipped`, and its provenance,
+        `made_by`. `digest` is that of the root object, which every change
         of the store replaces; None in format 1.
 
     Raises:
@@ -139,6 +142,7 @@ def examine(store: StoreLike) -> dict[str, Any]:
                 "path": part.spec.path,
                 "samples": len(part),
                 "deleted": len(store.deletions.rows(part.spec.path)),
+                "skipped": Provenance.of(part.spec).skipped,
                 "shard_samples": part.layout.shard_samples,
                 "nbytes": of_part[part.spec.path],
                 "made_by": part.spec.made_by,

@@ -84,10 +84,12 @@ class Queries:
         """
         if not sums or not all(sums.values()):
             raise QueryError("no query is given: name at least one sample for each query")
-        place = store.manifest.position
-        lacking = [name for terms in sums.values() for name in terms if name not in place]
-        if lacking:
-            raise QueryError(f"{store.location} has no sample {lacking[0]!r}.")
+        place = {}
+        for name in (name for terms in sums.values() for name in terms):
+            row = store.manifest.row(name)
+            if row is None:
+                raise QueryError(f"{store.location} has no sample {name!r}.")
+            place[name] = row
         own = store.manifest.metadata.get("label")
         labels = None
         if own is not None:

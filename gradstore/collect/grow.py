@@ -14,7 +14,13 @@ from gradstore.collect.pipeline.executors import InProcess, Task
 from gradstore.collect.pipeline.options import CollectOptions, Destination
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.collect.pipeline.run import prepare_config, run
-from gradstore.collect.recorded import Recorded, followed_models, recorded_config, recorded_options
+from gradstore.collect.recorded import (
+    Provenance,
+    Recorded,
+    followed_models,
+    recorded_config,
+    recorded_options,
+)
 from gradstore.errors import ConfigError, StoreError
 from gradstore.store.changes.append import add_parts
 from gradstore.store.changes.checkpoints import begin_checkpoint, commit_checkpoint, next_number
@@ -269,8 +275,9 @@ class _Only(InProcess):
 
 def _restricted(dataset: Any, part: PartSpec, store: Store) -> Samples:
     """Select a part's samples from its dataset; vacuum may have removed others."""
-    samples = (
-        Samples.from_spec(recorded_config(store, part)) if dataset is None else Samples.of(dataset)
-    )
+    if dataset is None:
+        samples = Samples.from_spec(recorded_config(store, part))
+    else:
+        samples = Samples.of(dataset).read_as(Provenance.of(part).reading)
     own = next(one for one in store.parts if one.spec.path == part.path)
     return samples.only(own.manifest.ids)

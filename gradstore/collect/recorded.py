@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from gradstore.collect.named import follow, may_follow
 from gradstore.errors import ConfigError, StoreError, UnknownNameError
 from gradstore.flags.collect import CollectConfig
-from gradstore.flags.dataset import DatasetSpec
+from gradstore.flags.dataset import READING, DatasetSpec
 from gradstore.store.format.spec import (
     EventSpec,
     GradientSpec,
@@ -248,6 +248,7 @@ class Provenance(_Section):
 
     Attributes:
         config: configuration of the command that made the part; empty if made from Python.
+        samples: how the samples were read; empty in stores older than this record.
         gradients: specification of the gradients.
         models: how the models were read; None if a loader of code read them.
         arithmetic: arithmetic of gradients and projections.
@@ -258,6 +259,7 @@ class Provenance(_Section):
     """
 
     config: dict[str, Any] = Field(default_factory=dict)
+    samples: dict[str, Any] = Field(default_factory=dict)
     gradients: dict[str, Any] = Field(default_factory=dict)
     models: dict[str, Any] | None = Field(default_factory=dict)
     arithmetic: dict[str, Any] = Field(default_factory=dict)
@@ -266,7 +268,7 @@ class Provenance(_Section):
     events: int | None = None
     device: str | None = None
 
-    @field_validator("config", "gradients", "arithmetic", "versions", mode="before")
+    @field_validator("config", "samples", "gradients", "arithmetic", "versions", mode="before")
     @classmethod
     def _mapping(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else {}
@@ -291,6 +293,18 @@ class Provenance(_Section):
         """Read a part's `made_by`; unexpected values count as unknown."""
         return cls.model_validate(part.made_by)
 
+    @property
+    def reading(self) -> int:
+        """Version of the rules by which the samples were read."""
+        found = self.samples.get("reading")
+        return found if isinstance(found, int) and 1 <= found <= READING else 1
+
+    @property
+    def skipped(self) -> int:
+        """Number of damaged samples that were left out."""
+        found = self.samples.get("skipped")
+        return found if isinstance(found, int) and found > 0 else 0
+
     def dataset(self) -> DatasetSpec | None:
         """The dataset that the part was made from; None if it was made from Python.
 
@@ -301,7 +315,10 @@ class Provenance(_Section):
             return None
         names = DatasetSpec.model_fields.keys() & self.config.keys()
         try:
-            return DatasetSpec.model_validate({name: self.config[name] for name in names})
+            given = {name: self.config[name] for name in names}
+            # The samples that were damaged are known: they need not be looked for again.
+            given |= {"reading": self.reading, "skip_unreadable": False}
+            return DatasetSpec.model_validate(given)
         except ValidationError as error:
             raise ConfigError(
                 f"made_by.config does not name a dataset: {error.errors()[0]['msg']}"
@@ -429,9 +446,7 @@ def recorded_config(store: Store, part: PartSpec, **changes: Any) -> CollectConf
         ConfigError: if the store, made from Python, records none.
     """
     require_recorded(store, [part])
-    dataset = changes.pop("dataset", None)
-    if dataset is None:
-        part_dataset(store, part)
+    dataset = changes.pop("dataset", None) or part_dataset(store, part)
     given = {name: value for name, value in changes.items() if value is not None}
     if dataset is not None:
         given |= {name: getattr(dataset, name) for name in type(dataset).model_fields}

@@ -239,7 +239,7 @@ def _found(
 ) -> Iterator[tuple[NDArray[np.int64], Samples]]:
     """Yield the numbers of the samples in each dataset of a store, and these samples."""
     if dataset is not None:
-        yield samples, Samples.of(dataset)
+        yield samples, Samples.of(dataset).read_as(Provenance.of(store.parts[0].spec).reading)
         return
     place = store.manifest.position
     wanted = set(samples.tolist())

@@ -16,7 +16,7 @@ from gradstore.store.format.spec import COMMAS
 class QuestionSpec(QueryEvents, DatasetSpec):
     """How queries are collected."""
 
-    split: str = Field("test", description="split of digits or of a hub dataset")
+    split: str = Field("test", description="split of digits, of shards, or of a hub dataset")
     checkpoints: list[str] | None = Field(
         None, description="the store's checkpoints, if they moved [default: recorded paths]"
     )

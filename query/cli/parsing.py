@@ -65,7 +65,7 @@ def flags(
 
     def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
         for name, field in reversed(model.model_fields.items()):
-            if name == argument:
+            if name == argument or _marked(model, name, "internal"):
                 continue
             kind, many = _kind(field.annotation)
             commas = _commas(model, name)
@@ -108,8 +108,7 @@ def flags(
 
 def _heading(model: type[BaseModel], name: str) -> str:
     """Heading of a field: the name of the specification that declares it."""
-    extra = model.model_fields[name].json_schema_extra
-    if isinstance(extra, dict) and extra.get("advanced"):
+    if _marked(model, name, "advanced"):
         return ADVANCED
     owner = next(
         cls for cls in reversed(model.__mro__) if name in vars(cls).get("__annotations__", ())
@@ -156,10 +155,13 @@ def _home(value: Any) -> Any:
 
 def _commas(model: type[BaseModel], name: str) -> bool:
     """Whether one flag may give several values, separated by commas, which none can contain."""
-    field = model.model_fields[name]
-    kind, many = _kind(field.annotation)
-    extra = field.json_schema_extra
-    return many and (kind is not str or (isinstance(extra, dict) and bool(extra.get("commas"))))
+    kind, many = _kind(model.model_fields[name].annotation)
+    return many and (kind is not str or _marked(model, name, "commas"))
+
+
+def _marked(model: type[BaseModel], name: str, mark: str) -> bool:
+    extra = model.model_fields[name].json_schema_extra
+    return isinstance(extra, dict) and bool(extra.get(mark))
 
 
 def _explain(

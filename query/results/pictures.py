@@ -110,9 +110,12 @@ def pictures_of(store: Store, dataset: Any) -> Pictures | None:
 
     identity = store.spec.identity
     if not isinstance(dataset, str | Path):
-        return as_collected(Samples.of(dataset).only(store.manifest.ids), identity)
+        reading = Provenance.of(store.spec.parts[0]).reading
+        whole = Samples.of(dataset).read_as(reading)
+        return as_collected(whole.only(store.manifest.ids), identity)
     # It moved: how it was read stays as it was.
-    spec = Provenance.of(store.spec.parts[0]).dataset() or DatasetSpec(dataset=str(dataset))
+    made_by = Provenance.of(store.spec.parts[0])
+    spec = made_by.dataset() or DatasetSpec(dataset="", reading=made_by.reading)
     moved = spec.model_copy(update={"dataset": str(dataset)})
     return as_collected(Samples.from_spec(moved).only(store.manifest.ids), identity)
 

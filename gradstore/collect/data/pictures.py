@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from gradstore.errors import DatasetError
 
@@ -23,26 +23,45 @@ def to_image(tensor: Tensor) -> Image.Image | None:
     return Image.fromarray((array[..., 0] if array.shape[2] == 1 else array).numpy())
 
 
-def cropped(image: Image.Image, size: int) -> tuple[Image.Image, int, int]:
-    """Resize the shorter side of an image and crop the centre, as diffusers' scripts do.
+def resized(
+    image: Image.Image, *, size: int | None, resize: str, interpolation: str | None
+) -> tuple[Image.Image, tuple[int, ...]]:
+    """Resize an image to a square.
 
     Args:
         image: the image.
-        size: side of the result, in pixels.
+        size: side of the result, in pixels; None to leave the image as it is.
+        resize: `squash`: both sides to `size`; `crop`: the shorter side, then the centre, as
+            diffusers' scripts do; `pad`: the longer side, then white on both ends of the other.
+        interpolation: name of a filter of Pillow; by default `bilinear` of `crop`, else `bicubic`.
 
     Returns:
-        The result, and top and left of the crop.
+        The result, and its geometry: height and width before, top and left of the crop, height and
+        width after; in pixels.
     """
-    short = min(image.size)
-    width, height = (size if side == short else int(size * side / short) for side in image.size)
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
-    top, left = round((height - size) / 2), round((width - size) / 2)
-    return image.crop((left, top, left + size, top + size)), top, left
+    before, top, left = (image.height, image.width), 0, 0
+    if size is not None and image.size != (size, size):
+        usual = "bilinear" if resize == "crop" else "bicubic"
+        pixels = Image.Resampling[(interpolation or usual).upper()]
+        if resize == "crop":
+            short = min(image.size)
+            width, height = (
+                size if side == short else int(size * side / short) for side in image.size
+            )
+            image = image.resize((width, height), pixels)
+            top, left = round((image.height - size) / 2), round((image.width - size) / 2)
+            image = image.crop((left, top, left + size, top + size))
+        elif resize == "pad":
+            white = (255,) * len(image.getbands())
+            image = ImageOps.pad(image, (size, size), pixels, color=white)
+        else:
+            image = image.resize((size, size), pixels)
+    return image, (*before, top, left, image.height, image.width)
 
 
 def image_tensor(image: Image.Image, name: str) -> Tensor:
     """Convert an image to float32 in −1 … 1, `[channels, height, width]`."""
-    if image.mode not in {"L", "RGB", "RGBA"}:
+    if image.mode not in {"L", "RGB", "RGBA", "F"}:
         raise DatasetError(
             f"sample {name!r} is an image of mode {image.mode!r}, which is not supported. "
             "Convert with --mode RGB or --mode L."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import struct
 from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass
@@ -14,21 +16,37 @@ import torch
 from PIL import Image
 
 from gradstore.collect.data import sources
-from gradstore.collect.data.pictures import cropped, image_tensor, to_image, to_tensor
+from gradstore.collect.data.columns import (
+    CAPTION_COLUMNS,
+    LABEL_COLUMNS,
+    caption_of,
+    columns_of,
+    compared,
+    find,
+    find_if_any,
+    ids_of,
+    label_of,
+    label_text,
+    plain,
+)
+from gradstore.collect.data.decoding import Decoder, Encoded, shown, unreadable
+from gradstore.collect.data.pictures import image_tensor, resized, to_image, to_tensor
 from gradstore.collect.data.sources import IMAGE_COLUMNS
-from gradstore.errors import DatasetError
-from gradstore.flags.dataset import DatasetSpec
+from gradstore.collect.data.tables import Streamed
+from gradstore.errors import DatasetError, UnreadableError
+from gradstore.flags.dataset import READING, DatasetSpec
 from gradstore.progress import track
-from gradstore.store.format.manifest import Manifest, check_ids
+from gradstore.store.format.manifest import Manifest, check_ids, composed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
+_log = logging.getLogger("gradstore")
 
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-_CAPTION_COLUMNS = ("text", "caption", "prompt")
+# Skipped samples that a store names; it counts the others.
+_MOST_NAMED = 100
 
 
 @dataclass(frozen=True)
@@ -73,7 +91,7 @@ class Sample:
                 f"class numbers 0 … {classes - 1}. Name the right column with --label-column; in a "
                 "folder of images, name the sub-folders by class number."
             )
-        return torch.tensor(number)
+        return torch.tensor(int(number))
 
     def digest(self) -> str:
         """Hash of everything in the sample that the model may see.
@@ -97,11 +115,12 @@ class Sample:
 class Samples:
     """A dataset as an ordered sequence of samples with stable ids.
 
-    Takes a `datasets.Dataset`, any map-style `torch.utils.data.Dataset`, a sequence, or text as of
-    `--dataset`: a folder of images, a `.parquet` file, `digits` or `hf://NAME`. An item is
-    an image (PIL, or a float tensor in the model's range, `[channels, height, width]` for images),
-    a tuple `(image, label)`, or a mapping with named columns. PIL images become float32 tensors in
-    −1 … 1.
+    Takes a `datasets.Dataset`, any map-style `torch.utils.data.Dataset`, a sequence, or what
+    `--dataset` takes: a folder, a file, `digits` or `hf://NAME`. A `datasets.IterableDataset` is
+    read once, and needs `id_column`. An item is an image (PIL, or a float tensor in the model's
+    range, `[channels, height, width]` for images), a tuple `(image, label)`, or a mapping with
+    named columns. PIL images are decoded as files are, see `Decoder`, and become float32 tensors
+    in −1 … 1.
 
     Args:
         dataset: the dataset to wrap.
@@ -111,13 +130,22 @@ class Samples:
         label_column: column of labels, if its name is unusual.
         caption_column: column of captions, if its name is not `text`, `caption` or `prompt`.
         metadata_columns: further columns to keep in the manifest.
-        size: resize PIL images to this many pixels per side.
-        resize: `squash`, or `crop` as diffusers' scripts do: the shorter side, then the centre.
+        size: resize images to this many pixels per side.
+        resize: `squash` to a square; `crop`, as diffusers' scripts do: the shorter side, then the
+            centre; `pad`: the longer side, then white.
+        interpolation: `nearest`, `box`, `bilinear`, `hamming`, `bicubic` or `lanczos`; by default
+            `bilinear` of `crop`, else `bicubic`.
         mode: convert PIL images to this mode, such as `RGB`.
         limit: use only this many samples, from the start.
+        skip_unreadable: leave out samples that are damaged; they are in `skipped`.
+        reading: version of the rules by which a dataset is read; a store records it.
+
+    Attributes:
+        ids: the ids, in Unicode's form NFC.
+        skipped: reasons by the ids of damaged samples that were left out.
 
     Raises:
-        DatasetError: if the dataset is empty, lacks a column, or repeats an id.
+        DatasetError: if the dataset is empty, lacks a column, or lacks or repeats an id.
 
     Examples:
         >>> samples = Samples([torch.zeros(1, 8, 8), torch.ones(1, 8, 8)], ids=["black", "white"])
@@ -137,17 +165,27 @@ class Samples:
         metadata_columns: Sequence[str] = (),
         size: int | None = None,
         resize: str = "squash",
+        interpolation: str | None = None,
         mode: str | None = None,
         limit: int | None = None,
+        skip_unreadable: bool = False,
+        reading: int = READING,
     ) -> None:
+        self._given = {name: value for name, value in locals().items() if name != "self"}
         if isinstance(dataset, str | Path):
-            dataset, found = sources.load(DatasetSpec(dataset=str(dataset)))
+            dataset = DatasetSpec(dataset=str(dataset))
+        if hasattr(dataset, "take") and not hasattr(dataset, "__len__"):  # of `datasets`
+            dataset = _streamed(dataset, id_column, limit)
+        if isinstance(dataset, DatasetSpec):
+            dataset, found = sources.load(dataset.model_copy(update={"reading": reading}))
             ids = found if ids is None else ids
         self._dataset = dataset
-        self._size = size
-        self._resize = resize
+        self._reading = reading
+        self._decoder = Decoder(mode, reading)
+        self._resized: dict[str, Any] = {
+            "size": size, "resize": resize, "interpolation": interpolation
+        }  # fmt: skip
         self._encode: Callable[[Sample], Sample] | None = None
-        self._mode = mode
         self._manifest: Manifest | None = None
         length = _length(dataset)
         if ids is not None and len(ids) != length:
@@ -156,40 +194,33 @@ class Samples:
         if length == 0:
             check_ids([])
         first = self._item(0, "0")
-        self._image_column = _find(first, image_column, IMAGE_COLUMNS, "image")
-        self._label_column = (
-            _find(first, label_column, _LABEL_COLUMNS, "label")
-            if label_column is not None or any(name in first for name in _LABEL_COLUMNS)
-            else None
-        )
-        self._caption_column = (
-            _find(first, caption_column, _CAPTION_COLUMNS, "caption")
-            if caption_column is not None or any(name in first for name in _CAPTION_COLUMNS)
-            else None
-        )
+        self._image_column = find(first, image_column, IMAGE_COLUMNS, "image")
+        self._label_column = find_if_any(first, label_column, LABEL_COLUMNS, "label")
+        self._caption_column = find_if_any(first, caption_column, CAPTION_COLUMNS, "caption")
         self._metadata_columns = [c for c in metadata_columns if c != self._label_column]
         for name in (*metadata_columns, *([id_column] if id_column else [])):
-            _find(first, name, (), "metadata")
+            find(first, name, (), "metadata")
         if ids is not None:
-            self.ids = list(ids)[:length]
+            ids = list(ids)[:length]
         elif id_column is not None:
-            self.ids = [
-                str(_plain(value, str(row)))
-                for row, value in enumerate(self._column(id_column, length))
-            ]
+            ids = ids_of(self._column(id_column, length), reading)
         else:
-            self.ids = [str(row) for row in range(length)]
-        check_ids(self.ids)
+            ids = [str(row) for row in range(length)]
+        check_ids(ids)
+        self.ids = compared(ids) if reading >= 2 else ids
         self._rows: Sequence[int] = range(length)
+        self._whole = True
         self._read: Sequence[Sample] | None = None
+        self.skipped: dict[str, str] = {}
+        if skip_unreadable:
+            self._skip()
 
     @classmethod
     def of(cls, dataset: Any) -> Samples:
         """`dataset` itself if it is already `Samples`, else wrapped with the defaults.
 
         Args:
-            dataset: what `Samples` accepts; or text, as for `--dataset`: a folder of images, a
-                `.parquet` file, `digits` or `hf://NAME`.
+            dataset: what `Samples` accepts.
         """
         return dataset if isinstance(dataset, cls) else cls(dataset)
 
@@ -200,20 +231,19 @@ class Samples:
         Raises:
             DatasetError: if the dataset does not exist or cannot be read.
         """
-        dataset, ids = sources.load(spec)
-        return cls(
-            dataset,
-            ids=ids,
-            id_column=spec.id_column,
-            image_column=spec.image_column,
-            label_column=spec.label_column,
-            caption_column=spec.caption_column,
-            metadata_columns=spec.metadata_columns,
-            size=spec.size,
-            resize=spec.resize,
-            mode=spec.mode,
-            limit=spec.limit,
-        )
+        names = DatasetSpec.model_fields.keys() - {"dataset", "split"}
+        return cls(spec, **{name: getattr(spec, name) for name in names})
+
+    def read_as(self, reading: int) -> Samples:
+        """The same samples, read by the rules of another version, as a store records it.
+
+        Raises:
+            DatasetError: if that version finds other samples.
+        """
+        if reading == self._reading:
+            return self
+        whole = type(self)(**{**self._given, "reading": reading})
+        return whole if self._whole else whole.only(self.ids)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -224,19 +254,53 @@ class Samples:
         Raises:
             DatasetError: if one of the ids is missing.
         """
-        place = {name: row for row, name in enumerate(self.ids)}
-        lacking = [name for name in ids if name not in place]
+        place = {composed(name): row for row, name in enumerate(self.ids)}
+        lacking = [name for name in ids if composed(name) not in place]
         if lacking:
             raise DatasetError(
                 f"the dataset has no sample {lacking[0]!r} (and lacks {len(lacking) - 1} more). "
                 "Restore the dataset that the store was made from."
             )
+        return self._chosen([place[composed(name)] for name in ids])
+
+    def _chosen(self, rows: Sequence[int]) -> Samples:
         chosen = copy(self)
-        chosen.ids = list(ids)
-        chosen._rows = [self._rows[place[name]] for name in ids]
+        chosen.ids = [self.ids[row] for row in rows]
+        chosen._rows = [self._rows[row] for row in rows]
+        chosen._whole = False
         chosen._manifest = None
         chosen._read = None
         return chosen
+
+    def _skip(self) -> None:
+        """Leave out the samples that are damaged."""
+        good = []
+        for row in track(range(len(self)), "looking for damaged samples", "samples"):
+            try:
+                self[row]
+                good.append(row)
+            except UnreadableError as error:
+                self.skipped[self.ids[row]] = str(error.__cause__ or error)
+        if not good:
+            raise DatasetError(
+                f"none of the {len(self)} samples can be read; the first: "
+                f"{next(iter(self.skipped.items()))}. Check the dataset."
+            )
+        if self.skipped:
+            named = "; ".join(f"{name!r} ({why})" for name, why in [*self.skipped.items()][:10])
+            _log.warning(
+                "%d of %d samples are damaged and left out: %s", len(self.skipped), len(self), named
+            )
+        self.ids, self._rows = [self.ids[row] for row in good], good
+
+    def record(self) -> dict[str, Any]:
+        """How the samples are read, as JSON, for the store to record."""
+        named = dict([*self.skipped.items()][:_MOST_NAMED])
+        return {
+            "reading": self._reading,
+            **{name: self._given[name] for name in ("size", "resize", "interpolation", "mode")},
+            **({"skipped": len(self.skipped), "first_skipped": named} if self.skipped else {}),
+        }
 
     def encoded(self, encode: Callable[[Sample], Sample]) -> Samples:
         """The same samples, each encoded when it is read."""
@@ -263,21 +327,27 @@ class Samples:
         name = self.ids[row]
         item = self._item(self._rows[row], name)
         value = item[self._image_column]
+        if isinstance(value, bytes):
+            value = Encoded(value, turned=True)
+        elif isinstance(value, Mapping) and "bytes" in value:
+            value = _file_of(value, name)
         picture = None
         geometry: tuple[int, ...] = ()
-        if isinstance(value, Image.Image):
-            picture, geometry = self._converted(value)
+        if isinstance(value, Image.Image | Encoded):
+            picture, geometry = resized(self._decoder(value, name), **self._resized)
         given = item.get("conditions")
         sample = Sample(
             name=name,
             tensor=to_tensor(value, name) if picture is None else image_tensor(picture, name),
             picture=picture,
-            label=_plain(item.get(self._label_column), name) if self._label_column else None,
+            label=label_of(item.get(self._label_column), name, self._reading)
+            if self._label_column
+            else None,
             conditions={key: torch.as_tensor(condition) for key, condition in given.items()}
             if isinstance(given, Mapping)
             else {},
             columns=item,
-            caption=_caption(item.get(self._caption_column), name)
+            caption=caption_of(item.get(self._caption_column), name)
             if self._caption_column
             else None,
             geometry=geometry,
@@ -286,22 +356,17 @@ class Samples:
 
     def _item(self, row: int, name: str) -> Mapping[str, Any]:
         try:
-            return _columns(self._dataset[row])
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            raise DatasetError(
-                f"sample {name!r} cannot be read: {error}. Repair or remove it."
-            ) from error
-        except (LookupError, TypeError, ArithmeticError, RuntimeError) as error:
+            return columns_of(self._dataset[row])
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise unreadable(name, str(error)) from error
+        except (LookupError, TypeError, ArithmeticError, RuntimeError, struct.error) as error:
             kind = type(self._dataset)
             if isinstance(self._dataset, Mapping) or not hasattr(kind, "__getitem__"):
                 raise DatasetError(
                     f"a {kind.__name__} cannot be indexed by row number ({error!r}). Give one "
                     "split of a map-style dataset."
                 ) from error
-            raise DatasetError(
-                f"sample {name!r} cannot be read: {kind.__name__} raised {error!r} for item {row}. "
-                "Repair the dataset or the sample."
-            ) from error
+            raise unreadable(name, f"{kind.__name__} raised {error!r} for item {row}") from error
 
     def _column(self, name: str, length: int) -> list[Any]:
         if hasattr(self._dataset, "select_columns"):  # datasets.Dataset: decodes no other column
@@ -311,19 +376,9 @@ class Samples:
     def image(self, row: int) -> Image.Image | None:
         """The sample as a PIL image, or None if it is not an image."""
         sample = self[row]
-        return to_image(sample.tensor) if sample.picture is None else sample.picture.copy()
-
-    def _converted(self, image: Image.Image) -> tuple[Image.Image, tuple[int, ...]]:
-        """An image in the wanted mode and size, and its geometry: see `Sample`."""
-        if self._mode is not None and image.mode != self._mode:
-            image = image.convert(self._mode)
-        before, top, left = (image.height, image.width), 0, 0
-        if self._size is not None and image.size != (self._size, self._size):
-            if self._resize == "crop":
-                image, top, left = cropped(image, self._size)
-            else:
-                image = image.resize((self._size, self._size), Image.Resampling.BICUBIC)
-        return image, (*before, top, left, image.height, image.width)
+        if sample.picture is None:
+            return to_image(sample.tensor)
+        return shown(sample.picture).copy()
 
     @property
     def manifest(self) -> Manifest:
@@ -345,49 +400,28 @@ class Samples:
             check(sample)
             digests.append(sample.digest())
             for name in self._metadata_columns:
-                metadata[name].append(_plain(sample.columns.get(name), sample.name))
+                metadata[name].append(plain(sample.columns.get(name), sample.name))
             if self._label_column is not None:
-                metadata["label"].append(self._label_name(sample.label))
+                features = getattr(self._dataset, "features", None)
+                metadata["label"].append(label_text(sample.label, features, self._label_column))
         self._manifest = Manifest(self.ids, digests, metadata)
         return self._manifest
 
-    def _label_name(self, label: Any) -> str | None:
-        """A label's readable name; None for no label, which hub datasets encode as −1."""
-        features = getattr(self._dataset, "features", None)
-        feature = features.get(self._label_column) if isinstance(features, Mapping) else None
-        names = getattr(feature, "names", None)
-        if names and isinstance(label, int):
-            return str(names[label]) if 0 <= label < len(names) else None
-        return None if label is None else str(label)
+
+def _file_of(value: Mapping[str, Any], name: str) -> Encoded:
+    """The file in a cell of a table. A path there is a stranger's: it is not followed."""
+    if not isinstance(value["bytes"], bytes):
+        raise unreadable(name, "its table holds no bytes of its picture")
+    return Encoded(value["bytes"], turned=True)
 
 
-def _caption(value: Any, name: str) -> str | None:
-    if value is not None and not isinstance(value, str):
+def _streamed(stream: Any, id_column: str | None, limit: int | None) -> Streamed:
+    if id_column is None:
         raise DatasetError(
-            f"sample {name!r} has a {type(value).__name__} as its caption: each sample needs one "
-            "text. Name another column with --caption-column."
+            f"a {type(stream).__name__} has no row numbers that stay the same: name a column of "
+            "ids with id_column=."
         )
-    return value
-
-
-def _columns(item: Any) -> dict[str, Any]:
-    if isinstance(item, dict):
-        return item
-    if isinstance(item, tuple | list) and len(item) >= 2:
-        return {"image": item[0], "label": item[1]}
-    return {"image": item[0] if isinstance(item, tuple | list) else item}
-
-
-def _find(columns: Mapping[str, Any], wanted: str | None, usual: Sequence[str], kind: str) -> str:
-    for name in [wanted] if wanted is not None else usual:
-        if name in columns:
-            return name
-    looked = repr(wanted) if wanted is not None else " or ".join(map(repr, usual))
-    flag = "id or metadata column" if kind == "metadata" else f"--{kind}-column"
-    raise DatasetError(
-        f"the dataset has no column {looked}; its columns are "
-        f"{', '.join(map(repr, columns))}. Name one of them as the {flag}."
-    )
+    return Streamed(stream, limit)
 
 
 def _length(dataset: Any) -> int:
@@ -398,17 +432,3 @@ def _length(dataset: Any) -> int:
             f"a {type(dataset).__name__} has no length: give a map-style dataset, not an "
             "iterable one, because samples are read repeatedly by number."
         ) from error
-
-
-def _plain(value: Any, name: str) -> Any:
-    """A label or metadata value as a plain Python value."""
-    if isinstance(value, torch.Tensor):
-        value = value.numpy(force=True)
-    if isinstance(value, np.ndarray | np.generic):
-        if value.size != 1:
-            raise DatasetError(
-                f"sample {name!r} has a label or metadata of shape {tuple(value.shape)}: each "
-                "sample needs one number or text. Use --label-column or omit it."
-            )
-        return value.item()
-    return value

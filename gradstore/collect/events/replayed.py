@@ -13,6 +13,7 @@ from gradstore.collect.events.noise import _PROBE, noise_identity
 from gradstore.collect.events.protocol import Events
 from gradstore.collect.models.folders import EVENTS_NAME, PLANNED, require_events
 from gradstore.errors import CheckpointError, DatasetError
+from gradstore.store.format.manifest import composed
 from gradstore.store.format.parquet import open_bounded, values_of
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class ReplayedEvents:
         require_events(checkpoints)
         self._files = [folder / EVENTS_NAME for folder in checkpoints]
         self._recorded = [_read(file) for file in self._files]
+        self._events = [
+            {composed(name): event for name, event in recorded.items()}
+            for recorded in self._recorded
+        ]
         for file, recorded in zip(self._files, self._recorded, strict=True):
             for name, (timestep, _) in recorded.items():
                 if not 0 <= timestep < num_train_timesteps:
@@ -67,19 +72,19 @@ class ReplayedEvents:
 
     def require(self, ids: Sequence[str]) -> None:
         """Raise `DatasetError` if a sample was not part of the training run."""
-        for file, recorded in zip(self._files, self._recorded, strict=True):
+        for file, events in zip(self._files, self._events, strict=True):
             for name in ids:
-                if name not in recorded:
+                if composed(name) not in events:
                     raise DatasetError(
-                        f"sample {name!r} has no event in {file}, which holds {len(recorded)}: "
+                        f"sample {name!r} has no event in {file}, which holds {len(events)}: "
                         "the training run did not see it. Collect the training dataset, or "
                         f"use {PLANNED}."
                     )
 
     def at(self, checkpoint: int, ids: Sequence[str]) -> Events:
         """Each sample's recorded timestep and noise key."""
-        recorded = self._recorded[self._place[checkpoint]]
-        pairs = [recorded[name] for name in ids]
+        events = self._events[self._place[checkpoint]]
+        pairs = [events[composed(name)] for name in ids]
         return Events(
             np.array([[timestep] for timestep, _ in pairs], dtype=np.int64),
             np.array([[[key]] for _, key in pairs], dtype=np.uint64),

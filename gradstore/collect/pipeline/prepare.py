@@ -127,7 +127,9 @@ def _prepared(
     start = perf_counter()
     key, surveyed = _surveyed(loader, kept, given, device)
     load_seconds = (perf_counter() - start) / len(folders)
-    samples, found, encoders = _encoded(Samples.of(dataset), loader, surveyed, device)
+    samples, found, encoders = _encoded(
+        _as_collected(Samples.of(dataset), standing[0], into), loader, surveyed, device
+    )
     plan = _event_plan(given["events"], folders, numbers, found.objective, like=given["like"])
     plan.require(samples.ids)
     read_seconds = _scanned(samples, found.model, encoders)
@@ -247,6 +249,22 @@ def _projectors(
         else one
         for one, there in zip(map(projector_of, stores.values()), standing, strict=True)
     ]
+
+
+def _as_collected(samples: Samples, standing: Store | None, into: Destination) -> Samples:
+    """The samples as those of the part to fill were read, if it exists."""
+    if standing is None or into.append:
+        return samples
+    reading = Provenance.of(into.part or standing.spec.parts[0]).reading
+    found = samples.read_as(reading)
+    if found is not samples:
+        _log.info(
+            "%s was collected by version %d of the rules that read datasets, and so is the rest "
+            "of it: see docs/how-to.md, Data",
+            standing.location,
+            reading,
+        )
+    return found
 
 
 def _encoded(

@@ -211,6 +211,7 @@ def targets_of(
                 "device": devices.choose(given["device"]).type,
                 "gradients": (given["gradients"] or GradientSpec()).model_dump(),
                 "models": None if models is None else models.located().model_dump(),
+                "samples": samples.record(),
                 "config": given["config"] or {},
             },
         )

@@ -44,7 +44,7 @@ def delete(store: StoreLike, ids: Sequence[str]) -> Store:
     wanted = set(ids)
 
     def change(now: Store) -> StoreSpec:
-        unknown = wanted - now.manifest.position.keys()
+        unknown = {name for name in wanted if now.manifest.row(name) is None}
         if unknown:
             raise StoreError(
                 f"{store.location} holds no sample {min(unknown)!r} (and {len(unknown) - 1} more "
@@ -57,8 +57,7 @@ def delete(store: StoreLike, ids: Sequence[str]) -> Store:
             )
         more = {}
         for part in now.parts:
-            place = part.manifest.position
-            rows = [place[name] for name in wanted & place.keys()]
+            rows = {row for name in wanted if (row := part.manifest.row(name)) is not None}
             # An id that was deleted here before may have been added again in another part.
             more[part.spec.path] = np.array(sorted(rows), np.int64)
         content = now.deletions.with_more(more).content(now.spec.revision)

@@ -14,6 +14,7 @@ from functools import cached_property
 from hashlib import sha256
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
+from unicodedata import normalize
 
 from gradstore.errors import DatasetError, StoreError
 from gradstore.store.format.parquet import read_bounded, values_of
@@ -67,6 +68,15 @@ class Manifest:
     def position(self) -> dict[str, int]:
         """Row number of each id."""
         return {name: row for row, name in enumerate(self.ids)}
+
+    @cached_property
+    def _composed(self) -> dict[str, int]:
+        return {composed(name): row for row, name in enumerate(self.ids)}
+
+    def row(self, name: str) -> int | None:
+        """Row number of an id, in whatever Unicode form it is given; None if there is none."""
+        found = self.position.get(name)
+        return self._composed.get(composed(name)) if found is None else found
 
     def samples_sha256(self, start: int, stop: int) -> str:
         """SHA-256 (64 hex digits) of the samples in rows `start` to `stop`, in order.
@@ -204,6 +214,16 @@ def _columns(content: bytes, samples: int) -> dict[str, list[Any]]:
         name: values_of(column)
         for name, column in zip(table.column_names, table.columns, strict=True)
     }
+
+
+def composed(name: str) -> str:
+    """An id in Unicode's form NFC, in which ids are compared.
+
+    Examples:
+        >>> composed("e\u0301") == "\u00e9"
+        True
+    """
+    return name if name.isascii() else normalize("NFC", name)
 
 
 def check_ids(ids: Sequence[str]) -> None:

@@ -40,6 +40,8 @@ Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 ADVANCED: Final[dict[str, JsonValue]] = {"advanced": True}
 # Marks a list whose values contain no commas, so that one flag can give several.
 COMMAS: Final[dict[str, JsonValue]] = {"commas": True}
+# What a store records and no flag sets.
+INTERNAL: Final[dict[str, JsonValue]] = {"internal": True}
 
 
 if TYPE_CHECKING:

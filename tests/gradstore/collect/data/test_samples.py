@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import Dataset, TensorDataset
 
 from gradstore.collect import Samples
-from gradstore.errors import DatasetError
+from gradstore.errors import DatasetError, UnreadableError
 from gradstore.flags.dataset import DatasetSpec
 from tests.support.hostile_parquet import repeated
 from tests.support.worlds import images
@@ -183,7 +183,6 @@ def test_digits() -> None:
         (lambda: Samples([{"image": "a.png"}])[0].tensor, r"'0' is a str, neither an image"),
         (lambda: Samples(torch.zeros(2, 3).int())[0].tensor, "array of torch.int32"),
         (lambda: Samples(torch.full((1, 3), torch.nan))[0].tensor, "not finite"),
-        (lambda: Samples([GREY[0].convert("P")])[0].tensor, r"mode 'P'.*--mode RGB"),
         (lambda: Samples(GREY)[0].class_label(3), "no .* label|label None"),
     ],
 )  # fmt: skip
@@ -207,12 +206,12 @@ def test_unknown_datasets(dataset: str, split: str, message: str) -> None:
 def test_rows_that_hold_no_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pa.table({"image": [{"bytes": None, "path": None}]})
     pq.write_table(table, tmp_path / "x.parquet")
-    with pytest.raises(DatasetError, match="sample '0' cannot be read"):
-        Samples.from_spec(DatasetSpec(dataset=str(tmp_path / "x.parquet")))
+    with pytest.raises(UnreadableError, match="sample '0' cannot be read"):
+        _ = Samples.from_spec(DatasetSpec(dataset=str(tmp_path / "x.parquet"))).manifest
     Image.new("L", (8, 8)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(DatasetError, match="'0' cannot be read: Image size .* exceeds limit"):
-        Samples.from_spec(DatasetSpec(dataset=str(tmp_path)))
+    with pytest.raises(UnreadableError, match="'bomb.png' cannot be read: Image size .* exceeds"):
+        _ = Samples.from_spec(DatasetSpec(dataset=str(tmp_path))).manifest
 
 
 def test_a_small_file_of_gigabytes_is_refused(tmp_path: Path) -> None:
@@ -275,5 +274,5 @@ def test_damaged_files(tmp_path: Path) -> None:
     Image.new("L", (8, 8)).save(folder / "a.png")
     (folder / "b.png").write_bytes((folder / "a.png").read_bytes()[:40])
     samples = Samples.from_spec(DatasetSpec(dataset=str(folder)))
-    with pytest.raises(DatasetError, match=r"sample 'b.png' cannot be read"):
+    with pytest.raises(UnreadableError, match=r"sample 'b.png' cannot be read"):
         _ = samples.manifest
