@@ -7,14 +7,19 @@ import yaml
 
 from gradstore.errors import ConfigError
 from gradstore.flags.query import QueryConfig
-from query.results.folder import claim
+from query.results.folder import claimed
 
 NAME = "query.yaml"
 
 
+def claim(folder: Path, config: QueryConfig) -> None:
+    with claimed(folder, config, NAME):
+        pass
+
+
 def made(folder: Path, config: QueryConfig) -> dict[str, object]:
     """A results folder that was cut off, and its settings."""
-    claim(folder, config, NAME)
+    claim(folder, config)
     (folder / "block-0.parquet").touch()
     found = yaml.safe_load((folder / NAME).read_text())
     assert isinstance(found, dict)
@@ -32,9 +37,9 @@ def test_a_setting_that_an_earlier_version_lacked_has_its_default(tmp_path: Path
     for name in ("images", "draws", "generate"):
         del found[name]
     (tmp_path / NAME).write_text(yaml.safe_dump(found))
-    claim(tmp_path, config(tmp_path), NAME)
+    claim(tmp_path, config(tmp_path))
     with pytest.raises(ConfigError, match="other settings"):
-        claim(tmp_path, config(tmp_path, draws=7), NAME)
+        claim(tmp_path, config(tmp_path, draws=7))
 
 
 @pytest.mark.parametrize(
@@ -44,4 +49,4 @@ def test_a_damaged_file_of_settings_is_no_reason_to_resume(tmp_path: Path, conte
     made(tmp_path, config(tmp_path))
     (tmp_path / NAME).write_text(content)
     with pytest.raises(ConfigError, match="other settings"):
-        claim(tmp_path, config(tmp_path), NAME)
+        claim(tmp_path, config(tmp_path))
