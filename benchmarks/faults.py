@@ -33,7 +33,7 @@ from benchmarks.worlds.victims import Collecting, Indexing, Querying, Scoring, V
 from gradstore.store import writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 
 @dataclass(frozen=True)
@@ -41,17 +41,25 @@ class Preset:
     """Sizes of a run.
 
     Attributes:
-        kills: number of kills of each command at random instants.
+        kills: number of kills of each command at random instants; fewer of those that take long.
         stops: number of stops of each command at random instants.
         samples: number of samples that `collect` collects.
     """
 
-    kills: int
+    kills: Mapping[str, int]
     stops: int
     samples: int
 
 
-PRESETS = {"cpu": Preset(167, 20, 24), "tiny": Preset(1, 1, 4)}
+_MANY: Final = {
+    "collect": 110,
+    "index": 200,
+    "index, replacing one": 200,
+    "scores": 200,
+    "query": 160,
+    "serve": 130,
+}
+PRESETS = {"cpu": Preset(_MANY, 10, 24), "tiny": Preset(dict.fromkeys(_MANY, 1), 1, 4)}
 # Trials of a command before the next one has its turn.
 _TURN: Final = 5
 
@@ -80,7 +88,7 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
             for victim in victims:
                 whole = undisturbed(victim, folder)
                 for how, trial, count in (
-                    ("killed", killed, preset.kills),
+                    ("killed", killed, preset.kills[victim.name]),
                     ("stopped", stopped, preset.stops),
                 ):
                     trials = Trials(cache, f"{victim.name}: {how} at a random instant")
@@ -105,13 +113,19 @@ def _code() -> str:
 
 def _checkpoints(folder: Path) -> Path:
     import torch
-    from diffusers import DDIMPipeline, DDIMScheduler
-
-    from benchmarks.worlds.models import build
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 
     for number in range(2):
         torch.manual_seed(number)
-        DDIMPipeline(build("tiny"), DDIMScheduler()).save_pretrained(
+        model = UNet2DModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(4, 8),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=2,
+        )
+        DDIMPipeline(model, DDIMScheduler()).save_pretrained(
             folder / "run" / f"checkpoint-{number}"
         )
     return folder / "run"

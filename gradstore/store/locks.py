@@ -9,6 +9,7 @@ file is the lock, and a dead process leaves it behind.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
@@ -17,9 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_log = logging.getLogger("gradstore")
+
 # Transient errors: the folder was removed during locking, or another NFS host removed the file.
 _PASSING: Final = {errno.ENOENT, errno.ESTALE}
 _TRIES: Final = 5
+# Seconds after which a wait is told.
+_TOLD_SECONDS = 10.0
 
 
 def name_of(name: str) -> str:
@@ -49,11 +54,17 @@ def locked(file: Path, *, wait: bool) -> Iterator[bool]:
     lock = FileLock(file)
     for again in reversed(range(_TRIES)):
         try:
-            lock.acquire(blocking=wait)
+            lock.acquire(timeout=_TOLD_SECONDS if wait else 0)
             break
         except Timeout:
-            yield False
-            return
+            if not wait:
+                yield False
+                return
+            _log.warning(
+                "another process holds %s; waiting for it. If it is stopped or hangs, end it", file
+            )
+            lock.acquire()
+            break
         except OSError as error:
             if error.errno not in _PASSING or not again:
                 raise

@@ -47,6 +47,7 @@ class _Fit:
         try:
             yield metric_key(self.name)
         except OSError as error:
+            self.store.require_current(error)
             raise StoreError(
                 f"{self._where()} cannot be read: {error.strerror or error}. Restore it from a "
                 "copy of the store."

@@ -39,6 +39,7 @@ class Part(PartShards):
         try:
             content = self.objects.read(self.key(MANIFEST), Manifest.most_bytes(len(self)))
         except OSError as error:
+            self.require_current(error)
             raise StoreError(
                 f"{where} cannot be read: {reason(error)}. Restore the file from a copy of the "
                 "store, or collect again."
@@ -307,10 +308,10 @@ class _Reading:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError | StoreError):
+            self._part.require_current(error)
             found = reason(error) if isinstance(error, OSError) else str(error)
             raise StoreError(
                 f"{self._part.location}: {self._name} of checkpoint {self._number}, shard "
                 f"{self._shard} cannot be read: {found}. Run `gradstore verify "
-                f"{self._part.objects.location}` to see what is damaged; if another process "
-                "vacuumed the store, open it again."
+                f"{self._part.objects.location}` to see what is damaged."
             ) from error

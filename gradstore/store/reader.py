@@ -20,7 +20,7 @@ from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.root import ROOT
 from gradstore.store.format.rows import Rows, restored_direction
 from gradstore.store.objects.local import LocalObjects
-from gradstore.store.objects.protocol import ChangedError, Objects, digest
+from gradstore.store.objects.protocol import Objects, digest
 from gradstore.store.part import Part
 
 if TYPE_CHECKING:
@@ -156,10 +156,7 @@ class Store:
         try:
             content = self.objects.read(self.spec.deleted, Deletions.most_bytes(self.spec.parts))
         except OSError as error:
-            if not self.is_current():
-                raise ChangedError(
-                    f"{self.location} was changed since it was opened. Open it again."
-                ) from error
+            self.require_current(error)
             raise StoreError(
                 f"{where}, the table of deleted rows, cannot be read: {error.strerror}. "
                 "Restore it from a copy of the store."
@@ -429,6 +426,10 @@ class Store:
         """All rows of a checkpoint as (first sample, rows), one shard at a time."""
         for start, stop in self.blocks():
             yield start, self.rows(checkpoint, start, stop)
+
+    def require_current(self, cause: Exception | None = None) -> None:
+        """Raise `ChangedError` if the store was changed since it was opened."""
+        self.parts[0].require_current(cause)
 
     def is_current(self) -> bool:
         """Whether nothing was appended, deleted or dropped since the store was opened."""

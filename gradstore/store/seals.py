@@ -241,13 +241,21 @@ class PartShards:
         """The shards of a checkpoint that are not sealed."""
         return sorted(set(range(self.layout.shards)) - self.sealed(number))
 
-    def unsealed(self, number: int, shards: Iterable[int]) -> StoreError:
-        """The error to raise if shards are not sealed: `ChangedError` if the store was changed."""
+    def require_current(self, cause: Exception | None = None) -> None:
+        """Raise `ChangedError` if the store was changed: then something may well be missing."""
         if not self._is_current():
-            return ChangedError(
+            raise ChangedError(
                 f"{self.objects.location} was changed by another process since it was opened. "
-                "Open it again."
-            )
+                "Open it again, or run the same command again."
+            ) from cause
+
+    def unsealed(self, number: int, shards: Iterable[int]) -> UnsealedError:
+        """The error to raise if shards are not sealed.
+
+        Raises:
+            ChangedError: if the store was changed.
+        """
+        self.require_current()
         listed = sorted(shards)
         shown = ", ".join(map(str, listed[:5])) + (", …" if len(listed) > 5 else "")
         return UnsealedError(

@@ -75,6 +75,8 @@ def verify(store: Store) -> Iterator[ShardReport]:
             sealed = part.sealed(number)
             for shard in range(part.layout.shards):
                 problem = check(part, number, shard) if shard in sealed else "not sealed"
+                if problem is not None and shard in sealed:
+                    store.require_current()  # a vacuum may just have removed it
                 yield ShardReport(part, number, shard, problem, shard in sealed)
 
 
@@ -82,6 +84,7 @@ def _check_description(part: Part, numbers: list[int]) -> None:
     """Raise `StoreError` if the Zarr metadata of the arrays does not match the layout."""
     _ = part.manifest  # reading its bytes compares them with their digest
     for key, _, problem in _false_descriptions(part, numbers):
+        part.require_current()
         raise StoreError(
             f"{part.location}/{key} {problem}. Rewrite it: gradstore verify "
             f"{part.objects.location} --repair"
