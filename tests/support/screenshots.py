@@ -43,23 +43,25 @@ def main(demo: Path, out: Path, shown: Path) -> None:
             _shoot(page, out / f"report-{width}.png", whole=width > 400)
         page.size(WIDTHS[0])
         page.driver.get((demo / "report.html").resolve().as_uri())
-        page.run("document.getElementById('tools').style.position = 'static'")
-        page.one(".query").screenshot(str(shown))
+        _shoot(page, shown, of=".query")
 
 
-def _shoot(page: Page, file: Path, *, whole: bool = True) -> None:
-    """The page, down to a few thousand pixels, once all its images are there."""
+def _shoot(page: Page, file: Path, *, whole: bool = True, of: str = "body") -> None:
+    """An element, down to a few thousand pixels, or what is in view, once all images are there."""
     page.run("for (const one of document.images) one.loading = 'eager'")
     page.until(lambda: page.run("return [...document.images].every((one) => one.complete)"))
     page.driver.execute_async_script(
         "const done = arguments[0]; setTimeout(() => requestAnimationFrame(done), 300)"
     )
-    width, height = page.run(
-        "return [innerWidth, Math.max(innerHeight, document.documentElement.scrollHeight)]"
+    left, top, width, height = page.run(
+        "const it = document.querySelector(arguments[0]).getBoundingClientRect();"
+        "return [it.left + scrollX, it.top + scrollY, it.width, it.height]",
+        of,
     )
     options = {}
     if whole:
-        clip = {"x": 0, "y": 0, "width": width, "height": min(height, _MOST_PIXELS), "scale": 1}
+        size = {"width": width, "height": min(height, _MOST_PIXELS)}
+        clip = {"x": left, "y": top, **size, "scale": 1}
         options = {"captureBeyondViewport": True, "clip": clip}
     found = page.driver.execute_cdp_cmd("Page.captureScreenshot", options)
     file.write_bytes(base64.b64decode(found["data"]))
