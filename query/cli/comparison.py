@@ -103,14 +103,14 @@ def comparison(compared: Sequence[Compared], k: int) -> Comparison:
         for line in lines
     ]
     found_at = "; ".join(f"{name}: {', '.join(map(str, own))}" for name, own in ranks.items())
-    copies = (
+    of_copies = (
         "These are training images, asked as if they were new, with other noises. Each should find "
         f"itself first. The ranks at which they do: {found_at}."
     )
     others = [f"{line[1]} {line[2]}" for line in lines if line[0] == compared[-1].rows]
     return Comparison(
         "\n".join([*table, "", *_meaning(k)]),
-        copies,
+        of_copies,
         f"Plain gradients {compared[-1].rows} find fewer of the query's label, "
         f"{', '.join(others)}; they are not shown below.",
     )
