@@ -1,6 +1,7 @@
 # make demo   the whole road on real images, in a few minutes
 # make test   lint, types, import contracts and tests
 # make test-avx2  the tests that touch arithmetic, as on a processor without AVX-512 and bfloat16
+# make screenshots  the page and the report of the demo at three widths, into .screenshots; docs/report.png
 # make docs   the documentation, into .site
 # make bench  every benchmark at its cpu preset
 PYTHON ?= python3
@@ -11,7 +12,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 # The page is tested in a real browser, where there is one: Debian's chromium and chromium-driver.
 BROWSER := $(and $(shell command -v chromium),$(shell command -v chromedriver))
 
-.PHONY: demo test test-avx2 docs bench clean
+.PHONY: demo test test-avx2 screenshots docs bench clean
 
 demo: .venv/demo.stamp
 	$(BIN)/gradstore demo
@@ -35,6 +36,10 @@ test-avx2: .venv/test.stamp
 	  --deselect tests/gradstore/collect/engines/test_bare.py::test_a_compiled_model \
 	  --deselect tests/gradstore/collect/engines/test_engines.py::test_a_compiled_model
 
+screenshots: .venv/test.stamp
+	test -f demo/report.html || $(BIN)/gradstore demo
+	$(BIN)/python -m tests.support.screenshots demo .screenshots docs/report.png
+
 docs: .venv/test.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
@@ -43,7 +48,7 @@ bench: .venv/test.stamp
 	  $(BIN)/python -m benchmarks.$$(basename $$file .py) --preset cpu || exit 1; done
 
 clean:
-	rm -rf .venv .site demo
+	rm -rf .venv .site .screenshots demo
 
 # torch first and alone, so that nothing else decides which build is taken.
 .venv/torch.stamp: constraints.txt

@@ -46,11 +46,13 @@ class Comparison:
 
     Attributes:
         text: the table and its explanation.
-        note: what the report says of the copies.
+        copies: what the report says of the copies.
+        others: what it says of rows that it does not show.
     """
 
     text: str
-    note: str
+    copies: str
+    others: str
 
 
 def comparison(compared: Sequence[Compared], k: int) -> Comparison:
@@ -101,11 +103,17 @@ def comparison(compared: Sequence[Compared], k: int) -> Comparison:
         for line in lines
     ]
     found_at = "; ".join(f"{name}: {', '.join(map(str, own))}" for name, own in ranks.items())
-    note = (
+    of_copies = (
         "These are training images, asked as if they were new, with other noises. Each should find "
         f"itself first. The ranks at which they do: {found_at}."
     )
-    return Comparison("\n".join([*table, "", *_meaning(k)]), note)
+    others = [f"{line[1]} {line[2]}" for line in lines if line[0] == compared[-1].rows]
+    return Comparison(
+        "\n".join([*table, "", *_meaning(k)]),
+        of_copies,
+        f"Plain gradients {compared[-1].rows} find fewer of the query's label, "
+        f"{', '.join(others)}; they are not shown below.",
+    )
 
 
 def _meaning(k: int) -> list[str]:

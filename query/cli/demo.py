@@ -104,8 +104,9 @@ def _made(config: DemoConfig, out: Path) -> Result:
         *(Compared(paper, plainly, name, "as in the paper") for name in PAPER),
     ]
     told = comparison(compared, config.k)
+    notes = {"held-out": told.others, "copy": told.copies}
     sections = [
-        Section(title, answered(kind), images, told.note if kind == "copy" else "")
+        Section(title, answered(kind), images, notes.get(kind, ""))
         for kind, title in _KINDS.items()
     ]
     result = write_answers(out, "Who taught the model these digits?", sections, digits)

@@ -31,6 +31,10 @@ for (const image of document.querySelectorAll(".query img")) {
   image.tabIndex = 0;
   image.setAttribute("role", "button");
   image.addEventListener("click", () => zoom(image));
-  image.addEventListener("keydown", (event) => event.key === "Enter" && zoom(image));
+  image.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter") return;
+    event.preventDefault(); // or it would press the button that closes
+    zoom(image);
+  });
 }
 zoomed.addEventListener("click", () => zoomed.close());

@@ -98,7 +98,10 @@ class Maps:
         if by in self._columns:
             column = [None if one is None else str(one) for one in store.manifest.metadata[by]]
             count = Counter(one for one in column if one is not None)
-            names = [name for name, _ in count.most_common(_MOST_NAMED)]
+            names = sorted(
+                (name for name, _ in count.most_common(_MOST_NAMED)),
+                key=lambda name: (0, int(name), "") if name.isdecimal() else (1, 0, name),
+            )
             place = {name: number for number, name in enumerate(names)}
             rest = len(names)
             values = [rest if one is None else place.get(one, rest) for one in column]

@@ -11,6 +11,7 @@ from indexer import measure_of
 from indexer.measure import QuerySide
 from query.queries import Queries
 from query.results.answer import labels
+from query.results.wording import display_name
 from query.searching import prepared, search
 from query.serve.answers import detail, finite, plain
 from query.serve.library import Kept
@@ -49,7 +50,8 @@ class Studies:
         """One score by checkpoint and timestep: see `query.studies.tables.breakdown_table`.
 
         Returns:
-            `cells`: for each checkpoint and pair of timesteps their part of the score.
+            `cells`: for each checkpoint and pair of timesteps their part of the score; `name` of
+            the measure.
 
         Raises:
             QueryError: if the measure transforms queries, or there is no such sample.
@@ -64,7 +66,8 @@ class Studies:
         store, name = self._answers.asker(look)
         engine = library.exact(look.named, look.etas(library.store))
         table = breakdown_table(engine, store, name, sample)
-        return {"cells": [finite(list(row.values())) for row in table.to_pylist()]}
+        cells = [finite(list(row.values())) for row in table.to_pylist()]
+        return {"cells": cells, "name": display_name(look.named)}
 
     def totals(self, look: Look, by: str) -> dict[str, Any]:
         """Totals of groups for one query, with intervals: see `query.studies.totals`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -95,6 +96,23 @@ class Page:
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
         )
+
+    def theme(self, name: str) -> None:
+        """Prefer `light` or `dark`."""
+        self.driver.execute_cdp_cmd(
+            "Emulation.setEmulatedMedia",
+            {"features": [{"name": "prefers-color-scheme", "value": name}]},
+        )
+
+    def broken_rules(self) -> list[Any]:
+        """Rules of accessibility that the page breaks, and where, by axe-core."""
+        rules = files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
+        self.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": rules})
+        found: list[Any] = self.driver.execute_async_script(
+            "axe.run().then((found) => arguments[0](found.violations.map((one) =>"
+            " [one.id, one.nodes.map((node) => node.html.slice(0, 200))])))"
+        )
+        return found
 
     def problems(self) -> list[str]:
         """What the browser complained of: errors of scripts, refused resources."""

@@ -42,7 +42,7 @@ export async function show(state) {
   if (!place.open) place.showModal();
   const parameters = asked(state, under, { of: state.why });
   const [parts, sample] = await Promise.all([
-    told(get("breakdown", parameters).then(({ cells }) => heatMap(cells))),
+    told(get("breakdown", parameters).then(({ cells, name }) => h("div", {}, h("p", { class: "soft" }, `Under ${name}: each checkpoint and timestep of the query, summed over the sample's own.`), heatMap(cells)))),
     told(get("sample", parameters)),
   ]);
   if (own !== turn) return;
@@ -56,7 +56,7 @@ export async function show(state) {
         h("p", { class: "row" }, h("a", { href: link({ sample: state.why, why: null, k: null }), "data-walk": true, class: "button" }, "Ask about this"),
           h("a", { href: image("sample", state.why, 0), target: "_blank", rel: "noopener" }, "Open the original"), name)),
       h("dl", {}, facts.flatMap(([key, value]) => [h("dt", {}, text(key)), h("dd", {}, value === null ? "none" : text(value))]))),
-    part("Where the score comes from", h("p", { class: "soft" }, `Under ${under}: each checkpoint and timestep of the query, summed over the sample's own.`), parts),
+    part("Where the score comes from", parts),
     part("How influential it is", ...influence(sample)),
     part("Its rows", rows(sample)));
   close.focus();

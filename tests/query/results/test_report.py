@@ -6,13 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect
 from indexer import build_index
 from query import Answer, Section, collect_queries, search, write_report
-from query.results.pictures import data_uri
-from query.results.report import _SIDES, _SMALLEST
 from query.results.wording import CHANCE, ERRORS, PROVENANCE, Scale, about
 from tests.support.collected import PAPER
 
@@ -110,24 +107,6 @@ def test_a_query_without_image_has_a_placeholder(
     page = _Page(path.read_text())
     named = [a["aria-label"] for tag, a in page.tags if a.get("class") == "no-image"]
     assert [one.split(",")[0] for one in named] == ["query ask-a", "query ask-b", "query ask-c"]
-
-
-def test_a_hundred_queries_fit_in_ten_megabytes(answers: list[Answer], tmp_path: Path) -> None:
-    """Of images of 512 pixels, with 20 samples on each side, each another."""
-    generator = np.random.default_rng(0)
-
-    def photograph() -> Image.Image:
-        small = Image.fromarray(generator.integers(0, 256, (12, 12, 3), dtype=np.uint8))
-        pixels = np.asarray(small.resize((512, 512), Image.Resampling.BICUBIC), np.int16)
-        noisy = pixels + generator.integers(-8, 9, pixels.shape)
-        return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
-
-    path = tmp_path / "report.html"
-    write_report(path, "T", [Section("A", answers, None)], None)
-    card = path.stat().st_size / (3 * 2 * 2 * 3)  # with its share of everything else
-    side = next((one for most, one in _SIDES if most >= 100 * 41), _SMALLEST)
-    image = np.mean([len(data_uri(photograph(), side)) for _ in range(20)])
-    assert 100 * 41 * image + 100 * 40 * card < 10e6
 
 
 def test_only_those_that_push_against_are_called_opponents(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -328,26 +327,18 @@ def test_every_width_fits(page: Page, width: int) -> None:
         f"{ASKED}&why=cat/03.png",
     ):
         page.open(link)
-        found = page.run("return [document.documentElement.scrollWidth, innerWidth]")
-        assert found[0] <= found[1], link
+        # A phone's own innerWidth grows with what does not fit.
+        assert page.run("return document.documentElement.scrollWidth") <= width, link
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1400, 390])
 def test_rules_of_accessibility(page: Page, theme: str, width: int) -> None:
     page.size(width)
-    page.driver.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia",
-        {"features": [{"name": "prefers-color-scheme", "value": theme}]},
-    )
-    rules = files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
+    page.theme(theme)
     for link in ("", f"{ASKED}&k=4&open=totals&open=norms&open=map", f"{ASKED}&k=4&why=cat/03.png"):
         page.open(link)
-        page.driver.execute_cdp_cmd("Runtime.evaluate", {"expression": rules})
-        found = page.driver.execute_async_script(
-            "axe.run().then((found) => arguments[0](found.violations.map((one) =>"
-            " [one.id, one.nodes.map((node) => node.html.slice(0, 200))])))"
-        )
+        found = page.broken_rules()
         assert not found, (link, found)
 
 
