@@ -33,7 +33,7 @@ from gradstore.collect.data.decoding import Decoder, Encoded, shown, unreadable
 from gradstore.collect.data.pictures import image_tensor, resized, to_image, to_tensor
 from gradstore.collect.data.sources import IMAGE_COLUMNS
 from gradstore.collect.data.tables import Streamed
-from gradstore.errors import DatasetError, UnreadableError
+from gradstore.errors import ConfigError, DatasetError, UnreadableError
 from gradstore.flags.dataset import READING, DatasetSpec
 from gradstore.progress import track
 from gradstore.store.format.manifest import Manifest, check_ids, composed
@@ -64,6 +64,7 @@ class Sample:
         geometry: of a picture, height and width before resizing, top and left of the crop, height
             and width after it; in pixels.
         content: hash of picture, caption and encoders, if it is encoded.
+        sized: whether the user chose its size, which the model need not have been made for.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Sample:
     caption: str | None = None
     geometry: tuple[int, ...] = ()
     content: str = ""
+    sized: bool = True
 
     def class_label(self, classes: int) -> Tensor:
         """The label as a class number, for class-conditional models.
@@ -132,7 +134,8 @@ class Samples:
         metadata_columns: further columns to keep in the manifest.
         size: resize images to this many pixels per side.
         resize: `squash` to a square; `crop`, as diffusers' scripts do: the shorter side, then the
-            centre; `pad`: the longer side, then white.
+            centre; `pad`: the longer side, then white; `keep`, without `size`: not at all, since
+            the model was trained on images of these sizes.
         interpolation: `nearest`, `box`, `bilinear`, `hamming`, `bicubic` or `lanczos`; by default
             `bilinear` of `crop`, else `bicubic`.
         mode: convert PIL images to this mode, such as `RGB`.
@@ -179,6 +182,8 @@ class Samples:
         if isinstance(dataset, DatasetSpec):
             dataset, found = sources.load(dataset.model_copy(update={"reading": reading}))
             ids = found if ids is None else ids
+        if size is not None and resize == "keep":
+            raise ConfigError(f"--resize keep and --size {size} contradict. Omit one of the two.")
         self._dataset = dataset
         self._reading = reading
         self._decoder = Decoder(mode, reading)
@@ -333,6 +338,7 @@ class Samples:
             value = _file_of(value, name)
         picture = None
         geometry: tuple[int, ...] = ()
+        size, resize = self._resized["size"], self._resized["resize"]
         if isinstance(value, Image.Image | Encoded):
             picture, geometry = resized(self._decoder(value, name), **self._resized)
         given = item.get("conditions")
@@ -351,6 +357,7 @@ class Samples:
             if self._caption_column
             else None,
             geometry=geometry,
+            sized=picture is None or size is not None or resize == "keep",
         )
         return sample if self._encode is None else self._encode(sample)
 
@@ -391,7 +398,7 @@ class Samples:
         Raises:
             DatasetError: if a sample cannot be read.
         """
-        digests = []
+        digests, shapes = [], []
         metadata: dict[str, list[Any]] = {name: [] for name in self._metadata_columns}
         if self._label_column is not None:
             metadata["label"] = []
@@ -399,13 +406,20 @@ class Samples:
             sample = self[row]
             check(sample)
             digests.append(sample.digest())
+            shapes.append(tuple(sample.tensor.shape))
             for name in self._metadata_columns:
                 metadata[name].append(plain(sample.columns.get(name), sample.name))
             if self._label_column is not None:
                 features = getattr(self._dataset, "features", None)
                 metadata["label"].append(label_text(sample.label, features, self._label_column))
-        self._manifest = Manifest(self.ids, digests, metadata)
+        self._manifest, self._shapes = Manifest(self.ids, digests, metadata), shapes
         return self._manifest
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each sample's tensor; reads every sample on first use, as `manifest`."""
+        _ = self.manifest
+        return self._shapes
 
 
 def _file_of(value: Mapping[str, Any], name: str) -> Encoded:

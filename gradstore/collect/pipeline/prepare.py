@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from math import prod
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -20,7 +21,7 @@ from gradstore.collect.models.cache import CheckpointCache, found_loader
 from gradstore.collect.models.parameters import num_parameters
 from gradstore.collect.named import follow
 from gradstore.collect.objectives.wrappers import Autocast, Compiled, precision
-from gradstore.collect.pipeline.batches import check_sample, trial
+from gradstore.collect.pipeline.batches import check_sample, check_sizes, trial
 from gradstore.collect.pipeline.budget import Budget
 from gradstore.collect.pipeline.job import Job
 from gradstore.collect.pipeline.metric import job_metric, with_metric
@@ -129,7 +130,7 @@ def _prepared(
     )
     plan = _event_plan(given["events"], folders, numbers, found.objective, like=given["like"])
     plan.require(samples.ids)
-    read_seconds = _scanned(samples, found.model, encoders)
+    read_seconds = _scanned(samples, found, encoders, plan=plan, number=numbers[0], device=device)
     projected = _projectors(stores, standing, device)
     metric = job_metric(
         given["metric"], samples, list(zip(places, standing, strict=True)), like=given["like"]
@@ -171,7 +172,7 @@ def _prepared(
 
     try:
         mapped = None if metric is None else metric.metric.name
-        known = (key, wanted, most, memory, asked, mapped, tuple(samples[0].tensor.shape))
+        known = (key, wanted, most, memory, asked, mapped, max(samples.shapes, key=prod))
         start = perf_counter()
         choice, objective = kept.held(known, chosen) if kept else chosen()
         choice_seconds = perf_counter() - start
@@ -275,12 +276,21 @@ def _encoded(
     return samples.encoded(Encoding(encoders)), replace(found, architecture=architecture), encoders
 
 
-def _scanned(samples: Samples, model: Any, encoders: Encoders | None) -> float:
+def _scanned(
+    samples: Samples,
+    found: Survey,
+    encoders: Encoders | None,
+    *,
+    plan: EventPlan,
+    number: int,
+    device: torch.device,
+) -> float:
     """Read, encode and check all samples; return the seconds it took."""
     start, first = perf_counter(), samples[0]
-    samples.scan(lambda sample: check_sample(sample, model, first))
+    samples.scan(lambda sample: check_sample(sample, found.model, first))
     if encoders is not None:
         encoders.release()
+    check_sizes(samples, plan, number, found.model.to(device), found.objective)
     samples.manifest.content()  # rejects what cannot be stored before the first batch
     return perf_counter() - start
 
