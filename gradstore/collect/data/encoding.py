@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gradstore.collect.data.samples import Sample, Samples
+    from gradstore.collect.data.sample import Sample
+    from gradstore.collect.data.samples import Samples
     from gradstore.collect.models.protocol import Loader
     from gradstore.store.format.spec import Identity
 

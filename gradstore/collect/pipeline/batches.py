@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from gradstore.collect.data.samples import Sample, Samples
+    from gradstore.collect.data.sample import Sample
+    from gradstore.collect.data.samples import Samples
     from gradstore.collect.events.protocol import EventPlan, Events
     from gradstore.collect.objectives.protocol import Objective
 
