@@ -69,11 +69,10 @@ def losses(
     found = np.empty(len(samples))
     for row in range(len(samples)):
         ids = samples.ids[row : row + 1]
-        rows = EventRows(ids, *read(samples, row, row + 1, model, place), plan.at(0, ids))
-        step = max(1, batch_size // rows.draws)
+        rows = EventRows(ids, *read(samples, [row], model), plan.at(0, ids), place)
         total = 0.0
-        for start in range(0, len(rows), step):
-            batch = rows.batch(slice(start, start + step))
+        for start, stop in rows.cuts(0, len(rows), max(1, batch_size // rows.draws)):
+            batch = rows.batch(slice(start, stop))
             each = chosen.losses(
                 model,
                 batch.inputs.repeat_interleave(rows.draws, 0),

@@ -182,15 +182,15 @@ class Unprojected:
                 step = max(1, most // slots)
                 for first in range(0, len(own), step):
                     last = min(first + step, len(own))
-                    inputs = read(job.samples, first, last, loaded.model, job.device)
+                    inputs = read(job.samples, range(first, last), loaded.model)
                     moments = job.plan.at(number, ids[first:last])
                     place = np.searchsorted(self._numbers, own[first:last])
-                    part = EventRows(ids[first:last], *inputs, moments)
-                    for low in range(0, len(part), most):
-                        rows = np.arange(low, min(low + most, len(part)))
-                        sample, slot = np.divmod(rows, slots)
-                        yield _Piece(place[sample] * slots + slot, part.batch(rows), loaded, events)
-                        bar.update(len(rows))
+                    part = EventRows(ids[first:last], *inputs, moments, job.device)
+                    for low, high in part.cuts(0, len(part), most):
+                        sample, slot = np.divmod(part.order[low:high], slots)
+                        batch = part.batch(slice(low, high))
+                        yield _Piece(place[sample] * slots + slot, batch, loaded, events)
+                        bar.update(len(batch))
 
     @torch.inference_mode(mode=False)  # the caller may be in inference mode
     @torch.enable_grad()

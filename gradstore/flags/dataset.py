@@ -50,10 +50,11 @@ class DatasetSpec(Spec):
     id_column: str | None = Field(None, description="column of ids [default: row number]")
     metadata_columns: list[str] = Field([], description="more columns to store with the samples")
     size: int | None = Field(None, ge=1, le=65536, description="side of resized images, in pixels")
-    resize: Literal["squash", "crop", "pad"] = Field(
+    resize: Literal["squash", "crop", "pad", "keep"] = Field(
         "squash",
         description="squash: to a square; crop: the shorter side, then the centre, as diffusers' "
-        "scripts do; pad: the longer side, then white",
+        "scripts do; pad: the longer side, then white; keep: not at all, of images of several "
+        "sizes",
     )
     interpolation: Interpolation | None = Field(
         None,

@@ -9,8 +9,14 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    DDPMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
     PNDMScheduler,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -25,6 +31,9 @@ from transformers import (
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
 )
 
 from tests.support.families import made
@@ -58,14 +67,14 @@ def text_config(width: int = 6, projection: int = 5) -> CLIPTextConfig:
     )
 
 
-def vae(seed: int = 0) -> AutoencoderKL:
+def vae(seed: int = 0, **options: Any) -> AutoencoderKL:
     """From 8 × 8 pixels to 4 × 4 latents of 4 channels."""
     torch.manual_seed(seed)
     return AutoencoderKL(
         block_out_channels=(4, 8),
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
+        **{"latent_channels": 4, **options},
         norm_num_groups=2,
         sample_size=8,
         scaling_factor=0.3,
@@ -112,6 +121,67 @@ def stable_diffusion_xl(folder: Path, *, seed: int = 0) -> Path:
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", steps_offset=1),
         add_watermarker=False,
     ).save_pretrained(folder)
+    return folder
+
+
+def t5_tokenizer() -> T5Tokenizer:
+    """Knows letters only."""
+    letters = [chr(one) for one in range(ord("a"), ord("z") + 1)]
+    words = ["<pad>", "</s>", "<unk>", "\u2581", *letters]
+    return T5Tokenizer(vocab=[(word, -2.0) for word in words], extra_ids=0, model_max_length=8)
+
+
+def t5(width: int = 6) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=30,
+            d_model=width,
+            d_kv=4,
+            d_ff=8,
+            num_layers=2,
+            num_heads=1,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def transformer_pipeline(name: str, folder: Path, *, seed: int = 0) -> Path:
+    """Save a pipeline like that of SD3, Flux, PixArt-α or PixArt-Σ."""
+    model = made(name, seed)
+    channels = 2 if name == "Flux" else 4
+    torch.manual_seed(seed)
+    parts: dict[str, Any] = {
+        "vae": vae(latent_channels=channels, shift_factor=0.1),
+        "transformer": model,
+    }
+    if name == "SD3":
+        StableDiffusion3Pipeline(
+            **parts,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            text_encoder=CLIPTextModelWithProjection(text_config(2, 2)),
+            tokenizer=tokenizer(),
+            text_encoder_2=CLIPTextModelWithProjection(text_config(4, 3)),
+            tokenizer_2=tokenizer(),
+            text_encoder_3=t5(),
+            tokenizer_3=t5_tokenizer(),
+        ).save_pretrained(folder)
+    elif name == "Flux":
+        FluxPipeline(
+            **parts,
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+            text_encoder=CLIPTextModel(text_config(5)),
+            tokenizer=tokenizer(),
+            text_encoder_2=t5(),
+            tokenizer_2=t5_tokenizer(),
+        ).save_pretrained(folder)
+    else:
+        make = PixArtAlphaPipeline if name == "PixArt-α" else PixArtSigmaPipeline
+        make(
+            **parts,
+            scheduler=DDPMScheduler(beta_schedule="scaled_linear"),
+            text_encoder=t5(),
+            tokenizer=t5_tokenizer(),
+        ).save_pretrained(folder)
     return folder
 
 

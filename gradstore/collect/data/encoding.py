@@ -18,12 +18,8 @@ from uuid import uuid4
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gradstore.collect.models.encoders import (
-    Encoders,
-    autoencoder_folder,
-    family_of,
-    takes_captions,
-)
+from gradstore.collect.models.encoders import Encoders, autoencoder_folder
+from gradstore.collect.models.families import family_of, takes_captions
 from gradstore.errors import DatasetError
 from gradstore.store.format.fingerprint import fingerprint
 
@@ -34,7 +30,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from gradstore.collect.data.samples import Sample, Samples
+    from gradstore.collect.data.sample import Sample
+    from gradstore.collect.data.samples import Samples
     from gradstore.collect.models.protocol import Loader
     from gradstore.store.format.spec import Identity
 
@@ -65,8 +62,8 @@ def encoders_for(
     if captions and family_of(model) is None:
         raise DatasetError(
             f"checkpoint {folder} is a {type(model).__name__}, which takes captions, and gradstore "
-            "encodes those of Stable Diffusion and SDXL. Give latents and conditions from Python, "
-            "as docs/how-to.md says."
+            "encodes those of Stable Diffusion, SDXL, SD3, Flux and PixArt. Give latents and "
+            "conditions from Python, as docs/how-to.md says."
         )
     if vae is not None:
         return Encoders(vae, folder, base, model, device)

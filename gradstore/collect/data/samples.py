@@ -6,12 +6,9 @@ import logging
 import struct
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from PIL import Image
 
@@ -31,85 +28,20 @@ from gradstore.collect.data.columns import (
 )
 from gradstore.collect.data.decoding import Decoder, Encoded, shown, unreadable
 from gradstore.collect.data.pictures import image_tensor, resized, to_image, to_tensor
+from gradstore.collect.data.sample import Sample
 from gradstore.collect.data.sources import IMAGE_COLUMNS
 from gradstore.collect.data.tables import Streamed
-from gradstore.errors import DatasetError, UnreadableError
+from gradstore.errors import ConfigError, DatasetError, UnreadableError
 from gradstore.flags.dataset import READING, DatasetSpec
 from gradstore.progress import track
 from gradstore.store.format.manifest import Manifest, check_ids, composed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    from torch import Tensor
-
 _log = logging.getLogger("gradstore")
 
 # Skipped samples that a store names; it counts the others.
 _MOST_NAMED = 100
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One sample, read from its dataset.
-
-    Attributes:
-        name: its id.
-        tensor: input of the model, float32; images in −1 … 1, `[channels, height, width]`.
-        picture: the PIL image, if the sample came as one.
-        label: its label in the dataset, if it has one.
-        conditions: further inputs of the model by keyword.
-        columns: all columns of the item.
-        caption: its caption, if it has one.
-        geometry: of a picture, height and width before resizing, top and left of the crop, height
-            and width after it; in pixels.
-        content: hash of picture, caption and encoders, if it is encoded.
-    """
-
-    name: str
-    tensor: Tensor
-    picture: Image.Image | None
-    label: Any
-    conditions: dict[str, Tensor]
-    columns: Mapping[str, Any]
-    caption: str | None = None
-    geometry: tuple[int, ...] = ()
-    content: str = ""
-
-    def class_label(self, classes: int) -> Tensor:
-        """The label as a class number, for class-conditional models.
-
-        Raises:
-            DatasetError: if there is no label in 0 … classes − 1.
-        """
-        number = self.label
-        if isinstance(number, str) and number.isdecimal():  # for example a folder's name
-            number = int(number)
-        if not isinstance(number, int) or not 0 <= number < classes:
-            raise DatasetError(
-                f"sample {self.name!r} has label {self.label!r}, but the model is conditioned on "
-                f"class numbers 0 … {classes - 1}. Name the right column with --label-column; in a "
-                "folder of images, name the sub-folders by class number."
-            )
-        return torch.tensor(int(number))
-
-    def digest(self) -> str:
-        """Hash of everything in the sample that the model may see.
-
-        Of an encoded sample it is that of the picture and the caption: encoders round differently
-        on different machines.
-        """
-        if self.content:
-            return self.content
-        digest = blake2b(repr(self.label).encode(), digest_size=16)
-        for name, tensor in {"": self.tensor, **self.conditions}.items():
-            # numpy has no bfloat16: its bits are hashed, with its own name.
-            kind = "bfloat16" if tensor.dtype == torch.bfloat16 else tensor.numpy().dtype.str
-            bits = tensor.view(torch.int16) if kind == "bfloat16" else tensor
-            array = np.ascontiguousarray(bits.numpy())
-            digest.update(f"{name}{kind}{array.shape}".encode())
-            digest.update(array.data)
-        return digest.hexdigest()
 
 
 class Samples:
@@ -132,7 +64,8 @@ class Samples:
         metadata_columns: further columns to keep in the manifest.
         size: resize images to this many pixels per side.
         resize: `squash` to a square; `crop`, as diffusers' scripts do: the shorter side, then the
-            centre; `pad`: the longer side, then white.
+            centre; `pad`: the longer side, then white; `keep`, without `size`: not at all, since
+            the model was trained on images of these sizes.
         interpolation: `nearest`, `box`, `bilinear`, `hamming`, `bicubic` or `lanczos`; by default
             `bilinear` of `crop`, else `bicubic`.
         mode: convert PIL images to this mode, such as `RGB`.
@@ -179,6 +112,8 @@ class Samples:
         if isinstance(dataset, DatasetSpec):
             dataset, found = sources.load(dataset.model_copy(update={"reading": reading}))
             ids = found if ids is None else ids
+        if size is not None and resize == "keep":
+            raise ConfigError(f"--resize keep and --size {size} contradict. Omit one of the two.")
         self._dataset = dataset
         self._reading = reading
         self._decoder = Decoder(mode, reading)
@@ -333,6 +268,7 @@ class Samples:
             value = _file_of(value, name)
         picture = None
         geometry: tuple[int, ...] = ()
+        size, resize = self._resized["size"], self._resized["resize"]
         if isinstance(value, Image.Image | Encoded):
             picture, geometry = resized(self._decoder(value, name), **self._resized)
         given = item.get("conditions")
@@ -351,6 +287,7 @@ class Samples:
             if self._caption_column
             else None,
             geometry=geometry,
+            sized=picture is None or size is not None or resize == "keep",
         )
         return sample if self._encode is None else self._encode(sample)
 
@@ -391,7 +328,7 @@ class Samples:
         Raises:
             DatasetError: if a sample cannot be read.
         """
-        digests = []
+        digests, shapes = [], []
         metadata: dict[str, list[Any]] = {name: [] for name in self._metadata_columns}
         if self._label_column is not None:
             metadata["label"] = []
@@ -399,13 +336,20 @@ class Samples:
             sample = self[row]
             check(sample)
             digests.append(sample.digest())
+            shapes.append(tuple(sample.tensor.shape))
             for name in self._metadata_columns:
                 metadata[name].append(plain(sample.columns.get(name), sample.name))
             if self._label_column is not None:
                 features = getattr(self._dataset, "features", None)
                 metadata["label"].append(label_text(sample.label, features, self._label_column))
-        self._manifest = Manifest(self.ids, digests, metadata)
+        self._manifest, self._shapes = Manifest(self.ids, digests, metadata), shapes
         return self._manifest
+
+    @property
+    def shapes(self) -> list[tuple[int, ...]]:
+        """Shape of each sample's tensor; reads every sample on first use, as `manifest`."""
+        _ = self.manifest
+        return self._shapes
 
 
 def _file_of(value: Mapping[str, Any], name: str) -> Encoded:

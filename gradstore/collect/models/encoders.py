@@ -1,83 +1,31 @@
 """Encoders of a latent, text-to-image pipeline: its VAE, tokenizers and text encoders.
 
-Captions are encoded by the pipeline class of diffusers itself. Which classes are loaded is decided
-here and not by the files: a folder may name any module.
+Which classes are loaded is decided here and not by the files: a folder may name any module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from inspect import signature
 from typing import TYPE_CHECKING, Any, Final
 
 import diffusers
 import torch
 
+from gradstore.collect.models.families import family_in
 from gradstore.collect.models.folders import part_folder, read_config
 from gradstore.collect.models.loading import load_model, tensors_digest
 from gradstore.errors import CheckpointError, DependencyError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
     from gradstore.store.format.spec import Identity
 
-_ENCODERS: Final = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection"})
-_TOKENIZERS: Final = frozenset({"CLIPTokenizer"})
-
-
-@dataclass(frozen=True)
-class Family:
-    """How a family of pipelines encodes captions.
-
-    Attributes:
-        pipeline: name of the class of diffusers.
-        texts: number of text encoders.
-        encode: the model's conditions of a caption, `[1, …]` each, by the pipeline.
-        rest: further arguments of the class.
-    """
-
-    pipeline: str
-    texts: int
-    encode: Callable[[Any, str], dict[str, Tensor]]
-    rest: Mapping[str, Any]
-
-
-def _sd(pipeline: Any, caption: str) -> dict[str, Tensor]:
-    found, _ = pipeline.encode_prompt(caption, pipeline.text_encoder.device, 1, False)
-    return {"encoder_hidden_states": found}
-
-
-def _sdxl(pipeline: Any, caption: str) -> dict[str, Tensor]:
-    found, _, pooled, _ = pipeline.encode_prompt(
-        caption, device=pipeline.text_encoder.device, do_classifier_free_guidance=False
-    )
-    return {"encoder_hidden_states": found, "text_embeds": pooled}
-
-
-_UNSAFE: Final = {
-    "safety_checker": None,
-    "feature_extractor": None,
-    "requires_safety_checker": False,
-}
-_UNMARKED: Final = {"add_watermarker": False}
-_SD: Final = Family("StableDiffusionPipeline", 1, _sd, _UNSAFE)
-_SDXL: Final = Family("StableDiffusionXLPipeline", 2, _sdxl, _UNMARKED)
-
-
-def family_of(model: Any) -> Family | None:
-    """The family of a denoiser whose captions are encoded here; None if it is of none."""
-    if type(model).__name__ != "UNet2DConditionModel":
-        return None
-    return _SDXL if model.config.addition_embed_type == "text_time" else _SD
-
-
-def takes_captions(model: Any) -> bool:
-    """Whether a denoiser takes encoded captions, of whatever family."""
-    return "encoder_hidden_states" in signature(model.forward).parameters
+_ENCODERS: Final = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"})
+_TOKENIZERS: Final = frozenset({"CLIPTokenizer", "T5Tokenizer"})
 
 
 def autoencoder_folder(folder: Path, base: str | None) -> Path | None:
@@ -106,7 +54,8 @@ class Encoders:
         self, vae: Path, folder: Path, base: str | None, model: Any, device: torch.device
     ) -> None:
         self._vae_folder, self._folder, self._base = vae, folder, base
-        self.family = family_of(model)
+        self.family = family_in(folder, base, model)
+        self._model = model
         self._device = device
         self._loaded: Any = None
         self._identity: Identity = {}
@@ -173,15 +122,13 @@ class Encoders:
         return {name: one[0].float().cpu().contiguous() for name, one in found.items()}
 
     def sizes(self, geometry: Sequence[int]) -> dict[str, Tensor]:
-        """The denoiser's conditions of a picture's size and crop.
+        """The denoiser's conditions of a picture's size and crop; of Flux, its guidance.
 
         Args:
             geometry: height and width before resizing, top and left of the crop, height and width
                 after it; in pixels.
         """
-        if self.family is not _SDXL:
-            return {}
-        return {"time_ids": torch.tensor(geometry, dtype=torch.float32)}
+        return {} if self.family is None else self.family.sizes(self._model, geometry)
 
     def _text_names(self, stem: str) -> list[str]:
         count = self.family.texts if self.family is not None else 0
@@ -203,7 +150,7 @@ class Encoders:
             for stem in ("text_encoder", "tokenizer")
             for name in self._text_names(stem)
         }
-        parts |= {"unet": model, "scheduler": scheduler}
+        parts |= {self.family.denoiser: model, "scheduler": scheduler}
         return getattr(diffusers, self.family.pipeline)(vae=vae, **parts, **self.family.rest)
 
 
@@ -231,7 +178,7 @@ def _text_part(name: str, folder: Path, base: str | None, device: torch.device) 
         )
     config = read_config(own / file)
     cls = _named(config, "tokenizer_class" if tokenizer else "architectures")
-    if cls not in (_TOKENIZERS if tokenizer else _ENCODERS):
+    if cls.removesuffix("Fast") not in (_TOKENIZERS if tokenizer else _ENCODERS):
         raise CheckpointError(
             f"{own / file} names class {cls[:80]!r}; gradstore encodes captions by "
             f"{', '.join(sorted(_TOKENIZERS if tokenizer else _ENCODERS))}. Give conditions "
@@ -262,4 +209,4 @@ def _text_part(name: str, folder: Path, base: str | None, device: torch.device) 
 def _named(config: Mapping[str, Any], key: str) -> str:
     found = config.get(key)
     found = found[0] if isinstance(found, list) and found else found
-    return str(found).removesuffix("Fast")
+    return str(found)

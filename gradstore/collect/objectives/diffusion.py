@@ -121,11 +121,22 @@ def class_count(model: Any) -> int | None:
     return None
 
 
-def check_fits(model: Any, shape: tuple[int, ...], name: str, *, encoded: bool = False) -> None:
+def made_size(model: Any) -> tuple[int, int] | None:
+    """Height and width that a diffusers image model was made for; None if it does not tell."""
+    size = getattr(getattr(model, "config", None), "sample_size", None)
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def check_fits(
+    model: Any, shape: tuple[int, ...], name: str, *, encoded: bool = False, sized: bool = False
+) -> None:
     """Raise `DatasetError` unless a diffusers image model takes samples of `shape`.
 
-    Latents that gradstore encoded may have another size than the model was made for: pictures of
-    512 pixels may be used to fine-tune a model of 768.
+    Latents that gradstore encoded (`encoded`), and samples whose size the user chose (`sized`), may
+    have another size than the model was made for: pictures of 512 pixels may be used to fine-tune a
+    model of 768.
 
     Models without `in_channels` in their configuration, and samples that are not images, are not
     checked, because a custom objective may use them.
@@ -145,12 +156,12 @@ def check_fits(model: Any, shape: tuple[int, ...], name: str, *, encoded: bool =
         raise DatasetError(
             f"sample {name!r} has {shape[0]} channel(s), the model takes {channels}. {mend}"
         )
-    size = getattr(config, "sample_size", None)
-    if size is not None and not encoded:
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        if shape[1:] != (height, width):
-            mend = f"Resize with --size {width}." if height == width else "Resize the images first."
-            raise DatasetError(
-                f"sample {name!r} is {shape[2]}×{shape[1]} pixels, the model takes "
-                f"{width}×{height}. {mend}"
-            )
+    size = made_size(model)
+    if size is not None and not encoded and not sized and shape[1:] != size:
+        height, width = size
+        mend = f"Resize with --size {width}" if height == width else "Resize the images first"
+        raise DatasetError(
+            f"sample {name!r} is {shape[2]}×{shape[1]} pixels, the model was made for "
+            f"{width}×{height}. {mend}; or, if it was trained at another size, give that by --size "
+            "or --resize keep."
+        )

@@ -2,58 +2,63 @@
 
 from __future__ import annotations
 
+import logging
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from gradstore.collect.events.noise import noise
-from gradstore.collect.objectives.diffusion import check_fits, class_count
+from gradstore.collect.objectives.diffusion import check_fits, class_count, made_size
 from gradstore.collect.objectives.protocol import Batch
-from gradstore.errors import DatasetError
+from gradstore.errors import CheckpointError, DatasetError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from gradstore.collect.data.samples import Sample, Samples
+    from gradstore.collect.data.sample import Sample
+    from gradstore.collect.data.samples import Samples
     from gradstore.collect.events.protocol import EventPlan, Events
+    from gradstore.collect.objectives.protocol import Objective
+
+_log = logging.getLogger("gradstore")
 
 
 def read(
-    samples: Samples, start: int, stop: int, model: Any, device: torch.device
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Read and check samples `start` to `stop` (exclusive); return inputs and conditions.
+    samples: Samples, rows: Sequence[int], model: Any
+) -> tuple[list[Tensor], dict[str, Tensor]]:
+    """Read and check samples by number; return inputs, and conditions `[samples, …]`.
 
     Raises:
         DatasetError: if one does not fit, or has changed since the dataset was scanned.
     """
-    taken = [samples[row] for row in range(start, stop)]
-    for sample, digest in zip(taken, samples.manifest.digests[start:stop], strict=True):
+    taken = [samples[row] for row in rows]
+    for row, sample in zip(rows, taken, strict=True):
         check_sample(sample, model, taken[0])
-        if sample.digest() != digest:
+        if sample.digest() != samples.manifest.digests[row]:
             raise DatasetError(
                 f"the dataset returns different data at each read of sample {sample.name!r} "
                 "(random augmentation?). Remove the randomness."
             )
     given = [conditions(sample, model) for sample in taken]
     stacked = {name: torch.stack([one[name] for one in given]) for name in given[0]}
-    return (
-        torch.stack([sample.tensor for sample in taken]).to(device),
-        {name: value.to(device) for name, value in stacked.items()},
-    )
+    return [sample.tensor for sample in taken], stacked
 
 
 def check_sample(sample: Sample, model: Any, first: Sample) -> None:
-    """Raise `DatasetError` unless a sample fits the model and matches the first sample."""
-    shape = tuple(sample.tensor.shape)
-    check_fits(model, shape, sample.name, encoded=bool(sample.content))
-    if shape != tuple(first.tensor.shape):
+    """Raise `DatasetError` unless a sample fits the model and goes with the first sample."""
+    shape, other = tuple(sample.tensor.shape), tuple(first.tensor.shape)
+    check_fits(model, shape, sample.name, encoded=bool(sample.content), sized=sample.sized)
+    alike = len(shape) == len(other) and shape[:1] == other[:1]
+    if shape != other and not (alike and sample.sized):
         raise DatasetError(
-            f"sample {sample.name!r} has shape {shape}, sample {first.name!r} has "
-            f"{tuple(first.tensor.shape)}: all samples must have one shape. Resize with --size."
+            f"sample {sample.name!r} has shape {shape}, sample {first.name!r} has {other}. Resize "
+            "with --size; or, if the model was trained on images of several sizes, take each at "
+            "its own with --resize keep."
         )
     mine, others = (
         {name: f"{name} {value.dtype} {tuple(value.shape)}" for name, value in given.items()}
@@ -66,6 +71,34 @@ def check_sample(sample: Sample, model: Any, first: Sample) -> None:
         )
 
 
+@torch.no_grad()
+def check_sizes(
+    samples: Samples, plan: EventPlan, number: int, model: Any, objective: Objective
+) -> None:
+    """Raise `DatasetError` unless the model takes a sample of each shape that is not its own."""
+    made_for = made_size(model)
+    first = {shape: row for row, shape in reversed(list(enumerate(samples.shapes)))}
+    for shape, row in first.items():
+        if shape[1:] == made_for or (made_for is None and len(first) == 1):
+            continue
+        name, device = samples.ids[row], next(iter(model.parameters())).device
+        rows = EventRows([name], *read(samples, [row], model), plan.at(number, [name]), device)
+        one = rows.batch(slice(0, 1))
+        told = f"sample {name!r} has shape {list(shape)}" + (
+            f", and the model was made for {made_for[1]}×{made_for[0]}" if made_for else ""
+        )
+        try:
+            objective.losses(model, one.inputs, one.timesteps, one.noise[:, 0], one.conditions)
+        except torch.OutOfMemoryError:
+            raise
+        except (RuntimeError, ValueError, AssertionError, CheckpointError) as error:
+            raise DatasetError(
+                f"{told}. It does not take this size ({error}). Resize with --size."
+            ) from error
+        if not samples[row].content:
+            _log.warning("%s: it is taken as it is", told)
+
+
 def conditions(sample: Sample, model: Any) -> dict[str, Tensor]:
     """A sample's conditions for the model, with its class if the model needs one."""
     classes = class_count(model)
@@ -75,18 +108,47 @@ def conditions(sample: Sample, model: Any) -> dict[str, Tensor]:
 
 
 class EventRows:
-    """Rows of some samples, flattened over samples and slots."""
+    """Rows of some samples, flattened over samples and slots; those of one shape are together.
+
+    Args:
+        ids: the samples' ids.
+        inputs: their inputs.
+        conditions: their conditions, `[samples, …]` each.
+        events: their events.
+        device: device of the batches.
+
+    Attributes:
+        order: number of each row in the samples' own order, flattened over samples and slots.
+        timesteps: timestep of each row.
+        draws: noises of each row.
+    """
 
     def __init__(
-        self, ids: Sequence[str], inputs: Tensor, conditions: dict[str, Tensor], events: Events
+        self,
+        ids: Sequence[str],
+        inputs: Sequence[Tensor],
+        conditions: Mapping[str, Tensor],
+        events: Events,
+        device: torch.device,
     ) -> None:
-        samples, slots, self.draws = events.key.shape
+        slots, self.draws = events.key.shape[1:]
         self._ids = ids
-        self._inputs = inputs
-        self._conditions = conditions
-        self._sample = np.repeat(np.arange(samples), slots)
-        self.timesteps = events.timestep.reshape(-1)
-        self._keys = events.key.reshape(-1, self.draws)
+        shapes = [tuple(one.shape) for one in inputs]
+        self._members = {
+            shape: [row for row, one in enumerate(shapes) if one == shape]
+            for shape in dict.fromkeys(shapes)
+        }
+        self._inputs = [
+            torch.stack([inputs[row] for row in members]).to(device)
+            for members in self._members.values()
+        ]
+        self._conditions = {name: value.to(device) for name, value in conditions.items()}
+        sample = np.array([row for members in self._members.values() for row in members])
+        self._sample = np.repeat(sample, slots)
+        self.order = (sample[:, None] * slots + np.arange(slots)).reshape(-1)
+        self.timesteps = events.timestep.reshape(-1)[self.order]
+        self._keys = events.key.reshape(-1, self.draws)[self.order]
+        self._ends = slots * np.cumsum([len(members) for members in self._members.values()])
 
     def __len__(self) -> int:
         return len(self._sample)
@@ -95,15 +157,28 @@ class EventRows:
         """Name of a row in error messages."""
         return f"sample {self._ids[self._sample[row]]!r}, timestep {self.timesteps[row]},"
 
+    def cuts(self, start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
+        """Split rows `start` to `stop` (exclusive) into batches of one shape, at most `size`."""
+        while start < stop:
+            end = self._ends[np.searchsorted(self._ends, start, side="right")]
+            last = min(start + size, stop, int(end))
+            yield start, last
+            start = last
+
     def batch(self, rows: slice | NDArray[np.int64]) -> Batch:
-        """A batch of some of the rows, for the engine."""
-        device = self._inputs.device
-        chosen = torch.as_tensor(self._sample[rows], device=device)
-        shape = tuple(self._inputs.shape[1:])
+        """A batch of some of the rows, which have one shape, for the engine."""
+        sample = self._sample[rows]
+        shape, members = next(
+            (shape, own) for shape, own in self._members.items() if sample[0] in own
+        )
+        inputs = self._inputs[list(self._members).index(shape)]
+        device = inputs.device
+        place = torch.as_tensor(np.searchsorted(members, sample), device=device)
         keys = self._keys[rows]
         drawn = np.stack([noise(key, shape) for key in keys.reshape(-1).tolist()])
+        chosen = torch.as_tensor(sample, device=device)
         return Batch(
-            inputs=self._inputs[chosen],
+            inputs=inputs[place],
             timesteps=torch.as_tensor(self.timesteps[rows], device=device),
             noise=torch.from_numpy(drawn).reshape(*keys.shape, *shape).to(device),
             conditions={name: value[chosen] for name, value in self._conditions.items()},
@@ -119,15 +194,20 @@ def trial(
     *,
     rows: int,
 ) -> Batch:
-    """Some rows with one noise each, from as many samples as possible, to try an engine."""
-    count = min(rows, len(samples))
-    ids = samples.ids[:count]
+    """Some rows with one noise each, from as many samples as possible, to try an engine.
+
+    Of several shapes it is the largest, which takes most memory.
+    """
+    largest = max(samples.shapes, key=prod)
+    chosen = [row for row, shape in enumerate(samples.shapes) if shape == largest][:rows]
+    count = len(chosen)
+    ids = [samples.ids[row] for row in chosen]
     events = plan.at(number, ids)
     draws = events.key.shape[2]
     single = type(events)(
         np.repeat(events.timestep, draws, axis=1), events.key.reshape(count, -1, 1)
     )
-    part = EventRows(ids, *read(samples, 0, count, model, device), single)
+    part = EventRows(ids, *read(samples, chosen, model), single, device)
     # The first sample's first event, the next one's second, …: neighbours differ in timestep.
     each = len(part) // count
     order = [

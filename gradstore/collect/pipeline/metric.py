@@ -200,10 +200,10 @@ class JobMetric:
                 for start in range(0, len(samples), step):
                     stop = min(start + step, len(samples))
                     ids = samples.ids[start:stop]
-                    inputs = read(samples, start, stop, loaded.model, device)
-                    rows = EventRows(ids, *inputs, plan.at(number, ids))
-                    for first in range(0, len(rows), events):
-                        batch = rows.batch(slice(first, min(first + events, len(rows))))
+                    inputs = read(samples, range(start, stop), loaded.model)
+                    rows = EventRows(ids, *inputs, plan.at(number, ids), device)
+                    for first, last in rows.cuts(0, len(rows), events):
+                        batch = rows.batch(slice(first, last))
                         yield batch
                         bar.update(len(batch))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from math import prod
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
@@ -11,7 +12,6 @@ import torch
 
 from gradstore.arithmetic import precision_of, product_rates
 from gradstore.collect import devices, projectors
-from gradstore.collect.data.encoding import Encoding, encoders_for
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.engines.choice import ENGINES, EngineChoice, choose, choose_arithmetic
 from gradstore.collect.events.planned import PlannedEvents
@@ -20,7 +20,7 @@ from gradstore.collect.models.cache import CheckpointCache, found_loader
 from gradstore.collect.models.parameters import num_parameters
 from gradstore.collect.named import follow
 from gradstore.collect.objectives.wrappers import Autocast, Compiled, precision
-from gradstore.collect.pipeline.batches import check_sample, trial
+from gradstore.collect.pipeline.batches import trial
 from gradstore.collect.pipeline.budget import Budget
 from gradstore.collect.pipeline.job import Job
 from gradstore.collect.pipeline.metric import job_metric, with_metric
@@ -31,6 +31,7 @@ from gradstore.collect.pipeline.options import (
     projector_of,
     require_known,
 )
+from gradstore.collect.pipeline.reading import as_collected_before, encoded, scanned
 from gradstore.collect.pipeline.survey import Survey, survey
 from gradstore.collect.pipeline.targets import StoreTarget, noting, targets_of
 from gradstore.collect.recorded import Provenance, Recorded
@@ -56,7 +57,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gradstore.collect.events.protocol import EventPlan
-    from gradstore.collect.models.encoders import Encoders
     from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Batch, Objective
     from gradstore.collect.pipeline.metric import JobMetric
@@ -127,12 +127,12 @@ def _prepared(
     start = perf_counter()
     key, surveyed = _surveyed(loader, kept, given, device)
     load_seconds = (perf_counter() - start) / len(folders)
-    samples, found, encoders = _encoded(
-        _as_collected(Samples.of(dataset), standing[0], into), loader, surveyed, device
+    samples, found, encoders = encoded(
+        as_collected_before(Samples.of(dataset), standing[0], into), loader, surveyed, device
     )
     plan = _event_plan(given["events"], folders, numbers, found.objective, like=given["like"])
     plan.require(samples.ids)
-    read_seconds = _scanned(samples, found.model, encoders)
+    read_seconds = scanned(samples, found, encoders, plan=plan, number=numbers[0], device=device)
     projected = _projectors(stores, standing, device)
     metric = job_metric(
         given["metric"], samples, list(zip(places, standing, strict=True)), like=given["like"]
@@ -174,7 +174,7 @@ def _prepared(
 
     try:
         mapped = None if metric is None else metric.metric.name
-        known = (key, wanted, most, memory, asked, mapped, tuple(samples[0].tensor.shape))
+        known = (key, wanted, most, memory, asked, mapped, max(samples.shapes, key=prod))
         start = perf_counter()
         choice, objective = kept.held(known, chosen) if kept else chosen()
         choice_seconds = perf_counter() - start
@@ -249,43 +249,6 @@ def _projectors(
         else one
         for one, there in zip(map(projector_of, stores.values()), standing, strict=True)
     ]
-
-
-def _as_collected(samples: Samples, standing: Store | None, into: Destination) -> Samples:
-    """The samples as those of the part to fill were read, if it exists."""
-    if standing is None or into.append:
-        return samples
-    reading = Provenance.of(into.part or standing.spec.parts[0]).reading
-    found = samples.read_as(reading)
-    if found is not samples:
-        _log.info(
-            "%s was collected by version %d of the rules that read datasets, and so is the rest "
-            "of it: see docs/how-to.md, Data",
-            standing.location,
-            reading,
-        )
-    return found
-
-
-def _encoded(
-    samples: Samples, loader: Loader, found: Survey, device: torch.device
-) -> tuple[Samples, Survey, Encoders | None]:
-    """Samples that are encoded for the model if they must be; what encodes identifies rows."""
-    encoders = encoders_for(samples, loader, found.model, device)
-    if encoders is None:
-        return samples, found, None
-    architecture = {**found.architecture, "encoders": encoders.identity()}
-    return samples.encoded(Encoding(encoders)), replace(found, architecture=architecture), encoders
-
-
-def _scanned(samples: Samples, model: Any, encoders: Encoders | None) -> float:
-    """Read, encode and check all samples; return the seconds it took."""
-    start, first = perf_counter(), samples[0]
-    samples.scan(lambda sample: check_sample(sample, model, first))
-    if encoders is not None:
-        encoders.release()
-    samples.manifest.content()  # rejects what cannot be stored before the first batch
-    return perf_counter() - start
 
 
 def _as_begun(spec: ProjectorSpec, store: Store | None, device: torch.device) -> ProjectorSpec:

@@ -15,7 +15,7 @@ from gradstore.store.format.rows import Rows, given_dtype
 from gradstore.store.writer import write_shard
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch import Tensor
 
@@ -130,10 +130,10 @@ class Worker:
             last = min(first + samples, stop)
             part = self._part(task.checkpoint, first, last)
             offset = (first - start) * slots
-            timestep[offset : offset + len(part)] = part.timesteps
+            timestep[offset + part.order] = part.timesteps
             for low in range(0, len(part), held):
                 high = min(low + held, len(part))
-                here = slice(offset + low, offset + high)
+                here = offset + part.order[low:high]
                 found = self._differentiate(part, low, high, wanted)
                 norms = found.norms
                 norm[here], loss[here] = norms.cpu().numpy(), found.losses.cpu().numpy()
@@ -160,8 +160,8 @@ class Worker:
 
     def _part(self, checkpoint: int, first: int, last: int) -> EventRows:
         ids = self._samples.ids[first:last]
-        inputs = read(self._samples, first, last, self._loaded.model, self._device)
-        return EventRows(ids, *inputs, self._plan.at(self._numbers[checkpoint], ids))
+        inputs = read(self._samples, range(first, last), self._loaded.model)
+        return EventRows(ids, *inputs, self._plan.at(self._numbers[checkpoint], ids), self._device)
 
     def _differentiate(
         self, part: EventRows, low: int, high: int, wanted: Sequence[int]
@@ -174,7 +174,7 @@ class Worker:
         targets = [(self._projections[place], self._buffers[place]) for place in wanted]
         for _, buffer in targets:
             buffer[: high - low].zero_()
-        for first, last in _cuts(low, high, max(1, events // part.draws)):
+        for first, last in part.cuts(low, high, max(1, events // part.draws)):
             here = slice(first - low, last - low)
 
             def receive(start: int, piece: Tensor, here: slice = here) -> None:
@@ -196,8 +196,3 @@ class Worker:
                 )
             self._bar.update(last - first)
         return Differentiated(losses, norms, raw_norms)
-
-
-def _cuts(start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
-    for first in range(start, stop, size):
-        yield first, min(first + size, stop)

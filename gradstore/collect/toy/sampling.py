@@ -8,7 +8,8 @@ import torch
 from diffusers import DDIMPipeline, UNet2DModel
 
 from gradstore.collect import devices
-from gradstore.collect.models.encoders import Encoders, autoencoder_folder, family_of
+from gradstore.collect.models.encoders import Encoders, autoencoder_folder
+from gradstore.collect.models.families import family_of
 from gradstore.collect.models.loaders import loader_of
 from gradstore.errors import CheckpointError
 from gradstore.progress import progress

@@ -24,6 +24,7 @@ from gradstore.collect.objectives.diffusion import DiffusionLoss
 from gradstore.errors import ConfigError, DatasetError
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.progress import progress
+from gradstore.store.format.manifest import composed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,8 @@ def train(config: TrainConfig) -> list[Path]:
     samples = Samples.from_spec(config)
     if config.only is not None:
         wanted = Path(config.only).read_text(encoding="utf-8").splitlines()
-        lacking = set(wanted) - set(samples.ids)
+        known = set(samples.ids)
+        lacking = {name for name in wanted if composed(name) not in known}
         if lacking:
             raise DatasetError(
                 f"--only {config.only} names {min(lacking)!r}, which {config.dataset} does not "

@@ -81,6 +81,6 @@ def test_images_that_do_not_fit_the_model() -> None:
     check_fits(model, (3, 8, 8), "x")
     with pytest.raises(DatasetError, match=r"'x' has 1 channel.*takes 3. Convert with --mode RGB"):
         check_fits(model, (1, 8, 8), "x")
-    with pytest.raises(DatasetError, match=r"'x' is 9×8 pixels.*takes 8×8. Resize with --size 8"):
+    with pytest.raises(DatasetError, match=r"'x' is 9×8 .*made for 8×8. Resize with --size 8"):
         check_fits(model, (3, 8, 9), "x")
     check_fits(SimpleNamespace(), (5,), "x")
