@@ -367,7 +367,7 @@ def images_of(
         for place, row in enumerate(rows.tolist()):
             item = dataset[row]
             picture = item.get("img", item.get("image"))
-            if not isinstance(picture, Image.Image):
+            if not isinstance(picture, Image.Image | dict):  # a dict holds its file
                 raise DatasetError(f"{label!r}: no column img or image. {_wanted(folders)}")
             pictures.append((picture, label))
             ids.append(f"{label}-{role}-{place:04d}")

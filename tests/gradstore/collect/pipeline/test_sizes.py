@@ -20,7 +20,7 @@ from tests.support.families import FAMILIES
 from tests.support.naive import own_gradients, rows_of
 from tests.support.pictures import file_of, folder_of
 from tests.support.pipelines import CAPTIONS, lora_run, stable_diffusion
-from tests.support.worlds import World
+from tests.support.worlds import World, save_checkpoint
 
 EXACT = ["--projector", "identity", "--dtype", "float32", "--metric", "none", "--timesteps", 3]
 SIDES = [(8, 8), (12, 8), (8, 12), (8, 8), (12, 8), (16, 8), (8, 8)]
@@ -76,6 +76,17 @@ def test_several_sizes_are_batched_by_size(
     largest = np.abs(rows_of(one, 0)).max()
     np.testing.assert_allclose(rows_of(recorded, 0), rows_of(one, 0), atol=1e-5 * largest)
     assert (recorded.rows(0).timestep == one.rows(0).timestep).all()
+
+
+def test_replayed_events_stay_with_their_samples(run: Run, tmp_path: Path) -> None:
+    folder, names = pictures(tmp_path / "pictures"), [f"{n}.png" for n in range(len(SIDES))]
+    checkpoint = save_checkpoint(tmp_path / "run" / "epoch-01", ids=names)
+    run("collect", "--dataset", folder, "--checkpoints", checkpoint, *EXACT[:-2],
+        "--events", "replayed", "--resize", "keep",
+        "--store", tmp_path / "a.gradstore")  # fmt: skip
+    found = gs.open_store(tmp_path / "a.gradstore").rows(0).timestep[:, 0]
+    recorder = gs.Recorder(0, 1000)
+    assert found.tolist() == [recorder.event(name, 1)[0] for name in names]
 
 
 def test_several_sizes_in_the_models_own_metric(run: Run, tmp_path: Path, world: World) -> None:
