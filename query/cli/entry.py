@@ -60,7 +60,7 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename is not None else ""
         _stop(
             f"Error: {where}{error.strerror or error}. Check that the path exists and is allowed, "
-            "and that its disk has space.",
+            "that its disk has space, and that the network is available.",
             1,
         )
     except Exception as error:

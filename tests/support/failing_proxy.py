@@ -7,14 +7,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import urlsplit
 
 Fault = Callable[[int, str, str], str | None]
 """From number, method and path of a request: `500`, `503`, `cut` (half of the answer), `lost`
-(done, but without an answer), `unheard` (neither), `stale` (the answer that the same request had
-before), or None."""
+(done, but without an answer), `unheard` (neither), `late` (as `lost`, but the connection stays
+open), `hangs` (as `unheard`, likewise), `stale` (the answer that the same request had before), or
+None."""
 
 
 @contextmanager
@@ -24,6 +25,7 @@ def proxied(url: str, fault: Fault) -> Iterator[tuple[str, Counter[str]]]:
     done: Counter[str] = Counter()
     lock = Lock()
     numbers = iter(range(10**9))
+    over = Event()
     earlier: dict[str, tuple[http.client.HTTPResponse, bytes]] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -46,6 +48,10 @@ def proxied(url: str, fault: Fault) -> Iterator[tuple[str, Counter[str]]]:
             if how == "unheard":
                 self.close_connection = True
                 return
+            if how == "hangs":
+                over.wait()
+                self.close_connection = True
+                return
             if how in {"500", "503"}:
                 self.send_response(int(how))
                 self.send_header("Content-Length", "0")
@@ -61,7 +67,9 @@ def proxied(url: str, fault: Fault) -> Iterator[tuple[str, Counter[str]]]:
                 earlier[self.path] = answer, content
             if how == "stale":
                 answer, content = before
-            if how == "lost":
+            if how == "late":
+                over.wait()
+            if how in {"lost", "late"}:
                 self.close_connection = True
                 return
             self.send_response(answer.status)
@@ -86,6 +94,7 @@ def proxied(url: str, fault: Fault) -> Iterator[tuple[str, Counter[str]]]:
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}", done
     finally:
+        over.set()
         server.shutdown()
         server.server_close()
         thread.join()

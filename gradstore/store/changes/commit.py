@@ -114,8 +114,8 @@ def _successor(now: StoreSpec, spec: StoreSpec, name: ChangeName) -> StoreSpec:
 def failed(store: Store, error: OSError) -> StoreError:
     """The error to raise if a change cannot be written."""
     return StoreError(
-        f"{store.location} cannot be changed: {error.strerror or error}. Nothing was changed. Free "
-        "disk space or get write permission, and run the same command again."
+        f"{store.location} cannot be changed: {error.strerror or error}. Free disk space, "
+        "restore the network or get write permission, and run the same command again."
     )
 
 

@@ -8,7 +8,11 @@ and keeps it once it has replied, so no flush is needed.
 from __future__ import annotations
 
 import errno
-from contextlib import contextmanager
+import logging
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from threading import Timer
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
@@ -23,8 +27,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_CUT_OFF: Final = 3
-"""How often an answer that is cut off is asked for again."""
+_log = logging.getLogger("gradstore")
+
+# Time of a request, and in which one that fails or hangs is repeated.
+_TIMEOUT = timedelta(seconds=30)
+_RETRIED = timedelta(seconds=180)
+# A request without an answer for so long is told.
+_TOLD_SECONDS = 20.0
+# How often an answer is asked for again, and what such errors say.
+_AGAIN: Final = 3
+_PASSING: Final = ("body error", "TimedOut")
 
 
 class RemoteObjects:
@@ -53,7 +65,11 @@ class RemoteObjects:
         self.location = url.rstrip("/")
         options = {"allow_http": True} if "http://" in _endpoint(url) else {}
         try:
-            self._store = self._obstore.store.from_url(self.location, client_options=options)
+            self._store = self._obstore.store.from_url(
+                self.location,
+                client_options={**options, "timeout": _TIMEOUT},
+                retry_config={"retry_timeout": _RETRIED},
+            )
         except (obstore.exceptions.BaseError, ValueError) as error:
             raise StoreError(
                 f"{url} cannot be used: {_first_line(error)}. Give a path, or a URL like "
@@ -63,6 +79,9 @@ class RemoteObjects:
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
         exceptions = self._obstore.exceptions
+        telling = Timer(_TOLD_SECONDS, self._tell, (key,))
+        telling.daemon = True
+        telling.start()
         try:
             yield
         except (FileNotFoundError, exceptions.NotFoundError) as error:
@@ -70,18 +89,38 @@ class RemoteObjects:
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
             raise FileExistsError(17, "it exists, or was changed", key) from error
         except exceptions.BaseError as error:
-            raise OSError(5, _first_line(error), key) from error
+            raise OSError(5, _first_line(error), f"{self.location}/{key}") from error
+        finally:
+            telling.cancel()
+
+    def _tell(self, key: str) -> None:
+        _log.warning(
+            "%s/%s: no answer for %.0f seconds; it is asked for again, for up to %.0f seconds",
+            self.location,
+            key,
+            _TOLD_SECONDS,
+            _RETRIED.total_seconds(),
+        )
 
     def _whole(self, key: str, answer: Callable[[], T]) -> T:
-        """An answer, asked for again if it is cut off: obstore repeats only failed requests."""
+        """An answer, asked for again if it is cut off or does not come.
+
+        obstore repeats requests that fail, but no answers that end early, and no writes that hang.
+        """
+        until = monotonic() + _RETRIED.total_seconds()
         with self._errors(key):
-            for _ in range(_CUT_OFF):
+            for _ in range(_AGAIN):
                 try:
                     return answer()
                 except self._obstore.exceptions.GenericError as error:
-                    if "body error" not in str(error):
+                    told = str(error)
+                    if monotonic() > until or not any(sign in told for sign in _PASSING):
                         raise
             return answer()
+
+    def _put(self, key: str, content: bytes | bytearray, mode: Any = None) -> None:
+        options = {} if mode is None else {"mode": mode}
+        self._whole(key, lambda: self._obstore.put(self._store, key, content, **options))
 
     def read(self, key: str, most: int | None = None) -> bytes:
         """See `Objects`."""
@@ -124,13 +163,11 @@ class RemoteObjects:
 
     def write(self, key: str, content: bytes | bytearray) -> None:
         """See `Objects`."""
-        with self._errors(key):
-            self._obstore.put(self._store, key, content)
+        self._put(key, content)
 
     def add(self, key: str, content: bytes) -> None:
         """See `Objects`."""
-        with self._errors(key):
-            self._obstore.put(self._store, key, content, mode="create")
+        self._put(key, content, "create")
 
     def create(self, prefix: str, contents: Mapping[str, bytes]) -> None:
         """See `Objects`. Objects without `zarr.json` come from an unfinished `create`.
@@ -139,24 +176,25 @@ class RemoteObjects:
         """
         under = f"{prefix}/" if prefix else ""
         last = f"{under}zarr.json"
-        with self._errors(last):
-            if self._exists(last):
-                raise FileExistsError(17, "it exists", last)
-            for key, content in contents.items():
-                if key != "zarr.json":
-                    self._put_new(under + key, content)
-            self._obstore.put(self._store, last, contents["zarr.json"], mode="create")
-
-    def _put_new(self, key: str, content: bytes) -> None:
-        try:
-            self._obstore.put(self._store, key, content, mode="create")
-        except self._obstore.exceptions.AlreadyExistsError as error:
-            if self.read(key) != content:
+        if self._exists(last):
+            raise FileExistsError(17, "it exists", last)
+        for key, content in contents.items():
+            if key != "zarr.json" and not self._is_new(under + key, content):
                 raise OSError(
                     errno.EIO,
-                    f"{key} already exists with other content, from another process or an "
+                    f"{under + key} already exists with other content, from another process or an "
                     "interrupted one. If it was interrupted, remove its objects",
-                ) from error
+                )
+        if not self._is_new(last, contents["zarr.json"]):
+            raise FileExistsError(17, "it exists", last)
+
+    def _is_new(self, key: str, content: bytes) -> bool:
+        """Write an object unless it exists; False if it exists with other content."""
+        try:
+            self._put(key, content, "create")
+        except FileExistsError:  # perhaps this one, whose reply was lost
+            return self.read(key) == content
+        return True
 
     def size(self, key: str) -> int:
         """See `Objects`."""
@@ -184,8 +222,7 @@ class RemoteObjects:
         if present != seen:
             raise ChangedError(f"{self.location}/{key} was changed by another process")
         try:
-            with self._errors(key):
-                self._obstore.put(self._store, key, content, mode={"e_tag": version})
+            self._put(key, content, {"e_tag": version})
         except FileExistsError as error:
             if self.read(key) == content:  # the write succeeded and its reply was lost
                 return
@@ -196,18 +233,14 @@ class RemoteObjects:
 
     def remove(self, key: str) -> None:
         """See `Objects`."""
-        try:
-            with self._errors(key):
-                self._obstore.delete(self._store, key)
-        except FileNotFoundError:
-            pass
+        with suppress(FileNotFoundError):
+            self._whole(key, lambda: self._obstore.delete(self._store, key))
 
     def remove_all(self, prefix: str) -> None:
         """See `Objects`."""
         keys = [key for key, _ in self.sizes(prefix)]
         if keys:
-            with self._errors(prefix):
-                self._obstore.delete(self._store, keys)
+            self._whole(prefix, lambda: self._obstore.delete(self._store, keys))
 
     def names(self, prefix: str) -> set[str]:
         """See `Objects`."""

@@ -12,15 +12,15 @@ import pytest
 
 from gradstore import delete, open_store
 from gradstore.store.verify import verify
-from tests.support.commands import TRAIN, Run
+from tests.support.commands import TRAIN, Run, words
 from tests.support.drawn_stores import random_store
 
 
 @contextmanager
-def full() -> Iterator[None]:
-    """No file can be made longer than 16 bytes, as on a full disk."""
+def full(nbytes: int = 16) -> Iterator[None]:
+    """No file can be made longer, as on a disk with so little space left."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (16, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
     try:
         yield
     finally:
@@ -130,15 +130,65 @@ def test_a_full_disk_where_gradients_are_computed(
             place / "o",
         ),
     }
-    for name, (words, written) in commands.items():
+    for name, (command, written) in commands.items():
         with subtests.test(name):
             with full():
-                told = run(*words, status=1)
+                told = run(*command, status=1)
             assert str(written) in told
             assert "cannot be" in told
             if name == "train":
                 shutil.rmtree(written)
             # A shard that was to be repaired is not sealed any more.
-            run(*(["collect", settings, *planned, written] if name == "verify" else words))
+            run(*(["collect", settings, *planned, written] if name == "verify" else command))
             if (written / "zarr.json").exists():
                 assert not any(report.problem for report in verify(open_store(written)))
+
+
+LONG = {
+    "demo": "demo --out {place}/long --epochs 4 --digits 12 --heldout 2 --generated 1 "
+    "--proj-dim 64 --k 2",
+    "evaluate": "evaluate --stores {place}/s.gradstore --dataset digits --limit 3 --timesteps 2 "
+    "--draws 1 --copies 2 --out {place}/long",
+    "query": "query --store {place}/s.gradstore --generate 2 --timesteps 2 --draws 1 --k 2 "
+    "--out {place}/long",
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_a_disk_that_becomes_full_amid_a_long_command(
+    name: str, road: Path, run: Run, tmp_path: Path
+) -> None:
+    """The smaller the largest file that fits, the earlier it fails; the same command goes on."""
+    place = Path(shutil.copytree(road, tmp_path / "place"))
+    (place / "run/train.gradstore").rename(place / "s.gradstore")
+    before = everything(place)
+    failures = 0
+    for nbytes in (16, 200, 1000, 4000, 16_000, 64_000, 256_000):
+        arguments = words(LONG[name], place)
+        with full(nbytes):
+            try:
+                told = run(*arguments, status=1)
+            except AssertionError:  # it succeeded
+                break
+        failures += 1
+        assert str(place / "long") in told, (nbytes, told)
+        assert "cannot be" in told
+        assert before <= everything(place)
+        assert not any(report.problem for report in verify(open_store(place / "s.gradstore")))
+    assert failures > 2
+    run(*words(LONG[name], place))
+    left = {one for one in everything(place) - before if ".writing" in one or ".lock" in one}
+    assert left == set()
+    for path in (place / "long").glob("*.gradstore"):
+        assert not any(report.problem for report in verify(open_store(path)))
+
+
+def test_a_plan_where_its_trial_has_no_space(road: Path, run: Run, tmp_path: Path) -> None:
+    command = ["plan", road / "run/collect.yaml", "--proj-dim", 64, "--store", tmp_path / "n"]
+    with full():
+        told = run(*command, status=1)
+    assert f"{tmp_path}/" in told
+    assert "cannot be created" in told
+    assert list(tmp_path.iterdir()) == []
+    run(*command)
+    assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -19,6 +20,7 @@ from gradstore.store import leases, writer
 from gradstore.store.format.rows import ARRAYS
 from gradstore.store.opening import looks_like_store, open_store
 from gradstore.store.verify import verify
+from tests.support.stopping import go_on, stands_still
 from tests.support.waiting import wait_for
 from tests.support.worlds import NAMES, World, images
 
@@ -45,6 +47,20 @@ def _collect_otherwise(
     os.environ.update(environment)
     torch.set_num_threads(threads)
     collect(dataset(), checkpoints, store, engine=engine, metric="none", **OPTIONS)
+
+
+def _stand_still(checkpoints: list[Path], store: Path, step: str) -> None:
+    """Collects, and is stopped at a step of writing its second shard until it is continued."""
+    seen: list[str] = []
+
+    def reached(now: str) -> None:
+        seen.append(now)
+        if seen.count(step) == 2:
+            writer.reached = lambda _: None
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    writer.reached = reached
+    _collect(checkpoints, store)
 
 
 def _stop_amid(
@@ -121,6 +137,43 @@ def test_four_processes_of_which_one_dies(world: World, tmp_path: Path) -> None:
                 getattr(store.rows(k), name), getattr(reference.rows(k), name)
             )
     assert not list(tmp_path.glob(".*"))  # no claims or partial stores remain
+
+
+@pytest.mark.parametrize("step", writer.STEPS)
+def test_a_process_that_stood_still_loses_nothing(
+    step: str,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Others do all but the shard that it holds, say so, and finish when it goes on."""
+    monkeypatch.setattr(claims, "_TOLD_SECONDS", 0.5)
+    path = tmp_path / "a.gradstore"
+    process = forked.context().Process(target=_stand_still, args=(world.checkpoints, path, step))
+    process.start()
+    assert stands_still(process)
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(collect, dataset(), world.checkpoints, path, **OPTIONS)
+        until = monotonic() + 120
+        sealed = step in {"sealed", "seal flushed"}  # then there is nothing to wait for
+        while "other processes hold 1 shards" not in caplog.text and not (sealed and other.done()):
+            assert monotonic() < until
+            assert sealed or not other.done()
+            sleep(0.05)
+        left = len(open_store(path).missing())
+        go_on(process)
+        assert other.result(120).missing() == []
+    process.join(120)
+    assert process.exitcode == 0
+    assert left == (0 if sealed else 1)
+    assert {report.problem for report in verify(open_store(path))} == {None}
+    reference = collect(dataset(), world.checkpoints, tmp_path / "r.gradstore", **OPTIONS)
+    for k in range(2):
+        np.testing.assert_array_equal(
+            open_store(path).rows(k).direction, reference.rows(k).direction
+        )
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_what_another_process_sealed_meanwhile_is_left_alone(world: World, tmp_path: Path) -> None:

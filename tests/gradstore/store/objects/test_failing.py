@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,16 +11,19 @@ import pytest
 from benchmarks.worlds.s3 import Server
 from gradstore import delete, open_store, vacuum
 from gradstore.errors import GradstoreError
+from gradstore.store.objects import remote
 from gradstore.store.reader import Store
 from gradstore.store.verify import verify
+from tests.support.commands import Run
 from tests.support.failing_proxy import proxied
 from tests.support.written_stores import everything, filled, grown, require_equal
 
 
-@pytest.mark.parametrize("kind", ["500", "503", "cut", "lost", "unheard"])
+@pytest.mark.parametrize("kind", ["500", "503", "cut", "lost", "unheard", "hangs", "late"])
 def test_what_fails_now_and_then_is_tried_again(
     kind: str, bucket: str, s3_server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote, "_TIMEOUT", timedelta(seconds=0.5))
     expected = everything(grown(filled(tmp_path / "s.gradstore"), ["a", "b"]))
     expected_after = everything(vacuum(delete(open_store(tmp_path / "s.gradstore"), ["s4"])))
 
@@ -39,6 +43,43 @@ def test_what_fails_now_and_then_is_tried_again(
     assert done[kind] > 2
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
     require_equal(everything(open_store(url)), expected_after)
+
+
+@pytest.mark.parametrize("command", ["info {store}", "delete {store} --ids s1"])
+def test_a_server_that_never_answers_is_told(
+    command: str,
+    bucket: str,
+    *,
+    s3_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """While it waits, and at the end by one error; then the same command goes on."""
+    monkeypatch.setattr(remote, "_TIMEOUT", timedelta(seconds=0.5))
+    monkeypatch.setattr(remote, "_RETRIED", timedelta(seconds=2))
+    monkeypatch.setattr(remote, "_TOLD_SECONDS", 0.3)
+    url = f"{bucket}/s.gradstore"
+    filled(url)
+    run = Run(capsys, monkeypatch)
+    words = command.format(store=url).split()
+    for kept in (0, 1, 3):  # the first requests are answered
+
+        def fault(number: int, method: str, path: str, kept: int = kept) -> str | None:
+            return "hangs" if number >= kept else None
+
+        with proxied(s3_server.url, fault) as (proxy, done):
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+            caplog.clear()
+            told = run(*words, status=1)
+            assert done["hangs"] > 1
+        assert url in told
+        assert "network" in told
+        assert f"{url}/" in caplog.text
+        assert "no answer" in caplog.text
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server.url)
+    run(*words)
+    assert not any(report.problem for report in verify(open_store(url)))
 
 
 @pytest.mark.parametrize("parity", [0, 1])
