@@ -79,13 +79,12 @@ def run(config: DemoConfig) -> Result:
     digits = Samples.from_spec(DatasetSpec(dataset="digits", limit=config.digits))
     spec = _asked(config, out / "asked", digits, checkpoints[-1])
     images = Samples.from_spec(spec)
+    events = EventSpec(events="planned", timesteps=10, event_seed=config.seed)
     asked = collect_queries(
-        store, images, out / "asked.gradstore", events=_events(config, 2), config=spec.recorded()
+        store, images, out / "asked.gradstore", events=events, config=spec.recorded()
     )
     labelled = images.only([name for name in images.ids if not name.startswith("generated")])
-    plainly = collect_queries(
-        paper, labelled, out / "asked-paper.gradstore", events=_events(config, 1)
-    )
+    plainly = collect_queries(paper, labelled, out / "asked-paper.gradstore", events=events)
 
     engines = {name: build_index(store, name) for name in {indexed(one).name for one in MEASURES}}
     measures = [fitted(measure_of(name), store) for name in MEASURES]
@@ -130,10 +129,6 @@ def _trained(config: DemoConfig, folder: Path) -> Sequence[Path]:
             f"Remove {folder} and run the demo again."
         )
     return checkpoints
-
-
-def _events(config: DemoConfig, draws: int) -> EventSpec:
-    return EventSpec(events="planned", timesteps=10, draws=draws, event_seed=config.seed)
 
 
 def _asked(config: DemoConfig, folder: Path, digits: Samples, checkpoint: Path) -> DatasetSpec:
