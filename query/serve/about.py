@@ -66,7 +66,8 @@ def described(library: Library, gradients: Gradients, *, generates: bool, classe
             for name, (number, rows) in _NUMBERS.items()
         ],
         "can_ask": gradients.possible,
-        "can_generate": gradients.possible and generates,
+        "can_generate": gradients.possible and (generates or gradients.prompts),
+        "prompts": gradients.prompts,
         "classes": classes,
         "warnings": warnings(library, gradients),
         "sides": SIDES,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gradstore.errors import QueryError
-from indexer import measure_of
+from indexer import ExactEngine, measure_of
 from query.queries import Queries
 from query.results.table import figures_of
 from query.results.wording import (
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from query.serve.library import Library
     from query.serve.look import Asker
 
+# Without an index a question reads the whole store: so many entries take a second or two.
+_PREPARED_ENTRIES: Final = 10**9
 # Bytes of answers that are kept: a thousand of usual length.
 _MOST_BYTES: Final = 32 * 2**20
 
@@ -71,12 +73,14 @@ class Answers:
         self._together.close()
 
     def prepare(self) -> None:
-        """Load what the first questions need, by asking one; not over a network."""
+        """Load what the first questions need, by asking one, where that reads little."""
         store, queries = self.library.store, self.library.queries
-        if store.objects.remote:
-            return
+        rows = store.checkpoints * store.samples * store.slots
+        few = rows * store.dim <= _PREPARED_ENTRIES and not store.objects.remote
         kind, asked = ("sample", store) if queries is None else ("query", queries)
         for measure in FIRST_MEASURES:
+            if not few and isinstance(self.library.engine(measure, tuple(store.etas)), ExactEngine):
+                continue
             found = self.ask(Look.model_validate({kind: asked.manifest.ids[0], "measure": measure}))
             if isinstance(found, Future):
                 wait([found])

@@ -6,6 +6,7 @@ import logging
 from collections import OrderedDict
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Condition, Event, Thread
@@ -42,6 +43,7 @@ class Asked:
         name: its name in links.
         samples: the image, converted as training images are; None until it is generated.
         seed: seed of an image to generate.
+        prompt: what to draw, for a text-to-image model.
         state: waiting, running, done or failed.
         step: what is done now.
         done: rows computed.
@@ -53,6 +55,7 @@ class Asked:
     name: str
     samples: Samples | None
     seed: int | None = None
+    prompt: str | None = None
     state: State = "waiting"
     step: str = ""
     done: int = 0
@@ -100,13 +103,22 @@ class Gradients:
         return bool(self._folders)
 
     @property
+    def prompts(self) -> bool:
+        """Whether the model draws what a prompt says, and images have captions."""
+        model = self._store.spec.identity.get("model")
+        encoders = model.get("encoders") if isinstance(model, dict) else None
+        return isinstance(encoders, dict) and "captions" in encoders
+
+    @property
     def waiting(self) -> int:
         """Number of images that wait or are being asked."""
         with self._changed:
             return sum(one.state in {"waiting", "running"} for one in self._asked.values())
 
-    def submit(self, upload: Upload | None, seed: int | None = None) -> Asked:
-        """Ask about an image, or about one that the model generates from a seed.
+    def submit(
+        self, upload: Upload | None, seed: int | None = None, prompt: str | None = None
+    ) -> Asked:
+        """Ask about an image, or about one that the model generates from a seed, or a prompt too.
 
         The same image is asked once.
 
@@ -120,8 +132,12 @@ class Gradients:
                 "with --checkpoints, or with --follow-recorded if you trust the store."
             )
         name = f"seed-{seed}" if upload is None else upload.name
+        if upload is None and prompt is not None:
+            name += f"-{sha256(prompt.encode()).hexdigest()[:16]}"
         # At the model's size an image takes little memory while it waits.
-        samples = None if upload is None else self._samples(upload.image, upload.label)
+        samples = (
+            None if upload is None else self._samples(upload.image, upload.label, upload.caption)
+        )
         with self._changed:
             known = self._asked.get(name)
             if known is not None and known.state != "failed":
@@ -131,7 +147,7 @@ class Gradients:
                 raise BusyError("the server stops and takes no more images.")
             if len(self._waiting) >= _MOST_WAITING:
                 raise BusyError(f"{_MOST_WAITING} images wait already. Ask again later.")
-            one = self._asked[name] = Asked(name, samples, seed)
+            one = self._asked[name] = Asked(name, samples, seed, prompt)
             self._waiting.append(one)
             self._forget()
             self._changed.notify_all()
@@ -217,7 +233,7 @@ class Gradients:
                 one.over.set()
 
     def _computed(self, one: Asked) -> Store:
-        from gradstore.collect import CheckpointCache, generate
+        from gradstore.collect import CheckpointCache, generate, recorded_loader
 
         def tell(step: str, done: int, total: int) -> None:
             one.step = step.split(" ", 1)[0]  # the rest is a path
@@ -226,12 +242,19 @@ class Gradients:
         config = self._config
         if self._held is None:
             one.step = "loading"
-            self._held = CheckpointCache(self._folders)
+            self._held = CheckpointCache(recorded_loader(self._store, self._folders))
         with watched(tell):
             if one.samples is None:
-                last = self._held.folders[-1]
-                image = generate(last, 1, seed=one.seed or 0, device=config.device)[0]
-                one.samples = self._samples(image, None, f"generated from seed {one.seed}")
+                (image,) = generate(
+                    self._held.loader,
+                    1,
+                    prompt=one.prompt,
+                    seed=one.seed or 0,
+                    device=config.device,
+                )
+                name = f"generated from seed {one.seed}"
+                name += "" if one.prompt is None else f" by the prompt {one.prompt!r}"
+                one.samples = self._samples(image, caption=one.prompt, name=name)
             return collect_queries(
                 self._store,
                 one.samples,
@@ -243,11 +266,19 @@ class Gradients:
             )
 
     def _samples(
-        self, image: Image.Image, label: str | None = None, name: str = "asked image"
+        self,
+        image: Image.Image,
+        label: str | None = None,
+        caption: str | None = None,
+        name: str = "asked image",
     ) -> Samples:
         """An image as a dataset, converted as training images are."""
         from gradstore.collect import Samples
 
-        item = image if label is None else (image, label)
+        item: dict[str, Any] = {"image": image}
+        if label is not None:
+            item["label"] = label
+        if self.prompts:
+            item["text"] = caption or ""
         whole = Samples([item], ids=[name], size=self._size, mode=self._mode)
         return whole.in_memory()

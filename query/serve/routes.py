@@ -279,17 +279,25 @@ def _take_images(app: FastAPI, library: Library, gradients: Gradients, *, genera
         request: Request,
         label: Annotated[str | None, Query(max_length=100)] = None,
         seed: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+        prompt: Annotated[
+            str | None, Query(max_length=1000, description="of a text-to-image model")
+        ] = None,
     ) -> Any:
         """Ask about the image in the body, or, with `seed`, about one that the model generates."""
+        prompt = prompt or None
+        if prompt is not None and not gradients.prompts:
+            raise ConfigError("this model takes no prompt.")
         if seed is not None:
-            if not generates:
+            if gradients.prompts and prompt is None:
+                raise ConfigError("say what the model shall draw, with prompt.")
+            if not (generates or gradients.prompts):
                 raise ConfigError("this model cannot generate an image by itself.")
-            return _progress(gradients.submit(None, seed), gradients, library)
+            return _progress(gradients.submit(None, seed, prompt), gradients, library)
         content = await request.body()
         async with decoding:  # one image at a time: each may take 200 MB
 
             def submitted() -> Asked:
-                return gradients.submit(Upload.read(content, label or None))
+                return gradients.submit(Upload.read(content, label or None, prompt))
 
             one = await asyncio.to_thread(submitted)
         return _progress(one, gradients, library)

@@ -23,17 +23,19 @@ class Upload:
     """A decoded image.
 
     Attributes:
-        name: its name in links: a hash of the file and the label.
+        name: its name in links: a hash of the file, the label and the caption.
         image: the image.
         label: its class, for a class-conditional model.
+        caption: for a text-to-image model.
     """
 
     name: str
     image: Image.Image
     label: str | None = None
+    caption: str | None = None
 
     @classmethod
-    def read(cls, content: bytes, label: str | None = None) -> Upload:
+    def read(cls, content: bytes, label: str | None = None, caption: str | None = None) -> Upload:
         """Decode a file.
 
         Raises:
@@ -72,6 +74,7 @@ class Upload:
                 f"{', '.join(_FORMATS)}."
             ) from error
         digest = sha256(content)
-        if label is not None:
-            digest.update(b"\0" + label.encode())
-        return cls(digest.hexdigest()[:24], decoded, label)
+        for kind, text in (("label", label), ("caption", caption)):
+            if text is not None:
+                digest.update(f"\0{kind}\0{text}".encode())
+        return cls(digest.hexdigest()[:24], decoded, label, caption)

@@ -15,13 +15,11 @@ function say(words, share = null) {
   else $("progress").value = share;
 }
 
-const pause = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-
 async function follow(one) {
   while (one.state === "waiting" || one.state === "running") {
     if (one.state === "waiting") say(`Waiting: ${one.ahead} before this one.`, NaN);
     else say(`${one.step || "preparing"}: ${one.done} of ${one.total || "?"}`, one.total ? one.done / one.total : NaN);
-    await pause(250);
+    await new Promise((done) => setTimeout(done, 250));
     one = await fresh(`asked/${encodeURIComponent(one.asked)}`);
   }
   if (one.state === "failed") throw new Error(one.error);
@@ -35,10 +33,11 @@ async function ask(parameters, body, type) {
   await sent.then(follow).catch((error) => say(`It cannot be asked: ${error.message}`));
 }
 
+const given = (more) => new URLSearchParams(Object.entries({ ...more, prompt: $("prompt").value }).filter(([, value]) => value));
+
 function give(file) {
   if (!file) return;
-  const label = $("class-label").value;
-  ask(new URLSearchParams(label ? { label } : {}), file, "application/octet-stream");
+  ask(given({ label: $("class-label").value }), file, "application/octet-stream");
 }
 
 async function pick(more = false) {
@@ -55,6 +54,7 @@ async function pick(more = false) {
 export function prepare(about) {
   $("drop").hidden = !about.can_ask;
   $("generate").hidden = !about.can_generate;
+  $("prompted").hidden = !about.prompts;
   $("class").hidden = !(about.can_ask && about.classes);
   if (!about.queries) $("kind").querySelector("[value=query]").remove();
   $("kind").addEventListener("change", () => pick());
@@ -63,7 +63,7 @@ export function prepare(about) {
   $("file").addEventListener("change", ({ target }) => give(target.files[0]));
   $("generate").addEventListener("submit", (event) => {
     event.preventDefault();
-    ask(new URLSearchParams({ seed: $("seed").value || 0 }));
+    ask(given({ seed: $("seed").value || "0" }));
   });
   if (about.can_ask) {
     addEventListener("paste", ({ clipboardData }) => give([...(clipboardData?.files ?? [])].find((file) => file.type.startsWith("image/"))));

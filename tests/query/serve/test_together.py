@@ -59,6 +59,20 @@ def test_questions_that_wait_share_a_search() -> None:
     assert asked.batches == [["first"], ["a", "b", "c"]]
 
 
+def test_one_search_runs_at_a_time() -> None:
+    asked = Asked()
+    with asking(asked) as together:
+        first = together.ask("key", "first")
+        assert asked.begun.wait(SECONDS)
+        other = together.ask("another key", "a")
+        with pytest.raises(TimeoutError):
+            other.result(0.3)
+        assert asked.batches == [["first"]]
+        asked.hold["first"].set()
+        assert first.result(SECONDS) == b"key first"
+        assert other.result(SECONDS) == b"another key a"
+
+
 def test_what_takes_long_to_prepare_holds_nobody_up() -> None:
     asked = Asked()
     with asking(asked) as together:
