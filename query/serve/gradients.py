@@ -17,7 +17,7 @@ from gradstore.progress import quietly, watched
 from query.collection import collect_queries
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from PIL import Image
 
@@ -72,8 +72,7 @@ class Gradients:
         store: the training store.
         folders: the checkpoints; empty if they are not known.
         config: timesteps, noises, memory, device.
-        size: side to which images are resized; None to keep theirs.
-        mode: mode to which images are converted; None to keep theirs.
+        form: how images are converted, as keywords of `Samples`.
     """
 
     def __init__(
@@ -82,11 +81,10 @@ class Gradients:
         folders: Sequence[Path],
         config: ServeConfig,
         *,
-        size: int | None,
-        mode: str | None,
+        form: Mapping[str, Any],
     ) -> None:
         self._store, self._config = store, config
-        self._folders, self._size, self._mode = list(folders), size, mode
+        self._folders, self._form = list(folders), dict(form)
         self._held: Any = None
         self._place = TemporaryDirectory(prefix="gradstore-asked-", ignore_cleanup_errors=True)
         self._asked: OrderedDict[str, Asked] = OrderedDict()
@@ -280,5 +278,5 @@ class Gradients:
             item["label"] = label
         if self.prompts:
             item["text"] = caption or ""
-        whole = Samples([item], ids=[name], size=self._size, mode=self._mode)
+        whole = Samples([item], ids=[name], **self._form)
         return whole.in_memory()

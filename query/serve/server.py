@@ -7,10 +7,13 @@ import secrets
 import signal
 import socket
 import threading
+from contextlib import suppress
 from html import escape
 from pathlib import Path
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final, Self
+
+from pydantic import ValidationError
 
 from gradstore.collect.models.folders import checkpoint_folders
 from gradstore.collect.recorded import Provenance, recorded_folders
@@ -267,8 +270,7 @@ def _serve(
 
     train = pictures_of(store, dataset)
     library = Library(store, asked, train, None if asked is None else pictures_of(asked, images))
-    size, mode = _form(store, train)
-    gradients = Gradients(store, folders, config, size=size, mode=mode)
+    gradients = Gradients(store, folders, config, form=_form(store, train))
     generates, classes = model_facts(folders)
     meter = Meter()
     app = application(library, gradients, generates=generates, classes=classes, meter=meter)
@@ -304,19 +306,25 @@ def _folders(config: ServeConfig, store: Store) -> list[Path]:
         return []
 
 
-def _form(store: Store, train: Pictures | None) -> tuple[int | None, str | None]:
-    """Side and mode of training images, as new ones are converted; None where unknown."""
-    spec = Provenance.of(store.spec.parts[0]).config
-    size, mode = spec.get("size"), spec.get("mode")
-    if train is not None:
-        image = train.image(0)
-        if image is not None:
-            mode = mode or image.mode
-            size = size or (image.width if image.width == image.height else None)
-    return (
-        size if isinstance(size, int) else None,
-        mode if mode in {"L", "RGB", "RGBA"} else None,
-    )
+def _form(store: Store, train: Pictures | None) -> dict[str, Any]:
+    """How training images were converted, as keywords of `Samples`; what is unknown is left out."""
+    recorded = Provenance.of(store.spec.parts[0]).config
+    form = {}
+    for name in ("size", "resize", "interpolation", "mode"):
+        with suppress(ValidationError):  # a store from a stranger
+            spec = DatasetSpec.model_validate({"dataset": "", name: recorded.get(name)})
+            form[name] = getattr(spec, name)
+    image = None if train is None else train.image(0)
+    if image is not None:
+        if form.get("mode") is None and image.mode in {"L", "RGB", "RGBA"}:
+            form["mode"] = image.mode
+        if (
+            form.get("size") is None
+            and form.get("resize") != "keep"
+            and image.width == image.height
+        ):
+            form["size"] = image.width
+    return form
 
 
 def _listening(config: ServeConfig) -> socket.socket:

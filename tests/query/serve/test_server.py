@@ -15,9 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from PIL import Image
 
 import gradstore as gs
 from gradstore.errors import ConfigError, FingerprintError
+from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.serve import ServeConfig
 from query.serve.gradients import Gradients
 from query.serve.uploads import Upload
@@ -127,9 +129,36 @@ def test_without_checkpoints_the_page_still_answers(tmp_path: Path) -> None:
         assert client.get("totals", query="s0").json["groups"][0]["group"] in {"0", "1", "2"}
 
 
+def test_an_image_is_resized_as_those_of_the_store(place: Place, tmp_path: Path) -> None:
+    """A wide image: squashed it keeps both of its halves, cropped only the middle."""
+    store = tmp_path / "cropped.gradstore"
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(3):
+        picture(images / f"{number}.png", (8, 8))
+    spec = DatasetSpec(dataset=str(images), size=8, resize="crop", mode="L")
+    gs.collect(
+        gs.Samples.from_spec(spec), place.checkpoints, store, config=spec.recorded(),
+        events="planned", metric="none", projector=gs.ProjectorSpec(proj_dim=16),
+    )  # fmt: skip
+    with gs.serve(
+        store, checkpoints=place.checkpoints, dataset=str(images), port=0, timesteps=2
+    ) as server:
+        shown = {}
+        for name, halves in (("a", (0, 255)), ("b", (255, 0))):
+            wide = Image.new("L", (32, 8), 100)
+            wide.paste(halves[0], (0, 0, 8, 8))
+            wide.paste(halves[1], (24, 0, 32, 8))
+            wide.save(tmp_path / f"{name}.png")
+            client = Client(server)
+            asked = client.asked(client.post("asked", (tmp_path / f"{name}.png").read_bytes()))
+            shown[name] = client.get("answer", asked=asked["asked"], k=3).json["sides"]
+    assert shown["a"] == shown["b"]  # the ends were cut off
+
+
 def test_one_gradient_at_a_time_and_a_queue(place: Place, tmp_path: Path) -> None:
     config = ServeConfig(store=place.store.location, timesteps=2, draws=1)
-    gradients = Gradients(place.store, place.checkpoints, config, size=8, mode="L")
+    gradients = Gradients(place.store, place.checkpoints, config, form={"size": 8, "mode": "L"})
     try:
         asked = [
             gradients.submit(Upload.read(picture(tmp_path / f"{n}.png", (8 + n, 8))))
