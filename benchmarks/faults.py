@@ -25,7 +25,7 @@ import numpy as np
 
 import gradstore
 from benchmarks.harness.plots import canvas, keep
-from benchmarks.harness.results import Target, processor, save, target_table
+from benchmarks.harness.results import Target, notes, processor, save, target_table
 from benchmarks.worlds.serving import Serving, make_served
 from benchmarks.worlds.setting import Folders, command
 from benchmarks.worlds.trials import Trial, Trials, Undisturbed, killed, stopped, undisturbed
@@ -292,6 +292,7 @@ def _page(figures: dict[str, Any], targets: list[Target]) -> str:
         "",
         target_table(targets),
         "",
+        notes("faults"),
     ]
     return "\n".join(lines)
 

@@ -46,6 +46,7 @@ class Trial:
         equal: whether there is at the end what an undisturbed run makes, and each run succeeded, or
             refused because another one had finished or was at work.
         seconds: time of its last run.
+        differs: what differed, or the exit statuses, if it was not equal.
     """
 
     hit: int
@@ -54,6 +55,7 @@ class Trial:
     damaged: int
     equal: bool
     seconds: float
+    differs: str = ""
 
 
 class Trials:
@@ -157,22 +159,33 @@ def killed(victim: Victim, folder: Path, whole: Undisturbed, instant: Instant | 
             if exitcode == -signal.SIGKILL:
                 seen.append(victim.finished(whole.content))
         # A command that had finished may refuse to write its result again.
-        equal = exitcode in {0, _REFUSED} and _made(victim) == whole.content
-        return _trial(seen, equal, seconds)
+        differs = _differing(victim, whole, {exitcode} - {_REFUSED})
+        return _trial(seen, differs, seconds)
 
 
 def _undying(victim: Victim) -> Victim:
     return replace(victim, die=None) if isinstance(victim, Collecting) else victim
 
 
-def _trial(seen: Sequence[tuple[int, int]], equal: bool, seconds: float) -> Trial:
+def _differing(victim: Victim, whole: Undisturbed, statuses: set[int | None]) -> str:
+    """Wrong exit statuses, or what is not as in an undisturbed run; empty if all is well."""
+    if statuses - {0}:
+        return f"status {statuses}"
+    made = _made(victim)
+    if made is None:
+        return "missing"
+    return ", ".join(name for name, value in whole.content.items() if made.get(name) != value)
+
+
+def _trial(seen: Sequence[tuple[int, int]], differs: str, seconds: float) -> Trial:
     return Trial(
         hit=len(seen),
         nothing=sum(not finished for finished, _ in seen),
         finished=sum(finished for finished, _ in seen),
         damaged=sum(damaged for _, damaged in seen),
-        equal=equal,
+        equal=not differs,
         seconds=seconds,
+        differs=differs,
     )
 
 
@@ -192,8 +205,8 @@ def stopped(victim: Victim, folder: Path, whole: Undisturbed, instant: Instant |
         for one in (process, second):
             one.join()
         statuses = {process.exitcode, second.exitcode}
-        equal = statuses in ({0}, {0, _REFUSED}) and _made(victim) == whole.content
-        return _trial(seen, equal, whole.seconds if seen else seconds)
+        differs = _differing(victim, whole, statuses - ({_REFUSED} if 0 in statuses else set()))
+        return _trial(seen, differs, whole.seconds if seen else seconds)
 
 
 def _signal(process: BaseProcess, number: signal.Signals) -> bool:
