@@ -314,7 +314,7 @@ def kernel() -> dict[str, str]:
 
 def beside() -> set[str]:
     """The names in the present folder that `verify` does not tell."""
-    from query.results.leftovers import left_beside
+    from query.leftovers import left_beside
 
     told = {left.name for left in left_beside(open_store(STORE))}
     return {file.name for file in Path().iterdir()} - told

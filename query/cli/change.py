@@ -95,7 +95,7 @@ def vacuum(store: str, *, upgrade: bool) -> None:
 
     from gradstore import open_store
     from gradstore import vacuum as clean
-    from query.results.leftovers import left_beside
+    from query.leftovers import left_beside
 
     before = open_store(store)
     freed = before.nbytes - clean(before, upgrade=upgrade).nbytes

@@ -45,7 +45,7 @@ def verify(store: str, *, repair: bool, follow_recorded: bool) -> None:
     from gradstore.store.changes.vacuum import left_inside
     from gradstore.store.verify import describe_anew
     from gradstore.store.verify import verify as check
-    from query.results.leftovers import left_beside
+    from query.leftovers import left_beside
 
     opened = open_store(store)
     for key in describe_anew(opened) if repair else ():

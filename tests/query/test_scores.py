@@ -12,7 +12,7 @@ from gradstore.errors import QueryError
 from indexer import ExactEngine, Features, measure_of
 from query import Queries, write_scores
 from query import scores as scores_module
-from query.results.leftovers import left_beside
+from query.leftovers import left_beside
 from tests.support.drawn_stores import random_store
 
 if TYPE_CHECKING:

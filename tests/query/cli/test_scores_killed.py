@@ -15,7 +15,7 @@ from benchmarks.harness import forked
 from gradstore import open_store
 from indexer import ExactEngine
 from query import scores, write_scores
-from query.results.leftovers import left_beside
+from query.leftovers import left_beside
 from tests.support.commands import Run
 from tests.support.drawn_stores import random_store
 
