@@ -19,7 +19,7 @@ from benchmarks.worlds.victims import Collecting
 from gradstore.errors import GradstoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from multiprocessing.process import BaseProcess
 
     from benchmarks.worlds.victims import Victim
@@ -167,10 +167,10 @@ def _undying(victim: Victim) -> Victim:
     return replace(victim, die=None) if isinstance(victim, Collecting) else victim
 
 
-def _differing(victim: Victim, whole: Undisturbed, statuses: set[int | None]) -> str:
+def _differing(victim: Victim, whole: Undisturbed, statuses: Collection[int | None]) -> str:
     """Wrong exit statuses, or what is not as in an undisturbed run; empty if all is well."""
-    if statuses - {0}:
-        return f"status {statuses}"
+    if any(statuses):
+        return f"status {list(statuses)}"
     made = _made(victim)
     if made is None:
         return "missing"
@@ -205,7 +205,9 @@ def stopped(victim: Victim, folder: Path, whole: Undisturbed, instant: Instant |
         for one in (process, second):
             one.join()
         statuses = {process.exitcode, second.exitcode}
-        differs = _differing(victim, whole, statuses - ({_REFUSED} if 0 in statuses else set()))
+        if 0 in statuses:
+            statuses.discard(_REFUSED)
+        differs = _differing(victim, whole, statuses)
         return _trial(seen, differs, whole.seconds if seen else seconds)
 
 

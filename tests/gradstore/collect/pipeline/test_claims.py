@@ -55,11 +55,10 @@ def _stand_still(checkpoints: list[Path], store: Path, step: str) -> None:
 
     def reached(now: str) -> None:
         seen.append(now)
-        if seen.count(step) == 2:
-            writer.reached = lambda _: None
+        if now == step and seen.count(step) == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
 
-    writer.reached = reached
+    vars(writer)["reached"] = reached
     _collect(checkpoints, store)
 
 
