@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from time import sleep
 
 import numpy as np
 import pytest
@@ -110,3 +112,41 @@ def test_the_lease_of_a_dead_writer_is_found_and_removed(bucket: str) -> None:
     assert left_inside(store) == [key]
     assert store.parts[0].sealed(0) == {0, 1, 2}
     assert left(vacuum(store).location) == []
+
+
+def test_a_lease_that_changes_its_holder_is_respected_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "PATIENCE_SECONDS", 1.0)
+    objects = filled(tmp_path / "s.gradstore").objects
+    objects.add("one.lease", b"0")
+
+    def change_hands() -> None:
+        for number in range(1, 6):
+            sleep(0.4)
+            objects.write("one.lease", b"%d" % number)
+
+    changing = Thread(target=change_hands)
+    changing.start()
+    lease = leases.Lease(objects, "one.lease")
+    lease.acquire()
+    assert lease.waited
+    assert not changing.is_alive()  # only the last one was taken for dead
+    changing.join()
+    lease.require()
+
+
+def test_a_lease_that_was_taken_over_is_lost(tmp_path: Path) -> None:
+    objects = filled(tmp_path / "s.gradstore").objects
+    lease = leases.Lease(objects, "one.lease")
+    lease.acquire()
+    assert not lease.waited
+    objects.write("one.lease", b"another")
+    with pytest.raises(leases.LostError):
+        lease.require()
+    with pytest.raises(leases.LostError):
+        lease.release()
+    assert objects.read("one.lease") == b"another"
+    objects.remove("one.lease")
+    with pytest.raises(leases.LostError):
+        lease.require()

@@ -19,6 +19,7 @@ from indexer import (
     measure_of,
     open_index,
 )
+from indexer.approximate import first_stage
 from indexer.approximate.build import estimated_nbytes
 from indexer.approximate.codes import encode
 from indexer.approximate.factory import factory_string
@@ -99,6 +100,15 @@ def test_what_cannot_be_trained_is_told(tmp_path: Path, factory: str) -> None:
     with pytest.raises(ConfigError, match="FAISS"):
         build_index(store, "tracin", factory=factory)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["t.gradstore"]
+
+
+def test_it_is_trained_on_no_more_samples_than_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(first_stage, "TRAINED_ON", 3)
+    store = random_store(tmp_path / "t.gradstore", 300)
+    with pytest.raises(ConfigError, match="on 3 samples"):
+        build_index(store, "tracin", factory="IVF4,Flat")
 
 
 @pytest.mark.parametrize("factory", ["NSG8,Flat", "IDMap,Flat"])
