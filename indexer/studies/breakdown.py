@@ -41,7 +41,7 @@ def breakdown(
         >>> import gradstore as gs
         >>> features = gs.Features.of("train.gradstore", "retrac")
         >>> gs.breakdown("train.gradstore", "asked.gradstore", features, query=0, sample=2).shape
-        (2, 10, 10)
+        (2, 6, 10)
     """
     queries = as_store(queries)
     train = as_store(train)

@@ -143,7 +143,7 @@ def test_a_report_of_many_queries_shows_the_first_and_says_so(
     monkeypatch.setattr("query.ask._SHOWN_RANKS", 3)
     result = ask.ask(config(stores, tmp_path / "a"))
     page = (tmp_path / "a" / "report.html").read_text()
-    assert page.count('<section class="query"') == 5
+    assert page.count('<article class="query"') == 5
     assert page.count("<li class") == 5 * 2 * 2 * 3
     assert "The first 5 of 25 queries are shown, and 3 samples on each side" in page
     # The summary covers all queries.

@@ -54,7 +54,7 @@ def test_query_a_dataset(road: Path, run: Run, tmp_path: Path) -> None:
     assert (top.groupby("query_id").score.diff().dropna() <= 0).all()
     assert [len(steps) for steps in table.timesteps] == [2 * 10] * len(table)
     page = (out / "report.html").read_text()
-    assert page.count('<section class="query"') == 3
+    assert page.count('<article class="query"') == 3
     assert "http" not in page.replace("http-equiv", "")
     # The same command resumes; a different one does not touch the folder.
     run(*command)

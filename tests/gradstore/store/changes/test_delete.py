@@ -96,7 +96,7 @@ def test_manifest_and_deletions_are_what_was_written(store: Store) -> None:
 def test_who_opened_a_store_before_is_told_that_it_changed(store: Store) -> None:
     old = delete(store, ["s1"])
     vacuum(old)
-    with pytest.raises(StoreError, match="was changed since it was opened"):
+    with pytest.raises(ChangedError):
         old.rows(0)
 
 
