@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Thread
-from time import sleep
+from time import monotonic, sleep
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ from gradstore.store.reader import Store
 from gradstore.store.verify import check
 from gradstore.store.writer import create, write_shard
 from tests.support.written_stores import filled, manifest, rows, spec
+
+if TYPE_CHECKING:
+    from gradstore.store.objects.protocol import Objects
 
 WRITER = """
 import os, signal, sys
@@ -134,6 +138,36 @@ def test_a_lease_that_changes_its_holder_is_respected_anew(
     assert not changing.is_alive()  # only the last one was taken for dead
     changing.join()
     lease.require()
+
+
+class Overtaken:
+    """Objects of a process that finds a lease expired, and is overtaken before it takes it."""
+
+    def __init__(self, objects: Objects) -> None:
+        self._objects = objects
+        self._first: float | None = None
+        self.taken = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objects, name)
+
+    def read(self, key: str, most: int) -> bytes:
+        found = self._objects.read(key, most)
+        self._first = self._first or monotonic()
+        if not self.taken and monotonic() - self._first >= leases.PATIENCE_SECONDS:
+            self._objects.write(key, b"faster")
+            self.taken = monotonic()
+        return found
+
+
+def test_only_one_takes_an_expired_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "PATIENCE_SECONDS", 0.5)
+    objects = filled(tmp_path / "s.gradstore").objects
+    objects.add("one.lease", b"dead")
+    overtaken = Overtaken(objects)
+    leases.Lease(cast("Objects", overtaken), "one.lease").acquire()
+    assert overtaken.taken
+    assert monotonic() - overtaken.taken >= leases.PATIENCE_SECONDS  # the faster one was respected
 
 
 def test_a_lease_that_was_taken_over_is_lost(tmp_path: Path) -> None:
