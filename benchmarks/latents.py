@@ -26,17 +26,15 @@ from benchmarks.worlds.setting import (
     attributed,
     command,
     images_of,
+    own_influences,
     prepare,
 )
 from query.evaluation.figures import auroc, distinctness, top
-from query.evaluation.methods import own_influence
 from query.statistics import interval, rank_correlation, text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
 
@@ -123,18 +121,14 @@ def _figures(worlds: Sequence[World]) -> dict[str, Any]:
             "distinct": [distinctness(one[[*zeros, *others]], _FAR) for one in found],
         }
     detectors = {
-        name: auroc([_own(world, name) for world in worlds], zero).json() for name in DETECTORS
+        name: auroc([own_influences(world, name) for world in worlds], zero).json()
+        for name in DETECTORS
     }
     trends = {
         "replayed": [_trend(world.store) for world in worlds],
         "kfac": [_trend(world.rows("kfac")[0]) for world in worlds],
     }
     return {"measures": measures, "detectors": detectors, "norm with timestep": trends}
-
-
-def _own(world: World, method: str) -> NDArray[np.float32]:
-    measure, _, metric = method.partition(", ")
-    return own_influence(world.rows(metric)[0] if metric else world.store, measure)
 
 
 def _trend(store: Store) -> float:

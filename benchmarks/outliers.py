@@ -21,10 +21,10 @@ from benchmarks.worlds.setting import (
     World,
     attributed,
     command,
+    own_influences,
     prepare,
 )
 from query.evaluation.figures import auroc, top
-from query.evaluation.methods import own_influence
 from query.statistics import interval, text
 
 if TYPE_CHECKING:
@@ -174,7 +174,8 @@ def average_precision(found: NDArray[np.float32], hit: NDArray[np.bool_]) -> NDA
 def _detectors(worlds: Sequence[World], zero: NDArray[np.bool_]) -> dict[str, Any]:
     """Detection of zeros by figures that need no query."""
     ways = {
-        f"self-influence, {name}": [_own(world, name) for world in worlds] for name in DETECTORS
+        f"self-influence, {name}": [own_influences(world, name) for world in worlds]
+        for name in DETECTORS
     }
     ways["mean loss of the rows"] = [
         np.mean([store.column("loss", k)[:, 0] for k in range(store.checkpoints)], axis=0)
@@ -190,12 +191,6 @@ def _detectors(worlds: Sequence[World], zero: NDArray[np.bool_]) -> dict[str, An
             ).json(),
         }
     return figures
-
-
-def _own(world: World, method: str) -> NDArray[np.float32]:
-    """Self-influence by a method as in `attributed`."""
-    measure, _, metric = method.partition(", ")
-    return own_influence(world.rows(metric)[0] if metric else world.store, measure)
 
 
 def _ratio(left: float, right: float) -> float:

@@ -149,7 +149,8 @@ def run(preset: Preset, out: Path, folders: Folders) -> list[Target]:
                 lds.rows(trial, 0, METRIC)[0],
                 trial.whole(0),
                 image=trial.asked.only(trial.asked.ids[-1:]),
-                questions={**mine, "the cheapest question, models read anew": cheapest},
+                questions=mine,
+                anew="the cheapest question",
                 place=trial.folder,
                 repeats=preset.repeats,
             ),
@@ -256,11 +257,12 @@ def _timed(
     questions: Mapping[str, Asked],
     place: Path,
     repeats: int,
+    anew: str | None = None,
 ) -> dict[str, Any]:
     """Seconds of generating an image, and of each question about it from end to end.
 
     Models stay in memory in both: a pipeline generates several images, and `CheckpointCache`
-    answers several questions. A question whose name ends with "anew" reads and tries its models.
+    answers several questions. Question `anew` is also asked with its models read and tried anew.
     """
     loaded = load(folders[-1])
     pipeline = DDIMPipeline(loaded.model, loaded.scheduler)
@@ -282,7 +284,7 @@ def _timed(
             indexes[count] = build_index(store, "retrac", Path(folder) / name, etas=etas)
         number = 0
 
-        def ask(name: str, asked: Asked) -> None:
+        def ask(asked: Asked, checkpoints: Any = held) -> None:
             nonlocal number
             number += 1
             queries = collect_queries(
@@ -291,16 +293,18 @@ def _timed(
                 Path(folder) / f"{number}.gradstore",
                 events=asked.events(),
                 etas=asked.etas(store.etas),
-                checkpoints=folders if name.endswith("anew") else held,
+                checkpoints=checkpoints,
             )
             search(indexes[asked.checkpoints], queries, min(_K, store.samples))
 
-        for name, one in questions.items():  # one-time loading
-            ask(name, one)
+        for one in questions.values():  # one-time loading
+            ask(one)
         jobs: dict[str, Callable[[], object]] = {
             "generating": generate,
-            **{name: partial(ask, name, one) for name, one in questions.items()},
+            **{name: partial(ask, one) for name, one in questions.items()},
         }
+        if anew is not None:
+            jobs[f"{anew}, models read anew"] = partial(ask, questions[anew], folders)
         return interleaved(jobs, repeats)
 
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import re
 import shutil
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
+import numpy as np
 from pydantic import ValidationError
 
 from gradstore.errors import SearchIndexError
@@ -27,6 +29,8 @@ from gradstore.store.objects.location import objects_at
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from numpy.typing import NDArray
+
     from gradstore.store.reader import Store
 
 S = TypeVar("S", bound=Spec)
@@ -34,6 +38,8 @@ S = TypeVar("S", bound=Spec)
 _TRIES: Final = 100
 _LOCK: Final = locks.name_of("building")
 _LEFT: Final = re.compile(r"\.(?P<whole>.+)\.(?P<kind>building|old)-[0-9a-f]{1,32}")
+# NumPy's own limit of a header.
+_HEADER_BYTES: Final = 10_000
 _KINDS: Final = (".index", ".kernel", ".map")
 MOST_SPEC_BYTES: Final = 1 << 20
 """Bytes that an artifact's JSON file may have."""
@@ -63,6 +69,29 @@ def require_file(file: Path, sha256: str, most: int) -> None:
         raise OSError(f"it has {size:,} bytes; at most {most:,} make sense")
     if file_hash(file) != sha256:
         raise OSError("it has changed since it was written")
+
+
+def read_array(
+    file: Path, sha256: str, shape: tuple[int, ...], dtype: type[np.generic]
+) -> NDArray[Any]:
+    """The array in a NumPy file; of a file of another array only the header is read.
+
+    Raises:
+        OSError: if the file has another digest.
+        ValueError: if the array has another shape or dtype.
+    """
+    nbytes = math.prod(shape) * np.dtype(dtype).itemsize
+    require_file(file, sha256, nbytes + _HEADER_BYTES)
+    with file.open("rb") as opened:
+        version = np.lib.format.read_magic(opened)
+        if version != (1, 0):
+            raise ValueError(f"its version is {version}")
+        found, by_columns, kind = np.lib.format.read_array_header_1_0(opened)
+        if kind != dtype or found != shape or by_columns:
+            raise ValueError(f"it holds {kind} {found}")
+        if file.stat().st_size - opened.tell() != nbytes:
+            raise ValueError("it is not as long as it says")
+        return np.fromfile(opened, dtype).reshape(shape)
 
 
 def differing(found: Spec, wanted: Spec) -> str | None:

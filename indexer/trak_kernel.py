@@ -20,8 +20,8 @@ from indexer.artifact import (
     differing,
     exchanged,
     file_hash,
+    read_array,
     read_spec,
-    require_file,
     samples_hash,
     stands,
 )
@@ -39,8 +39,6 @@ M = TypeVar("M", bound="KernelMeasure")
 
 FORMAT_VERSION: Final = 1
 SPEC_NAME: Final = "kernel.json"
-# NumPy's own limit of a header.
-_HEADER_BYTES: Final = 10_000
 
 
 class KernelFrom(Spec):
@@ -137,8 +135,7 @@ def _read(path: Path, spec: KernelSpec, store: Store) -> Iterator[NDArray[np.flo
     for place, expected in enumerate(spec.sha256):
         file = path / f"{place}.npy"
         try:
-            require_file(file, expected, 8 * store.dim**2 + _HEADER_BYTES)
-            gram = _square(file, store.dim)
+            gram = read_array(file, expected, (store.dim, store.dim), np.float64)
         except (OSError, ValueError, MemoryError) as error:
             raise SearchIndexError(
                 f"kernel {path} is damaged: {file.name} cannot be read: {error}. "
@@ -146,20 +143,6 @@ def _read(path: Path, spec: KernelSpec, store: Store) -> Iterator[NDArray[np.flo
             ) from error
         yield gram
         del gram
-
-
-def _square(file: Path, dim: int) -> NDArray[np.float64]:
-    """The matrix in a NumPy file, float64 `[dim, dim]`; of another one only the header is read."""
-    with file.open("rb") as opened:
-        version = np.lib.format.read_magic(opened)
-        if version != (1, 0):
-            raise ValueError(f"its version is {version}")
-        shape, _, dtype = np.lib.format.read_array_header_1_0(opened)
-        if dtype != np.float64 or shape != (dim, dim):
-            raise ValueError(f"it holds {dtype} {shape}")
-        if file.stat().st_size - opened.tell() != 8 * dim**2:
-            raise ValueError("it is not as long as it says")
-        return np.fromfile(opened, np.float64).reshape(shape)
 
 
 def _spec(path: Path, store: Store) -> KernelSpec:

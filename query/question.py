@@ -111,10 +111,10 @@ def _require_matching(store: Store, config: QueryConfig) -> None:
     theirs, ours = (store.slots, below), (config.timesteps, config.timesteps_below)
     if theirs != ours:
         raise QueryError(
-            f"{store.location} has {store.slots} timesteps per sample below {below:g} of the "
-            f"scheduler's, and the queries would have {ours[0]} below {ours[1]:g}: they cannot be "
-            f"matched. Use --timesteps {store.slots} --timesteps-below {below:g}, or omit "
-            "--matched."
+            f"{store.location} has {store.slots} timesteps per sample, below the share {below:g} "
+            f"of the scheduler's, and the queries would have {ours[0]}, below {ours[1]:g}: they "
+            f"cannot be matched. Use --timesteps {store.slots} --timesteps-below {below:g}, or "
+            "omit --matched."
         )
 
 

@@ -25,7 +25,7 @@ from gradstore.collect.data import sources
 from gradstore.errors import DatasetError
 from gradstore.flags.dataset import DatasetSpec
 from query import collect_queries
-from query.evaluation.methods import scores
+from query.evaluation.methods import own_influence, scores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -303,6 +303,12 @@ def attributed(world: World, method: str) -> NDArray[np.float32]:
     measure, _, metric = method.partition(", ")
     pair = world.rows(metric) if metric else (world.store, world.queries)
     return scores(*pair, measure)
+
+
+def own_influences(world: World, method: str) -> NDArray[np.float32]:
+    """Self-influence `[samples]` by a method as in `attributed`."""
+    measure, _, metric = method.partition(", ")
+    return own_influence(world.rows(metric)[0] if metric else world.store, measure)
 
 
 def _asked(setting: Setting, folders: Folders, checkpoint: Path) -> Samples:

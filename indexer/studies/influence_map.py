@@ -22,8 +22,8 @@ from indexer.artifact import (
     differing,
     exchanged,
     file_hash,
+    read_array,
     read_spec,
-    require_file,
     samples_hash,
     stands,
 )
@@ -43,7 +43,6 @@ _DRAWN: Final = 2048
 _DRAWN_BYTES: Final = 512 * 2**20
 # Axes that UMAP arranges.
 _AXES: Final = 50
-_HEADER_BYTES: Final = 10_000
 
 
 class _MadeFrom(Spec):
@@ -165,10 +164,7 @@ def _made(engine: ExactEngine, path: Path, wanted: _MadeFrom) -> InfluenceMap:
 def _read(path: Path, spec: _MapSpec, samples: int) -> InfluenceMap:
     file = path / _POINTS_NAME
     try:
-        require_file(file, spec.sha256, 8 * samples + _HEADER_BYTES)
-        points = np.load(file, allow_pickle=False)
-        if points.dtype != np.float32 or points.shape != (samples, 2):
-            raise OSError(f"it holds {points.dtype} {points.shape}")
+        points = read_array(file, spec.sha256, (samples, 2), np.float32)
     except (OSError, ValueError, MemoryError) as error:
         raise SearchIndexError(
             f"map {path} is damaged: {error}. Remove {path}; it is made anew."

@@ -111,8 +111,8 @@ def comparison(compared: Sequence[Compared], k: int) -> Comparison:
     return Comparison(
         "\n".join([*table, "", *_meaning(k)]),
         of_copies,
-        f"Plain gradients {compared[-1].rows} find fewer of the query's label, "
-        f"{', '.join(others)}; they are not shown below.",
+        f"Of the first {k} proponents by plain gradients {compared[-1].rows}, these shares have "
+        f"the query's label: {', '.join(others)}. They are not shown below.",
     )
 
 

@@ -7,7 +7,6 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from gradstore.errors import ConfigError
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.question import QueryEvents
@@ -21,12 +20,11 @@ from query.queries import Queries
 from query.results.files import Result, write_answers
 from query.results.folder import claimed
 from query.results.report import Section
+from query.results.writing import written
 from query.searching import search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from PIL import Image
 
     from gradstore.collect import Samples
     from gradstore.flags.demo import DemoConfig
@@ -58,7 +56,6 @@ def run(config: DemoConfig) -> Result:
 
 
 def _made(config: DemoConfig, out: Path) -> Result:
-
     from gradstore.collect import Samples, collect_config
 
     checkpoints = _trained(config, out / "run")
@@ -143,26 +140,22 @@ def _asked(config: DemoConfig, folder: Path, digits: Samples, checkpoint: Path) 
             DatasetSpec(dataset="digits", split="test", limit=config.heldout)
         )
         copies = range(0, len(digits), max(1, len(digits) // config.copies))[: config.copies]
-        made: list[tuple[str, Image.Image | None, object]] = [
-            *((f"held-out-{row:02d}", heldout.image(row), heldout[row].label)
-              for row in range(len(heldout))),
-            *((f"generated-{row:02d}", image, None)
-              for row, image in enumerate(
-                  generate(checkpoint, config.generated, seed=config.seed))),
-            *((f"copy-of-{digits.ids[row]}", digits.image(row), digits[row].label)
-              for row in copies),
-        ]  # fmt: skip
-        # Written under a temporary name and renamed, so a folder with this name is whole.
-        writing = folder.with_name(f".{folder.name}.writing")
-        writing.mkdir(exist_ok=True)
-        lines = []
-        for name, image, label in made:
-            if image is None:
-                raise ConfigError(f"digit {name} is not an image: remove {folder.parent}.")
-            image.save(writing / f"{name}.png")
-            lines.append(json.dumps({"file_name": f"{name}.png", "label": label}) + "\n")
-        (writing / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
-        writing.rename(folder)
+        drawn = Samples(generate(checkpoint, config.generated, seed=config.seed))
+        made = [
+            *((f"held-out-{row:02d}", heldout, row) for row in range(len(heldout))),
+            *((f"generated-{row:02d}", drawn, row) for row in range(len(drawn))),
+            *((f"copy-of-{digits.ids[row]}", digits, row) for row in copies),
+        ]
+        with written(folder) as writing:
+            writing.mkdir()
+            lines = []
+            for name, images, row in made:
+                picture = images[row].picture
+                if picture is not None:  # digits are pictures
+                    picture.save(writing / f"{name}.png")
+                line = {"file_name": f"{name}.png", "label": images[row].label}
+                lines.append(json.dumps(line) + "\n")
+            (writing / "metadata.jsonl").write_text("".join(lines), encoding="utf-8")
     return DatasetSpec(dataset=str(folder.resolve()))
 
 

@@ -40,12 +40,11 @@ class PlannedEvents:
     ) -> None:
         there = spec.timesteps_below * num_train_timesteps
         if spec.timesteps > there:
-            most, below = max(1, floor(there)), spec.timesteps_below
             raise DatasetError(
-                f"{spec.timesteps} timesteps were asked for, but the scheduler has {there:g}"
-                + (f" below {below:g} of {num_train_timesteps}" if below < 1 else "")
-                + f". Use --timesteps {most}"
-                + (" or fewer, or --timesteps-below 1." if below < 1 else " or fewer.")
+                f"{spec.timesteps} timesteps were asked for; of the scheduler's "
+                f"{num_train_timesteps}, {floor(there)} lie below the share "
+                f"{spec.timesteps_below:g}. Use --timesteps {max(1, floor(there))} or fewer, or a "
+                "larger --timesteps-below, at most 1."
             )
         self.spec = spec
         self.role = role

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from pydantic import JsonValue
+
     from gradstore.store.format.spec import Identity
 
 _COLUMNS: Final = ["id", "timestep", "noise_key"]
@@ -47,28 +49,23 @@ class ReplayedEvents:
         }
         require_events(checkpoints)
         self._files = [folder / EVENTS_NAME for folder in checkpoints]
-        self._recorded = [_read(file) for file in self._files]
-        self._events = [
-            {composed(name): event for name, event in recorded.items()}
-            for recorded in self._recorded
-        ]
-        for file, recorded in zip(self._files, self._recorded, strict=True):
+        self._events: list[dict[str, tuple[int, int]]] = []
+        self._digests: list[JsonValue] = []
+        for file in self._files:
+            recorded = _read(file)
             for name, (timestep, _) in recorded.items():
                 if not 0 <= timestep < num_train_timesteps:
                     raise CheckpointError(
                         f"{file}: sample {name!r} has timestep {timestep}, but the scheduler has "
                         f"0 … {num_train_timesteps - 1}. Restore the file, or use {PLANNED}."
                     )
+            content = repr(sorted(recorded.items())).encode()  # with the ids as they were recorded
+            self._digests.append(blake2b(content, digest_size=16).hexdigest())
+            self._events.append({composed(name): event for name, event in recorded.items()})
 
     def identity(self) -> Identity:
         """Kind and a digest of the recorded events of each checkpoint."""
-        return {
-            "kind": "replayed",
-            "recorded": [
-                blake2b(repr(sorted(recorded.items())).encode(), digest_size=16).hexdigest()
-                for recorded in self._recorded
-            ],
-        }
+        return {"kind": "replayed", "recorded": self._digests}
 
     def require(self, ids: Sequence[str]) -> None:
         """Raise `DatasetError` if a sample was not part of the training run."""

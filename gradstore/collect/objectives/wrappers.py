@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from gradstore.store.format.spec import Identity
 
 
-class _Wrapper:
+class _Wrapper(ABC):
     """An objective that calls its model in another way; a base class."""
 
     def __init__(self, objective: Objective) -> None:
@@ -42,9 +43,9 @@ class _Wrapper:
         called = self._called(model, inputs)
         return self._objective.losses(called, inputs, timesteps, noise, conditions)
 
+    @abstractmethod
     def _called(self, model: Callable[..., Any], inputs: Tensor) -> Callable[..., Any]:
         """What the objective calls in place of the model."""
-        raise NotImplementedError
 
 
 class Autocast(_Wrapper):

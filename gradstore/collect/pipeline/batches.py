@@ -133,22 +133,20 @@ class EventRows:
     ) -> None:
         slots, self.draws = events.key.shape[1:]
         self._ids = ids
-        shapes = [tuple(one.shape) for one in inputs]
-        self._members = {
-            shape: [row for row, one in enumerate(shapes) if one == shape]
-            for shape in dict.fromkeys(shapes)
-        }
-        self._inputs = [
-            torch.stack([inputs[row] for row in members]).to(device)
-            for members in self._members.values()
-        ]
+        members: dict[tuple[int, ...], list[int]] = {}
+        for number, one in enumerate(inputs):
+            members.setdefault(tuple(one.shape), []).append(number)
+        groups = list(members.values())
+        self._inputs = [torch.stack([inputs[row] for row in own]).to(device) for own in groups]
         self._conditions = {name: value.to(device) for name, value in conditions.items()}
-        sample = np.array([row for members in self._members.values() for row in members])
+        sample = np.concatenate(groups)
         self._sample = np.repeat(sample, slots)
+        # Of each row, the group of its shape and its sample's place in it.
+        self._group = np.repeat(np.arange(len(groups)), [len(own) * slots for own in groups])
+        self._place = np.repeat(np.concatenate([np.arange(len(own)) for own in groups]), slots)
         self.order = (sample[:, None] * slots + np.arange(slots)).reshape(-1)
         self.timesteps = events.timestep.reshape(-1)[self.order]
         self._keys = events.key.reshape(-1, self.draws)[self.order]
-        self._ends = slots * np.cumsum([len(members) for members in self._members.values()])
 
     def __len__(self) -> int:
         return len(self._sample)
@@ -160,25 +158,20 @@ class EventRows:
     def cuts(self, start: int, stop: int, size: int) -> Iterator[tuple[int, int]]:
         """Split rows `start` to `stop` (exclusive) into batches of one shape, at most `size`."""
         while start < stop:
-            end = self._ends[np.searchsorted(self._ends, start, side="right")]
+            end = np.searchsorted(self._group, self._group[start], side="right")
             last = min(start + size, stop, int(end))
             yield start, last
             start = last
 
     def batch(self, rows: slice | NDArray[np.int64]) -> Batch:
         """A batch of some of the rows, which have one shape, for the engine."""
-        sample = self._sample[rows]
-        shape, members = next(
-            (shape, own) for shape, own in self._members.items() if sample[0] in own
-        )
-        inputs = self._inputs[list(self._members).index(shape)]
-        device = inputs.device
-        place = torch.as_tensor(np.searchsorted(members, sample), device=device)
+        inputs = self._inputs[self._group[rows][0]]
+        shape, device = tuple(inputs.shape[1:]), inputs.device
         keys = self._keys[rows]
         drawn = np.stack([noise(key, shape) for key in keys.reshape(-1).tolist()])
-        chosen = torch.as_tensor(sample, device=device)
+        chosen = torch.as_tensor(self._sample[rows], device=device)
         return Batch(
-            inputs=inputs[place],
+            inputs=inputs[torch.as_tensor(self._place[rows], device=device)],
             timesteps=torch.as_tensor(self.timesteps[rows], device=device),
             noise=torch.from_numpy(drawn).reshape(*keys.shape, *shape).to(device),
             conditions={name: value[chosen] for name, value in self._conditions.items()},

@@ -211,7 +211,7 @@ class _Work:
         projections = [self._at(target.projector) for target in job.targets]
         held = self._held(projections)
         metric, model = job.metric, job.survey.model
-        fitting = 0 if metric is None else metric.require_memory(model, job.budget)
+        fitting = 0 if metric is None else metric.require_memory(model, job.budget, job.numbers)
         return {
             "model": sum(p.nbytes for p in model.parameters()),
             f"{job.budget.events} events at once": job.budget.engine,
@@ -263,7 +263,8 @@ class _Work:
 
     def _fitting(self) -> float:
         """Events that are differentiated to fit the metric."""
-        return 0 if self._job.metric is None else self._job.metric.events * self._checkpoints
+        metric = self._job.metric
+        return 0 if metric is None else metric.events * metric.pending(self._job.numbers)
 
     def gradient_seconds(self) -> float:
         """Seconds per event, for the gradients alone."""

@@ -78,7 +78,7 @@ class JobMetric:
 
     @property
     def events(self) -> int:
-        """Events that a fit differentiates; 0 if it takes none, or a store has the fits."""
+        """Events that a fit differentiates; 0 if none is ever made."""
         if self.samples is None:
             return 0
         return self.metric.passes * len(self.samples) * _TIMESTEPS
@@ -87,13 +87,19 @@ class JobMetric:
         """A map of the fitted ones' shapes, to measure time and memory."""
         return neutral(model, layerwise=self.metric.layerwise)
 
-    def require_memory(self, model: nn.Module, budget: Budget) -> int:
-        """Bytes that a fit holds besides the gradients; 0 if none will be made.
+    def pending(self, numbers: Sequence[int]) -> int:
+        """How many of some checkpoints are to be fitted: those of which no store has a fit."""
+        return sum(self.named(number) is None for number in numbers) if self.events else 0
+
+    def require_memory(self, model: nn.Module, budget: Budget, numbers: Sequence[int]) -> int:
+        """Bytes that a fit holds besides the gradients; 0 if none of the checkpoints needs one.
 
         Raises:
             ConfigError: if they exceed the budget. No row is held meanwhile.
         """
-        needed = fitting_nbytes(model, layerwise=self.metric.layerwise) if self.events else 0
+        if not self.pending(numbers):
+            return 0
+        needed = fitting_nbytes(model, layerwise=self.metric.layerwise)
         if needed + budget.engine > budget.total:
             enough = -(-(needed + budget.engine) * 120 // 2**30) / 100
             raise ConfigError(

@@ -54,12 +54,9 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping, Sequence
     from pathlib import Path
 
-    from torch import nn
-
     from gradstore.collect.events.protocol import EventPlan
     from gradstore.collect.models.protocol import Loader
     from gradstore.collect.objectives.protocol import Batch, Objective
-    from gradstore.collect.pipeline.metric import JobMetric
     from gradstore.collect.pipeline.options import Checkpoints, Projected
     from gradstore.collect.projectors import Projector
     from gradstore.store.objects.protocol import Objects
@@ -152,8 +149,7 @@ def _prepared(
     memory = int(given["memory"] * 2**30)
     model = found.model.to(device)
     draws = plan.at(numbers[0], samples.ids[:1]).key.shape[2]
-    events = len(samples) * plan.slots * draws * len(now)
-    timed = events >= _TIMED_EVENTS
+    timed = len(samples) * plan.slots * draws * len(now) >= _TIMED_EVENTS
     most, wanted = given["batch_size"], given["engine"] or "auto"
     begun = _begun(targets[0].part)
     if begun is not None and wanted == "auto":
@@ -182,7 +178,6 @@ def _prepared(
         raise EngineError(
             f"checkpoint {folders[0]}, sample {samples.ids[0]!r} and later samples: {error}"
         ) from error
-    found = replace(found, objective=objective)
     budget = Budget.spend(
         memory,
         choice,
@@ -193,7 +188,9 @@ def _prepared(
         device=device,
         sums=1 if metric is None else 2,
     )
-    _require_memory(targets, budget, model, device, metric)
+    if metric is not None:
+        metric.require_memory(model, budget, numbers)
+    _warn_of_drawing(targets, budget, num_parameters(model), device)
     if begun is None:
         made_by = {"engine": choice.name, "events": budget.events}
         targets = [
@@ -205,7 +202,7 @@ def _prepared(
     return Job(
         samples=samples,
         plan=plan,
-        survey=found,
+        survey=replace(found, objective=objective),
         loader=loader,
         numbers=numbers,
         places=now,
@@ -298,19 +295,13 @@ def _used(
     return {"gradients": precision(objective), "projection": str(products).removeprefix("torch.")}
 
 
-def _require_memory(
-    targets: Sequence[StoreTarget],
-    budget: Budget,
-    model: nn.Module,
-    device: torch.device,
-    metric: JobMetric | None,
+def _warn_of_drawing(
+    targets: Sequence[StoreTarget], budget: Budget, length: int, device: torch.device
 ) -> None:
-    """Require memory to fit the metric; warn if a dense matrix is redrawn for every buffer."""
-    if metric is not None:
-        metric.require_memory(model, budget)
+    """Warn if a dense matrix does not fit in memory and is redrawn for every buffer."""
     for target in targets:
         share = budget.projection // len(targets)
-        projection = target.projector.at(0, num_parameters(model), device, share)
+        projection = target.projector.at(0, length, device, share)
         if getattr(projection, "redrawn", False):
             _log.warning(
                 "%s: the matrix of the projection does not fit in the %.2g GiB for it, so it is "

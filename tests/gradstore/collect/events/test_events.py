@@ -51,7 +51,7 @@ def test_planned_timesteps_lie_below_a_share() -> None:
     spec = EventSpec(events="planned", timesteps=3, timesteps_below=0.6)
     assert PlannedEvents(spec, 1000).timesteps.tolist() == [100, 300, 500]
     assert PlannedEvents(spec, 5).timesteps.tolist() == [0, 1, 2]
-    with pytest.raises(DatasetError, match="--timesteps 2 or fewer, or --timesteps-below 1"):
+    with pytest.raises(DatasetError, match="2 lie below the share 0.6. Use --timesteps 2 or"):
         PlannedEvents(spec, 4)
 
 

@@ -60,4 +60,8 @@ def test_too_little_memory_for_a_fit_is_told_before_any_work(tmp_path: Path) -> 
         make(tmp_path / "a.gradstore", memory=0.3)
     assert not (tmp_path / "a.gradstore").exists()
     make(tmp_path / "b.gradstore", memory=0.3, metric="none")
-    make(tmp_path / "a.gradstore", memory=1)
+    store = make(tmp_path / "a.gradstore", memory=1)
+    more = gs.Samples(torch.randn(2, 1, 4, 4), ids=["x", "y"])
+    assert (
+        len(gs.append(more, store, checkpoints=[checkpoint], memory=0.3)) == 8
+    )  # nothing is fitted
