@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from gradstore.collect.recorded import Recorded, recorded_gradients
+from gradstore.collect.provenance import recorded_gradients
+from gradstore.collect.recorded import Recorded
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.question import QueryEvents
 from gradstore.store.opening import as_store

@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
-from gradstore.collect.recorded import Provenance
+from gradstore.collect.provenance import Provenance
 from gradstore.store.opening import as_store, open_store
 from gradstore.text import one_line
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from gradstore.collect.models.folders import checkpoint_folders
-from gradstore.collect.recorded import Recorded, followed_models, recorded_folders
+from gradstore.collect.provenance import followed_models, recorded_folders
+from gradstore.collect.recorded import Recorded
 from gradstore.errors import QueryError
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.fast import FAST

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 
 import numpy as np
 
-from gradstore.collect.recorded import Recorded, recorded_dataset
+from gradstore.collect.provenance import recorded_dataset
+from gradstore.collect.recorded import Recorded
 from gradstore.errors import ConfigError, QueryError
 from gradstore.store.format.rows import Rows
 from indexer import Ranking, measure_of

@@ -14,13 +14,13 @@ from gradstore.collect.pipeline.executors import InProcess, Task
 from gradstore.collect.pipeline.options import CollectOptions, Destination
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.collect.pipeline.run import prepare_config, run
-from gradstore.collect.recorded import (
+from gradstore.collect.provenance import (
     Provenance,
-    Recorded,
     followed_models,
     recorded_config,
     recorded_options,
 )
+from gradstore.collect.recorded import Recorded
 from gradstore.errors import ConfigError, StoreError
 from gradstore.store.changes.append import add_parts
 from gradstore.store.changes.checkpoints import begin_checkpoint, commit_checkpoint, next_number

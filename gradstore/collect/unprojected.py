@@ -23,12 +23,8 @@ from gradstore.collect.events.replayed import ReplayedEvents
 from gradstore.collect.models.cache import recorded_loader
 from gradstore.collect.pipeline.batches import EventRows, read
 from gradstore.collect.pipeline.prepare import prepare
-from gradstore.collect.recorded import (
-    Provenance,
-    Recorded,
-    recorded_dataset,
-    recorded_gradients,
-)
+from gradstore.collect.provenance import Provenance, recorded_dataset, recorded_gradients
+from gradstore.collect.recorded import Recorded
 from gradstore.errors import ConfigError, FingerprintError
 from gradstore.progress import progress, quietly
 from gradstore.store.format.fingerprint import require_same

@@ -31,7 +31,7 @@ def append(config: Path | None, *, follow_recorded: bool, **given: Any) -> None:
     follow(settings.store, wanted=follow_recorded)
     from gradstore import open_store
     from gradstore.collect.models.folders import checkpoint_folders
-    from gradstore.collect.recorded import followed_models, recorded_folders, require_recorded
+    from gradstore.collect.provenance import followed_models, recorded_folders, require_recorded
 
     before = open_store(settings.store)
     before.require_complete()
@@ -143,7 +143,7 @@ def add_checkpoint(
     """Collect every sample of a store at one more checkpoint, which is the latest."""
     from gradstore import open_store
     from gradstore.collect.models.folders import checkpoint_folders, require_etas
-    from gradstore.collect.recorded import followed_models, require_recorded
+    from gradstore.collect.provenance import followed_models, require_recorded
 
     opened = open_store(store)
     follow(store, wanted=follow_recorded)

@@ -57,7 +57,7 @@ def follow(store: str | None, *, wanted: bool) -> None:
     """Do what `--follow-recorded` says for a store."""
     if wanted and store is not None:
         from gradstore import open_store
-        from gradstore.collect.recorded import follow_recorded
+        from gradstore.collect.provenance import follow_recorded
 
         follow_recorded(open_store(store))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from gradstore.collect.recorded import Provenance
+from gradstore.collect.provenance import Provenance
 from query.results.gallery import Embedded, cards, environment, resource
 from query.results.pictures import pictures
 

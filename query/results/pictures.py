@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 
-from gradstore.collect.recorded import Provenance, part_dataset
+from gradstore.collect.provenance import Provenance, part_dataset
 from gradstore.errors import ConfigError, DatasetError, GradstoreError
 from gradstore.flags.dataset import DatasetSpec
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from pydantic import ValidationError
 
 from gradstore.collect.models.folders import checkpoint_folders
-from gradstore.collect.recorded import Provenance, recorded_folders
+from gradstore.collect.provenance import Provenance, recorded_folders
 from gradstore.errors import ConfigError, DependencyError, GradstoreError, UnknownNameError
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.serve import ServeConfig

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gradstore.collect.models.loaders import loader_of
 from gradstore.collect.models.protocol import Loader
-from gradstore.collect.recorded import followed_models, recorded_folders
+from gradstore.collect.provenance import followed_models, recorded_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence

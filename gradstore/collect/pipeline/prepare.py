@@ -34,7 +34,8 @@ from gradstore.collect.pipeline.options import (
 from gradstore.collect.pipeline.reading import as_collected_before, encoded, scanned
 from gradstore.collect.pipeline.survey import Survey, survey
 from gradstore.collect.pipeline.targets import StoreTarget, noting, targets_of
-from gradstore.collect.recorded import Provenance, Recorded
+from gradstore.collect.provenance import Provenance
+from gradstore.collect.recorded import Recorded
 from gradstore.errors import ConfigError, EngineError
 from gradstore.progress import quietly
 from gradstore.store.format.fingerprint import fingerprint

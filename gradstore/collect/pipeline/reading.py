@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from gradstore.collect.data.encoding import Encoding, encoders_for
 from gradstore.collect.pipeline.batches import check_sample, check_sizes
-from gradstore.collect.recorded import Provenance
+from gradstore.collect.provenance import Provenance
 
 if TYPE_CHECKING:
     import torch

@@ -64,7 +64,7 @@ class _Waits:
     def _watch(self) -> None:
         told: set[object] = set()
         while True:
-            sleep(_TOLD_SECONDS / 10)
+            sleep(min(1.0, _TOLD_SECONDS / 10))
             now, begun = monotonic(), dict(self._begun)
             told &= begun.keys()
             for own, (name, since) in begun.items():

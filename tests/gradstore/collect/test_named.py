@@ -11,7 +11,7 @@ import pytest
 from gradstore import open_store
 from gradstore.collect import named
 from gradstore.collect.named import follow, may_follow
-from gradstore.collect.recorded import follow_recorded, recorded_dataset, recorded_folders
+from gradstore.collect.provenance import follow_recorded, recorded_dataset, recorded_folders
 from gradstore.errors import UnknownNameError
 from tests.support.drawn_stores import random_store
 from tests.support.written_stores import edit_root

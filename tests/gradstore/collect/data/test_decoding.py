@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageCms
 
 import gradstore as gs
-from gradstore.collect.recorded import Provenance
+from gradstore.collect.provenance import Provenance
 from gradstore.errors import DatasetError, UnreadableError
 from gradstore.flags.dataset import DatasetSpec
 from query.serve.uploads import Upload
