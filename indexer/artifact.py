@@ -12,6 +12,7 @@ import json
 import math
 import re
 import shutil
+import time
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Spec)
 
 _TRIES: Final = 100
+# Neither the artifact nor its replacement may be seen while it is renamed twice between two looks.
+_LOOKS: Final = 4
+_PAUSE_SECONDS: Final = 0.001
 _LOCK: Final = locks.name_of("building")
 _LEFT: Final = re.compile(r"\.(?P<whole>.+)\.(?P<kind>building|old)-[0-9a-f]{1,32}")
 # NumPy's own limit of a header.
@@ -126,12 +130,17 @@ def read_spec(kind: str, path: Path, name: str, spec: type[S], build: str) -> S:
 
 def stands(path: Path) -> bool:
     """Whether there is an artifact; if its replacement was cut off, the earlier one is put back."""
+    missing = 0
     for _ in range(_TRIES):  # as long as other processes replace it
         if path.exists():
             return True
-        if not any(path.parent.glob(f".{escape(path.name)}.*")):
+        if any(path.parent.glob(f".{escape(path.name)}.*")):
+            missing = 0
+            _put_back(path)
+        elif (missing := missing + 1) == _LOOKS:
             break
-        _put_back(path)
+        else:
+            time.sleep(_PAUSE_SECONDS)
     return path.exists()
 
 
@@ -231,4 +240,7 @@ def _exchange(building: Path, path: Path) -> None:
     finally:
         if stands(path):
             for left in moved:
-                shutil.rmtree(left, ignore_errors=True)
+                removing = path.with_name(f".{path.name}.building-{uuid4().hex}")
+                with suppress(OSError):  # a reader put it back
+                    left.rename(removing)  # so that no reader puts back a part of it
+                    shutil.rmtree(removing, ignore_errors=True)

@@ -68,6 +68,25 @@ def test_a_reader_may_put_the_earlier_one_back_meanwhile(
     assert parts(tmp_path) == ["a.index"]
 
 
+def test_a_reader_that_looks_only_amid_replacements_finds_the_artifact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.index"
+    replace(path, "earlier")
+    real, unlucky = Path.exists, iter([True] * 3)
+
+    def exists(self: Path) -> bool:
+        if self != path or not next(unlucky, False):
+            return real(self)
+        away = self.rename(tmp_path / ".a.index.old-0")  # another process replaces it just now,
+        found = real(self)
+        away.rename(self)  # and is done before the folder is listed
+        return found
+
+    monkeypatch.setattr(Path, "exists", exists)
+    assert stands(path)
+
+
 def test_processes_that_replace_one_artifact_at_once_leave_no_moment_without(
     tmp_path: Path,
 ) -> None:
