@@ -86,7 +86,7 @@ def comparison(compared: Sequence[Compared], k: int) -> Comparison:
             (
                 one.rows,
                 name,
-                f"{same:.2f}",
+                f"{round(same, 9):.2f}",  # as the report rounds a half
                 f"{sum(groups)} of {len(groups)}",
                 f"{places.count(1)} of {len(places)}",
                 str(max(places)),
