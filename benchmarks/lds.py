@@ -19,7 +19,6 @@ from benchmarks.worlds.models import build
 from benchmarks.worlds.setting import Folders, command, digest, train_and_heldout
 from benchmarks.worlds.training import fit
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect, generate, losses
-from indexer import Features
 from query import collect_queries
 from query.evaluation.figures import (
     datamodeling_score,
@@ -348,7 +347,7 @@ def _attributed(trial: Trial, seed: int) -> dict[str, NDArray[np.float32]]:
     for metric in METRICS:
         pair = rows(trial, seed, metric)
         found |= {f"{measure}, {metric}": scores(*pair, measure) for measure in IN_METRICS}
-        found[f"centred cosine, {metric}"] = centred_cosine(*pair)
+        found[f"centred cosine, {metric}"] = scores(*pair, "centred")
     pair = rows(trial, seed, "square")
     found["D-TRAK"] = scores(*pair, "trak")
     last = [0.0] * (pair[0].checkpoints - 1) + [1.0]
@@ -360,23 +359,6 @@ def _together(runs: NDArray[np.float32]) -> NDArray[np.float32]:
     spread = runs.std(axis=2, keepdims=True)
     standardised = (runs - runs.mean(axis=2, keepdims=True)) / np.where(spread > 0, spread, 1)
     found: NDArray[np.float32] = standardised.mean(axis=0, keepdims=True)
-    return found
-
-
-def centred_cosine(store: Store, queries: Store) -> NDArray[np.float32]:
-    """Σ_k η_k cos(φ_k(x) − μ_k, φ_k(q) − μ_k) of TracIn's features φ, with μ their mean over x.
-
-    No measure of gradstore: it is not linear in rows, and no better than the product.
-    """
-    features = Features.of(store, "tracin")
-    found = np.zeros((queries.samples, store.samples), np.float32)
-    for place in features.checkpoints:
-        train, asked = (
-            features.part(one, place, one.rows(place)).astype(np.float64)
-            for one in (store, queries)
-        )
-        mean = train.mean(axis=0)
-        found += store.etas[place] * cosine(asked - mean, train - mean)
     return found
 
 

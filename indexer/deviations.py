@@ -58,7 +58,7 @@ def deviations(
         own = np.take_along_axis(weights[:, None], place, axis=2)
         np.put_along_axis(factors, place, factor * own, axis=2)
     found: NDArray[np.float32] = np.matmul(factors, as_float32(rows.direction))
-    return found
+    return features.varied(rows, weights, found, checkpoint)
 
 
 def margin(

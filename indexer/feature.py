@@ -13,6 +13,7 @@ from gradstore.errors import ConfigError, QueryError
 from gradstore.store.format.rows import Rows
 from gradstore.store.opening import as_store
 from gradstore.workers import in_order
+from indexer.measure import SampleSide
 from indexer.product import as_float32
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ class Features:
     `1/√slots`. The inner product is then `Σ_k η_k · mean_t ⟨row_t, row_t⟩`: it omits products of
     gradients at different timesteps.
 
+    A measure of whole samples (`SampleSide`) transforms the means.
+
     Attributes:
         measure: weights the rows; fitted to the training store.
         etas: checkpoint weights η_k. A checkpoint of weight 0 is not read.
@@ -106,11 +109,17 @@ class Features:
             matched: match slots by timestep.
 
         Raises:
-            ConfigError: if `etas` is not one finite, non-negative number per checkpoint.
+            ConfigError: if `etas` is not one finite, non-negative number per checkpoint, or slots
+                are matched and the measure transforms their mean.
         """
         store = as_store(store)
         if isinstance(measure, str):
             measure = indexer.measure_of(measure)
+        if matched and isinstance(measure, SampleSide):
+            raise ConfigError(
+                f"{measure.name} transforms the mean of a sample's slots, but matched slots have "
+                "no mean. Omit --matched, or use a measure of rows such as tracin."
+            )
         etas = checked_etas(store, etas)
         return cls(measure.fitted(store), tuple(etas), store.slots if matched else None)
 
@@ -119,8 +128,9 @@ class Features:
         return len(self.etas) * self.width(store)
 
     def dtype(self, store: Store) -> str:
-        """Dtype of the vectors in `each`: float16 if stored so with one slot, else float32."""
-        return "float16" if store.dtype == "float16" and store.slots == 1 else "float32"
+        """Dtype of the vectors in `each`: float16 if stored so and not averaged or transformed."""
+        stored = store.slots == 1 and not isinstance(self.measure, SampleSide)
+        return "float16" if store.dtype == "float16" and stored else "float32"
 
     def width(self, store: Store) -> int:
         """Length of one checkpoint's part of a feature."""
@@ -155,8 +165,10 @@ class Features:
                 self._put(store, checkpoint, store.take(checkpoint, samples), out)
             else:
                 width = self.width(store)
-                out[:, checkpoint * width : (checkpoint + 1) * width] = self._weighed(
-                    store.directions(checkpoint, samples), weights.at(checkpoint)[samples]
+                out[:, checkpoint * width : (checkpoint + 1) * width] = self._part(
+                    store.directions(checkpoint, samples),
+                    weights.at(checkpoint)[samples],
+                    checkpoint,
                 )
         return out
 
@@ -209,7 +221,7 @@ class Features:
                 yield (
                     here,
                     {
-                        place: self._scaled(direction, weighed[place][here])
+                        place: self._scaled(direction, weighed[place][here], place)
                         for place, direction in zip(known, directions, strict=True)
                     },
                 )
@@ -259,13 +271,54 @@ class Features:
 
     def part(self, store: Store, checkpoint: int, rows: Rows) -> NDArray[np.float32]:
         """One checkpoint's part of features, float32 `[samples, width]`."""
-        return self._weighed(rows.direction, self.weights(store, checkpoint, rows))
+        return self._part(rows.direction, self.weights(store, checkpoint, rows), checkpoint)
 
-    def _scaled(self, direction: NDArray[Any], weights: NDArray[np.float32]) -> CheckpointPart:
-        """Like `_weighed`, but the multiplication is deferred if there is only one slot."""
-        if direction.shape[1] == 1:
+    def _scaled(
+        self, direction: NDArray[Any], weights: NDArray[np.float32], checkpoint: int
+    ) -> CheckpointPart:
+        """Like `_part`, but the multiplication is deferred if there is nothing else to do."""
+        if direction.shape[1] == 1 and not isinstance(self.measure, SampleSide):
             return direction[:, 0], weights[:, 0]
-        return self._weighed(direction, weights), np.ones(len(weights), np.float32)
+        return self._part(direction, weights, checkpoint), np.ones(len(weights), np.float32)
+
+    def _part(
+        self, direction: NDArray[Any], weights: NDArray[np.float32], checkpoint: int
+    ) -> NDArray[np.float32]:
+        part = self._weighed(direction, weights)
+        if not isinstance(self.measure, SampleSide):
+            return part
+        root = np.float32(np.sqrt(self.etas[checkpoint]))
+        units, _ = self.measure.moved(part / root, checkpoint)
+        return units * root
+
+    def varied(
+        self,
+        rows: Rows,
+        weights: NDArray[np.float32],
+        deviations: NDArray[np.float32],
+        checkpoint: int,
+    ) -> NDArray[np.float32]:
+        """Deviations of a part of features, from those of the weighted mean over slots.
+
+        They differ for a measure that transforms the mean: to first order, a unit vector u of
+        length l moves by (d − u ⟨u, d⟩) / l.
+
+        Args:
+            rows: rows of some samples.
+            weights: their weights in features, float32 `[samples, slots]`.
+            deviations: float32 `[samples, deviations, width]`; it may be overwritten.
+            checkpoint: position of the checkpoint.
+        """
+        if not isinstance(self.measure, SampleSide):
+            return deviations
+        root = np.float32(np.sqrt(self.etas[checkpoint]))
+        units, lengths = self.measure.moved(
+            self._weighed(rows.direction, weights) / root, checkpoint
+        )
+        along = np.matmul(deviations, units[:, :, None])
+        deviations -= along * units[:, None, :]
+        safe = np.where(lengths > 0, lengths, np.inf).astype(np.float32)
+        return deviations / safe[:, None, None]
 
     def _weighed(
         self, direction: NDArray[Any], weights: NDArray[np.float32]

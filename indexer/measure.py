@@ -56,6 +56,38 @@ class QuerySide(Measure, Protocol):
 
 
 @runtime_checkable
+class SampleSide(Measure, Protocol):
+    """A measure that also transforms each sample's mean over slots, in training and query stores.
+
+    Its slots cannot be matched.
+    """
+
+    def moved(
+        self, parts: NDArray[np.float32], checkpoint: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Unit vectors that replace means over slots, and lengths that they were divided by.
+
+        Args:
+            parts: weighted means over slots, float32 `[samples, dim]`.
+            checkpoint: position of the checkpoint.
+
+        Returns:
+            float32 `[samples, dim]` and `[samples]`.
+        """
+
+
+def is_of_rows(measure: Measure) -> bool:
+    """Whether scores are sums over pairs of rows, so that they can be split and have known errors.
+
+    Examples:
+        >>> from indexer import measure_of
+        >>> is_of_rows(measure_of("retrac")), is_of_rows(measure_of("trak"))
+        (True, False)
+    """
+    return not isinstance(measure, QuerySide | SampleSide)
+
+
+@runtime_checkable
 class KernelMeasure(QuerySide, Protocol):
     """A query-side measure that is fitted to ΦᵀΦ, which is kept beside the store."""
 

@@ -10,7 +10,7 @@ from gradstore.store.format.fingerprint import COMPARED, require_same
 if TYPE_CHECKING:
     from gradstore.store.reader import Store
     from indexer import Features
-    from indexer.measure import QuerySide
+    from indexer.measure import Measure
 
 
 def require_comparable(store: Store, queries: Store) -> None:
@@ -34,11 +34,11 @@ def require_comparable(store: Store, queries: Store) -> None:
                 )
 
 
-def require_averaged(measure: QuerySide, *, matched: bool) -> None:
+def require_averaged(measure: Measure, *, matched: bool) -> None:
     """Raise `QueryError` if a measure that transforms means of slots is used with matched slots."""
     if matched:
         raise QueryError(
-            f"{measure.name} preconditions the mean of a query's slots, but matched slots have no "
+            f"{measure.name} transforms the mean of a sample's slots, but matched slots have no "
             "mean. Omit --matched, or use a measure of rows such as tracin."
         )
 

@@ -16,7 +16,7 @@ from gradstore.store.opening import open_store
 from indexer import measure_of
 from indexer.exact.ranking import require_k
 from indexer.feature import checked_etas
-from indexer.measure import QuerySide
+from indexer.measure import is_of_rows
 from query.checks import require_averaged, require_comparable
 from query.filters import matching_samples
 from query.queries import Queries
@@ -75,7 +75,7 @@ def opened(config: QueryConfig) -> Question:
     if config.rerank:
         require_rankable(config.measures, store)
     for measure in map(measure_of, config.measures):
-        if isinstance(measure, QuerySide):
+        if not is_of_rows(measure):
             require_averaged(measure, matched=config.matched)
     if config.dataset:
         config.require_there()

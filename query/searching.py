@@ -10,7 +10,7 @@ import numpy as np
 from gradstore.errors import QueryError
 from gradstore.store.opening import as_store
 from indexer import ExactEngine, SearchIndex, measure_of
-from indexer.measure import QuerySide
+from indexer.measure import QuerySide, is_of_rows
 from indexer.measures.registry import indexed
 from indexer.studies.explanation import explain
 from query.checks import require_averaged, require_collected, require_comparable
@@ -68,7 +68,7 @@ def search(
     if noise is not None and isinstance(chosen, QuerySide):
         noise = chosen.prepared(noise.reshape(-1, noise.shape[2])).reshape(noise.shape)
     explained = explain(store, features, asked, both, noise)
-    if isinstance(chosen, QuerySide):  # these queries depend on the projection: no error is known
+    if not is_of_rows(chosen):  # its vectors depend on the projection: no error is known
         unknown = np.full_like(explained.z, np.nan)
         explained = replace(explained, projection_error=unknown, z=unknown)
     return Answer(

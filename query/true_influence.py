@@ -18,7 +18,7 @@ from gradstore.errors import ConfigError, QueryError
 from gradstore.store.format.rows import Rows
 from indexer import Ranking, measure_of
 from indexer.exact.ranking import best
-from indexer.measure import QuerySide
+from indexer.measure import is_of_rows
 from indexer.studies.explanation import Explanation
 
 if TYPE_CHECKING:
@@ -135,9 +135,9 @@ def require_rankable(measures: Sequence[str], store: Store) -> None:
 
 
 def _require_rows(measure: str) -> None:
-    if isinstance(measure_of(measure), QuerySide):
+    if not is_of_rows(measure_of(measure)):
         raise ConfigError(
-            f"{measure} transforms queries in the projected space and has no true influence to "
+            f"{measure} transforms samples in the projected space and has no true influence to "
             "rank by. Use a measure of rows, such as tracin or retrac."
         )
 

@@ -20,7 +20,7 @@ class IndexConfig(Spec):
         json_schema_extra=COMMAS,
         description="measures to build an index for: tracin (also serves trak and minus:R), "
         "retrac, "
-        "power:ALPHA, clip:Q, calibrated",
+        "power:ALPHA, clip:Q, calibrated, centred",
     )
     etas: list[float] | None = Field(
         None, description="weight η of each checkpoint, 0 to omit it [default: the store's]"

@@ -22,6 +22,12 @@ def _trak(share: float = 1.0) -> Measure:
     return Trak(share)
 
 
+def _centred() -> Measure:
+    from indexer.measures.centred import Centred
+
+    return Centred()
+
+
 def _minus(rank: float) -> Measure:
     from indexer.measures.minus import Minus
 
@@ -32,6 +38,7 @@ MEASURES: dict[str, Callable[[], Measure]] = {
     "tracin": TracIn,
     "retrac": ReTrac,
     "calibrated": Calibrated,
+    "centred": _centred,
     "trak": _trak,
 }
 

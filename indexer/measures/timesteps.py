@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Self
 import numpy as np
 
 from gradstore.errors import ConfigError
+from indexer.measure import is_of_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -105,9 +106,9 @@ class Within:
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
             raise ConfigError(f"timesteps {self.low}-{self.high} are no range; use FIRST-LAST")
-        if hasattr(self.measure, "prepared"):
+        if not is_of_rows(self.measure):
             raise ConfigError(
-                f"{self.measure.name} preconditions whole samples, not rows within {self.low}-"
+                f"{self.measure.name} transforms whole samples, not rows within {self.low}-"
                 f"{self.high}; use another measure for a range of timesteps"
             )
 

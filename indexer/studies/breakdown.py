@@ -8,7 +8,7 @@ import numpy as np
 
 from gradstore.errors import QueryError
 from gradstore.store.opening import as_store
-from indexer.measure import QuerySide
+from indexer.measure import is_of_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,7 @@ def breakdown(
 
     Raises:
         QueryError: if slots are matched and their numbers differ, or if the measure transforms
-            queries, so that scores are no sums over pairs of rows.
+            samples, so that scores are no sums over pairs of rows.
 
     Examples:
         >>> import gradstore as gs
@@ -45,9 +45,9 @@ def breakdown(
     """
     queries = as_store(queries)
     train = as_store(train)
-    if isinstance(features.measure, QuerySide):
+    if not is_of_rows(features.measure):
         raise QueryError(
-            f"{features.measure.name} transforms the mean of a query's rows, so its scores are no "
+            f"{features.measure.name} transforms the mean of a sample's rows, so its scores are no "
             "sums over pairs of rows. Use another measure."
         )
     if features.slots is not None and queries.slots != features.slots:

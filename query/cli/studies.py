@@ -51,10 +51,17 @@ def self_influence(config: Path | None, **given: Any) -> None:
     """
     settings = parse(SelfInfluenceConfig, config, given)
     from gradstore import open_store
+    from indexer import measure_of
+    from indexer.measure import is_of_rows
     from query.engines import exact_engine
     from query.studies.tables import self_influence_table
 
     out = _new_table(settings.out)
+    if not is_of_rows(measure_of(settings.measure)):
+        raise ConfigError(
+            f"{settings.measure} is no measure of rows, and a sample's influence on itself is not "
+            "defined for it. Use tracin, retrac, …."
+        )
     store = open_store(settings.store, skip_unsealed=settings.skip_unsealed)
     engine = exact_engine(store, settings.measure, settings.etas, matched=settings.matched)
     _write(self_influence_table(engine), out)
@@ -115,12 +122,12 @@ def breakdown(config: Path | None, **given: Any) -> None:
     settings = parse(BreakdownConfig, config, given)
     from gradstore import open_store
     from indexer import measure_of
-    from indexer.measure import QuerySide
+    from indexer.measure import is_of_rows
     from query.engines import exact_engine
     from query.studies.tables import breakdown_table
 
     out = _new_table(settings.out)
-    if isinstance(measure_of(settings.measure), QuerySide):
+    if not is_of_rows(measure_of(settings.measure)):
         raise ConfigError(
             f"{settings.measure} is no sum over pairs of rows. Use a measure of rows: tracin, …."
         )

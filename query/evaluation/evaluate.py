@@ -13,7 +13,7 @@ from gradstore.errors import ConfigError, QueryError
 from gradstore.store.format.spec import EventSpec
 from gradstore.store.opening import open_store
 from indexer import measure_of
-from indexer.measure import QuerySide
+from indexer.measure import is_of_rows
 from query.collection import collect_queries
 from query.evaluation import methods
 from query.evaluation.figures import (
@@ -156,7 +156,7 @@ def _evaluated(
             ).json()
             for store in stores
             for measure in config.measures
-            if not isinstance(measure_of(measure), QuerySide)
+            if is_of_rows(measure_of(measure))
         }
 
     # Compare them with models that are trained on other samples.

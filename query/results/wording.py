@@ -35,6 +35,7 @@ NAMES: Final = {
     "power": "Power",
     "clip": "Clip",
     "calibrated": "Calibrated",
+    "centred": "Centred cosine",
     "trak": "TRAK's kernel",
     "minus": "Minus",
 }
@@ -46,6 +47,8 @@ _TEXTS: Final = {
     "clip": "is TracIn with norms cut at a quantile, the number, of their checkpoint.",
     "calibrated": "divides each norm by the mean norm at that timestep, which removes the "
     "timestep's share and keeps the sample's own.",
+    "centred": "compares by cosine how query and training sample differ from the mean training "
+    "sample. Errors of projection and z are not known for it.",
     "trak": "removes from the query what all training samples share, by the inverse of their "
     "covariance; the number is the damping. Errors of projection and z are not known for it.",
     "minus": "is TracIn without the directions that hold most of all training gradients; the "

@@ -29,6 +29,7 @@ _NUMBERS: Final[dict[str, tuple[tuple[float, float, float, float] | None, bool]]
     "power": ((0, 1, 0.05, 0.5), True),
     "clip": ((0, 1, 0.01, 0.9), True),
     "calibrated": (None, True),
+    "centred": (None, False),
     "trak": ((0.001, 10, 0.001, 1), False),
     "minus": ((1, 50, 1, 1), False),
 }

@@ -8,7 +8,7 @@ import numpy as np
 
 from gradstore.errors import QueryError
 from indexer import measure_of
-from indexer.measure import QuerySide
+from indexer.measure import is_of_rows
 from query.queries import Queries
 from query.results.answer import labels
 from query.results.wording import display_name
@@ -54,13 +54,13 @@ class Studies:
             the measure.
 
         Raises:
-            QueryError: if the measure transforms queries, or there is no such sample.
+            QueryError: if the measure transforms samples, or there is no such sample.
         """
         library = self._library
         self._library.row("sample", sample)
-        if isinstance(measure_of(look.named), QuerySide):
+        if not is_of_rows(measure_of(look.named)):
             raise QueryError(
-                f"{look.measure} transforms the mean of a query's rows, so its scores are no sums "
+                f"{look.measure} transforms the mean of a sample's rows, so its scores are no sums "
                 "over pairs of rows. Choose another measure."
             )
         store, name = self._answers.asker(look)
@@ -170,7 +170,7 @@ class Studies:
         """Influence of a sample on itself, and its rank among all."""
         library = self._library
         name, etas = look.named, look.etas(library.store)
-        if isinstance(measure_of(name), QuerySide):
+        if not is_of_rows(measure_of(name)):
             return None
 
         def found() -> dict[str, Any]:

@@ -122,6 +122,7 @@ MISTAKES = {
     f"rollup {STORE} --queries asked.gradstore --out new.txt": "new.txt",
     f"rollup {STORE} --queries asked.gradstore --by colour --out new.parquet": "'colour'",
     f"self-influence {STORE} --measure retrak --out new.parquet": "'retrak'",
+    f"self-influence {STORE} --measure trak --out new.parquet": "trak",
     f"self-influence {STORE} --out taken.parquet": "taken.parquet",
     f"hubness {STORE} --results nothing.parquet --out taken": "taken",
     f"hubness {STORE} --results nothing.parquet --out new": "nothing.parquet",

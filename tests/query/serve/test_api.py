@@ -29,7 +29,7 @@ def found(answer: Any, side: int = 0) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "measure", ["tracin", "retrac", "power:0.5", "clip:0.9", "calibrated", "trak"]
+    "measure", ["tracin", "retrac", "power:0.5", "clip:0.9", "calibrated", "centred", "trak"]
 )
 def test_answers_are_those_of_search(client: Client, place: Place, measure: str) -> None:
     reply = client.get("answer", query=QUERY, measure=measure, k=5)
@@ -44,7 +44,7 @@ def test_answers_are_those_of_search(client: Client, place: Place, measure: str)
     ):
         for name in ("score", "margin", "rank_low", "rank_high", "query_error"):
             assert told[name] == pytest.approx(row[name], rel=1e-4)
-        assert (told["z"] is None) == (measure == "trak")
+        assert (told["z"] is None) == (measure in {"centred", "trak"})
     assert answer["name"]
     assert answer["about"]
 
@@ -244,7 +244,7 @@ def test_the_command_deletes_the_selection(client: Client, place: Place, tmp_pat
 
     from click.testing import CliRunner
 
-    from query.cli.group import cli
+    from query.cli.entry import cli
 
     ids = [name for name in place.store.manifest.ids if "onerror" in name][:2]
     command = client.post("delete-command", {"ids": ids}).json["command"]
