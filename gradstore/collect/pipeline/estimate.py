@@ -154,6 +154,7 @@ def estimate(
     rows = sum(stop - start for start, stop in spans) * layout.slots
     checkpoints = len({task.checkpoint for task in chosen})
     work = _Work(job, rows, checkpoints)
+    memory = work.memory()  # before a metric is fitted on trial
     projectors = [target.projector for target in job.targets]
     stages, gradients, trying = None, 0.0, 0.0
     if alternatives or job.timed:
@@ -184,7 +185,7 @@ def estimate(
         dim=max(dims),
         engine=job.choice.name,
         stages=stages,
-        memory=work.memory(),
+        memory=memory,
         budget=job.budget.total,
         alternatives=found,
     )
@@ -198,6 +199,7 @@ class _Work:
         self._rows = rows
         self._checkpoints = checkpoints
         self._excerpts: dict[tuple[ProjectorSpec, int], tuple[float, float]] = {}
+        self._fit: float | None = None
 
     def nbytes(self, dims: Sequence[int]) -> int:
         """Bytes of the rows of stores with these dimensions."""
@@ -254,17 +256,26 @@ class _Work:
         found = {
             "reading the dataset, twice": job.read_seconds * (1 + self._checkpoints),
             "loading and checking checkpoints": self._checkpoints * checked,
-            "fitting the metric": self._fitting() * gradients,
+            "fitting the metric": self._fitting_seconds(),
             "gradients": self._rows * gradients * draws,
             "drawing the projection": self._checkpoints * once,
             "projecting": self._rows * each,
         }
         return {name: seconds for name, seconds in found.items() if seconds > 0}
 
-    def _fitting(self) -> float:
-        """Events that are differentiated to fit the metric."""
-        metric = self._job.metric
-        return 0 if metric is None else metric.events * metric.pending(self._job.numbers)
+    def _fitting_seconds(self) -> float:
+        """Seconds of the fits of the metric that are to be made."""
+        job, metric = self._job, self._job.metric
+        pending = 0 if metric is None else metric.pending(job.numbers)
+        if metric is None or not pending:
+            return 0.0
+        if self._fit is None:
+            _log.info("estimate: timing a fit of metric %s", metric.metric.name)
+            rows = max(2, min(job.budget.events, len(job.samples) * job.plan.slots))
+            model, objective = job.survey.model, job.survey.objective
+            batch = trial(job.samples, job.plan, job.numbers[0], model, job.device, rows=rows)
+            self._fit = metric.fitting_seconds(job.load(0, trial=True), objective, batch)
+        return pending * self._fit
 
     def gradient_seconds(self) -> float:
         """Seconds per event, for the gradients alone."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b, sha256
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Final, get_args
 
 import torch
@@ -34,7 +35,7 @@ from gradstore.store.opening import looks_like_store, open_store
 from gradstore.store.reader import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from torch import nn
 
@@ -75,6 +76,42 @@ class JobMetric:
     fits: dict[int, str] = field(default_factory=dict)
     _contents: dict[int, bytes] = field(default_factory=dict)
     _written: dict[int, str] = field(default_factory=dict)
+
+    def fitting_seconds(
+        self, loaded: LoadedCheckpoint, objective: Objective, batch: Batch
+    ) -> float:
+        """Seconds of a fit, from fits to two events of a batch and to all of them.
+
+        Args:
+            loaded: a checkpoint.
+            objective: the loss.
+            batch: as many events as a fit differentiates at once, at least two.
+        """
+        if not self.events:
+            return 0.0
+        taken = []
+        for count in (2, len(batch)):
+            some = batch_of(batch, 0, count)
+            start = perf_counter()
+            self.metric.fit(self._fitting(loaded, objective, lambda some=some: [some]))
+            taken.append(perf_counter() - start)
+        each = max(0.0, taken[1] - taken[0]) / max(1, len(batch) - 2)
+        return max(0.0, taken[0] - 2 * each) + each * self.events / self.metric.passes
+
+    def _fitting(
+        self,
+        loaded: LoadedCheckpoint,
+        objective: Objective,
+        batches: Callable[[], Iterable[Batch]],
+    ) -> Fitting:
+        return Fitting(
+            folder=loaded.folder,
+            model=loaded.model,
+            objective=objective,
+            engine=loaded.make_engine,
+            batches=batches,
+            device=loaded.device,
+        )
 
     @property
     def events(self) -> int:
@@ -213,16 +250,7 @@ class JobMetric:
                         yield batch
                         bar.update(len(batch))
 
-            found = self.metric.fit(
-                Fitting(
-                    folder=loaded.folder,
-                    model=loaded.model,
-                    objective=objective,
-                    engine=loaded.make_engine,
-                    batches=batches,
-                    device=device,
-                )
-            )
+            found = self.metric.fit(self._fitting(loaded, objective, batches))
         if not found.works():
             raise GradientError(
                 f"metric {self.metric.name} cannot be fitted at checkpoint {loaded.folder}: its "

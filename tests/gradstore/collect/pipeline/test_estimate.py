@@ -2,11 +2,15 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import pytest
 
 from gradstore.collect import EventSpec, ProjectorSpec, Samples, collect, plan
+from gradstore.collect.metrics import Fitting
+from gradstore.collect.metrics.fisher import Fisher
+from gradstore.collect.metrics.whitening import Whitening
 from tests.support.worlds import NAMES, World
 
 
@@ -52,6 +56,46 @@ def test_a_plan_makes_nothing_and_says_what_collecting_would_take(
         getattr(one, name) for one in rows for name in ("direction", "norm", "loss", "timestep")
     ]
     assert sum(array.nbytes for array in arrays) == found.nbytes
+
+
+class _Slow(Fisher):
+    """A fit takes a tenth of a second more."""
+
+    def fit(self, fitting: Fitting) -> Whitening:
+        sleep(0.1)
+        return super().fit(fitting)
+
+
+def test_a_plan_counts_what_fits_take(world: World, tmp_path: Path) -> None:
+    found = plan(
+        world.train,
+        world.checkpoints,
+        tmp_path / "a.gradstore",
+        projector=ProjectorSpec(projector="sjlt", proj_dim=64),
+        events=EventSpec(events="planned", timesteps=3),
+        metric=_Slow(),
+    )
+    assert found.stages is not None
+    assert found.stages["fitting the metric"] >= 2 * 0.1
+    stored = collect(
+        world.train,
+        world.checkpoints,
+        tmp_path / "a.gradstore",
+        projector=ProjectorSpec(projector="sjlt", proj_dim=64),
+        events=EventSpec(events="planned", timesteps=3),
+        metric=_Slow(),
+    )
+    assert stored.spec.checkpoints[0].metric_sha256 is not None
+    again = plan(
+        world.train,
+        world.checkpoints,
+        tmp_path / "a.gradstore",
+        projector=ProjectorSpec(projector="sjlt", proj_dim=64),
+        events=EventSpec(events="planned", timesteps=3),
+        metric=_Slow(),
+    )
+    assert again.stages is not None
+    assert "fitting the metric" not in again.stages
 
 
 def test_a_cheaper_projector_is_named(tmp_path: Path, world: World) -> None:
