@@ -62,7 +62,7 @@ def losses(
     loaded = loader.load(loader.folders[-1])
     encoders = encoders_for(samples, loader, loaded.model, place)
     if encoders is not None:
-        samples = samples.encoded(Encoding(encoders))
+        samples = samples.encoded(Encoding(encoders), encoders.pictures)
     chosen = objective_of(objective, loaded)
     model = loaded.model.to(place)
     plan = PlannedEvents(events, chosen.num_train_timesteps, "query")

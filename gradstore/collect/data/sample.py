@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +32,8 @@ class Sample:
         caption: its caption, if it has one.
         geometry: of a picture, height and width before resizing, top and left of the crop, height
             and width after it; in pixels.
-        content: hash of picture, caption and encoders, if it is encoded.
+        pictures: further pictures that its model is given, by kind: see `Encoders.pictures`.
+        content: hash of pictures, caption and encoders, if it is encoded.
         sized: whether the user chose its size, which the model need not have been made for.
     """
 
@@ -44,6 +45,7 @@ class Sample:
     columns: Mapping[str, Any]
     caption: str | None = None
     geometry: tuple[int, ...] = ()
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
     content: str = ""
     sized: bool = True
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from gradstore.collect.events.noise import noise
+from gradstore.collect.objectives.calling import FURTHER
 from gradstore.collect.objectives.diffusion import check_fits, class_count, made_size
 from gradstore.collect.objectives.protocol import Batch
 from gradstore.errors import CheckpointError, DatasetError
@@ -52,7 +53,15 @@ def read(
 def check_sample(sample: Sample, model: Any, first: Sample) -> None:
     """Raise `DatasetError` unless a sample fits the model and goes with the first sample."""
     shape, other = tuple(sample.tensor.shape), tuple(first.tensor.shape)
-    check_fits(model, shape, sample.name, encoded=bool(sample.content), sized=sample.sized)
+    further = sample.conditions.get(FURTHER)
+    check_fits(
+        model,
+        shape,
+        sample.name,
+        further=None if further is None else tuple(further.shape),
+        encoded=bool(sample.content),
+        sized=sample.sized,
+    )
     alike = len(shape) == len(other) and shape[:1] == other[:1]
     if shape != other and not (alike and sample.sized):
         raise DatasetError(

@@ -49,7 +49,8 @@ def encoded(
     if encoders is None:
         return samples, found, None
     architecture = {**found.architecture, "encoders": encoders.identity()}
-    return samples.encoded(Encoding(encoders)), replace(found, architecture=architecture), encoders
+    samples = samples.encoded(Encoding(encoders), encoders.pictures)
+    return samples, replace(found, architecture=architecture), encoders
 
 
 def scanned(
