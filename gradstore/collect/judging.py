@@ -12,7 +12,7 @@ from gradstore.collect.data.encoding import Encoding, encoders_for
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.models.loaders import loader_of
-from gradstore.collect.pipeline.batches import EventRows, read
+from gradstore.collect.pipeline.batches import event_rows
 from gradstore.collect.pipeline.survey import objective_of
 
 if TYPE_CHECKING:
@@ -68,8 +68,7 @@ def losses(
     plan = PlannedEvents(events, chosen.num_train_timesteps, "query")
     found = np.empty(len(samples))
     for row in range(len(samples)):
-        ids = samples.ids[row : row + 1]
-        rows = EventRows(ids, *read(samples, [row], model), plan.at(0, ids), place)
+        rows = event_rows(samples, [row], model, plan, number=0, device=place)
         total = 0.0
         for start, stop in rows.cuts(0, len(rows), max(1, batch_size // rows.draws)):
             batch = rows.batch(slice(start, stop))

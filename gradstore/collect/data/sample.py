@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 import torch
 
 from gradstore.errors import DatasetError
@@ -65,6 +66,19 @@ class Sample:
                 "folder of images, name the sub-folders by class number."
             )
         return torch.tensor(int(number))
+
+    def flipped(self) -> Sample:
+        """The sample from right to left; its conditions stay."""
+
+        def flip(picture: Image.Image) -> Image.Image:
+            return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+
+        return replace(
+            self,
+            tensor=self.tensor.flip(-1),
+            picture=None if self.picture is None else flip(self.picture),
+            pictures={kind: flip(picture) for kind, picture in self.pictures.items()},
+        )
 
     def digest(self) -> str:
         """Hash of everything in the sample that the model may see.

@@ -278,18 +278,31 @@ class Samples:
         Raises:
             DatasetError: if it cannot be read, or is neither an image nor an array.
         """
-        if self._read is not None:
-            return self._read[row]
+        return self._encoded(self._plain(row)) if self._read is None else self._read[row]
+
+    def flipped(self, row: int) -> Sample:
+        """Read a sample flipped from left to right, before it is encoded.
+
+        Raises:
+            DatasetError: if it cannot be read, or is neither an image nor an array.
+        """
+        return self._encoded(self._plain(row).flipped())
+
+    def _encoded(self, sample: Sample) -> Sample:
+        return sample if self._encode is None else self._encode(sample)
+
+    def _plain(self, row: int) -> Sample:
+        """Read a sample without encoding it."""
         name = self.ids[row]
         item = self._item(self._rows[row], name)
-        value = _encoded(item[self._image_column], name)
+        value = _file_or_value(item[self._image_column], name)
         picture = None
         geometry: tuple[int, ...] = ()
         size, resize = self._resized["size"], self._resized["resize"]
         if isinstance(value, Image.Image | Encoded):
             picture, geometry = resized(self._decoder(value, name), **self._resized)
         given = item.get("conditions")
-        sample = Sample(
+        return Sample(
             name=name,
             tensor=to_tensor(value, name) if picture is None else image_tensor(picture, name),
             picture=picture,
@@ -310,11 +323,10 @@ class Samples:
             },
             sized=picture is None or size is not None or resize == "keep",
         )
-        return sample if self._encode is None else self._encode(sample)
 
     def _further(self, kind: str, value: Any, name: str, geometry: tuple[int, ...]) -> Image.Image:
         """A further picture of a sample, resized as its own."""
-        value = _encoded(value, name)
+        value = _file_or_value(value, name)
         if not isinstance(value, Image.Image | Encoded):
             raise DatasetError(
                 f"sample {name!r} has no picture as its {kind}, but a {type(value).__name__}. Name "
@@ -392,7 +404,7 @@ class Samples:
         return self._shapes
 
 
-def _encoded(value: Any, name: str) -> Any:
+def _file_or_value(value: Any, name: str) -> Any:
     """The value of a cell of a table; a picture's file as `Encoded`."""
     if isinstance(value, bytes):
         return Encoded(value, turned=True)
