@@ -48,12 +48,15 @@ def test_the_events_of_a_lora_run_are_replayed(
     pipeline.load_lora_weights(tmp_path / "run" / "checkpoint-3")
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config)
     weights = [one for name, one in pipeline.unet.named_parameters() if "lora_" in name]
-    samples, recorder = gs.Samples(pictures), gs.Recorder(0, 1000)
+    samples, recorder = gs.Samples(pictures), gs.Recorder(0, 1000, flip=True)
+    flips = recorder.flips(samples.ids, 3)
+    assert 0 < flips.sum() < 4
     expected = []
     for row in range(4):
         sample = samples[row]
+        pixels = sample.tensor.flip(-1) if flips[row] else sample.tensor
         with torch.no_grad():
-            latents = pipeline.vae.encode(sample.tensor[None]).latent_dist.mode() * 0.3
+            latents = pipeline.vae.encode(pixels[None]).latent_dist.mode() * 0.3
             texts, _ = pipeline.encode_prompt(sample.caption, "cpu", 1, False)
         drawn = recorder.draw([sample.name], 3, latents.shape[1:])
         timestep, noise = map(torch.from_numpy, drawn)

@@ -7,8 +7,9 @@ itself are collected, each at the timestep and noise that its sample had:
 
     gradstore collect --base PIPELINE --checkpoints RUN --dataset FOLDER --events replayed --store S
 
-What differs from a training script without gradstore is marked by `recorder`. Latents are the means
-of the VAE's posterior, as gradstore encodes them.
+What differs from a training script without gradstore is marked by `recorder`, which also chooses
+the pictures that an epoch flips. Latents are the means of the VAE's posterior, as gradstore encodes
+them.
 """
 
 from __future__ import annotations
@@ -42,20 +43,27 @@ def main(base: str, pictures: str, run: str) -> None:
     optimizer = torch.optim.AdamW(weights, lr=RATE)
 
     samples = gs.Samples(pictures)  # ids as `gradstore collect` has them
-    recorder = gs.Recorder(seed=0, num_train_timesteps=scheduler.config.num_train_timesteps)
+    recorder = gs.Recorder(
+        seed=0, num_train_timesteps=scheduler.config.num_train_timesteps, flip=True
+    )
     with torch.no_grad():
         read = [samples[row] for row in range(len(samples))]
         images = torch.stack([sample.tensor for sample in read])
-        latents = vae.encode(images).latent_dist.mode() * vae.config.scaling_factor
+        upright, flipped = (
+            vae.encode(one).latent_dist.mode() * vae.config.scaling_factor
+            for one in (images, images.flip(-1))
+        )
         texts, _ = pipeline.encode_prompt([sample.caption for sample in read], "cpu", 1, False)
 
     for epoch in range(1, EPOCHS + 1):
         for rows in torch.randperm(len(samples)).split(BATCH):
             ids = [samples.ids[row] for row in rows]
             timesteps, noise = map(
-                torch.from_numpy, recorder.draw(ids, epoch, latents.shape[1:])
+                torch.from_numpy, recorder.draw(ids, epoch, upright.shape[1:])
             )  # in place of torch.randint and torch.randn
-            noisy = scheduler.add_noise(latents[rows], noise, timesteps)
+            flips = torch.from_numpy(recorder.flips(ids, epoch))
+            latents = torch.where(flips[:, None, None, None], flipped[rows], upright[rows])
+            noisy = scheduler.add_noise(latents, noise, timesteps)
             predicted = unet(noisy, timesteps, texts[rows]).sample
             loss = mse_loss(predicted, noise)
             loss.backward()

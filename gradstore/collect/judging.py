@@ -12,7 +12,7 @@ from gradstore.collect.data.encoding import Encoding, encoders_for
 from gradstore.collect.data.samples import Samples
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.models.loaders import loader_of
-from gradstore.collect.pipeline.batches import EventRows, read
+from gradstore.collect.pipeline.batches import event_rows
 from gradstore.collect.pipeline.survey import objective_of
 
 if TYPE_CHECKING:
@@ -62,14 +62,13 @@ def losses(
     loaded = loader.load(loader.folders[-1])
     encoders = encoders_for(samples, loader, loaded.model, place)
     if encoders is not None:
-        samples = samples.encoded(Encoding(encoders))
+        samples = samples.encoded(Encoding(encoders), encoders.pictures)
     chosen = objective_of(objective, loaded)
     model = loaded.model.to(place)
     plan = PlannedEvents(events, chosen.num_train_timesteps, "query")
     found = np.empty(len(samples))
     for row in range(len(samples)):
-        ids = samples.ids[row : row + 1]
-        rows = EventRows(ids, *read(samples, [row], model), plan.at(0, ids), place)
+        rows = event_rows(samples, [row], model, plan, number=0, device=place)
         total = 0.0
         for start, stop in rows.cuts(0, len(rows), max(1, batch_size // rows.draws)):
             batch = rows.batch(slice(start, stop))

@@ -21,7 +21,7 @@ from gradstore.collect.engines.choice import CAST_TOLERANCE, TOLERANCE, toleranc
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.events.replayed import ReplayedEvents
 from gradstore.collect.models.cache import recorded_loader
-from gradstore.collect.pipeline.batches import EventRows, read
+from gradstore.collect.pipeline.batches import event_rows
 from gradstore.collect.pipeline.prepare import prepare
 from gradstore.collect.provenance import Provenance, recorded_dataset, recorded_gradients
 from gradstore.collect.recorded import Recorded
@@ -178,10 +178,11 @@ class Unprojected:
                 step = max(1, most // slots)
                 for first in range(0, len(own), step):
                     last = min(first + step, len(own))
-                    inputs = read(job.samples, range(first, last), loaded.model)
-                    moments = job.plan.at(number, ids[first:last])
                     place = np.searchsorted(self._numbers, own[first:last])
-                    part = EventRows(ids[first:last], *inputs, moments, job.device)
+                    some = range(first, last)
+                    part = event_rows(
+                        job.samples, some, loaded.model, job.plan, number=number, device=job.device
+                    )
                     for low, high in part.cuts(0, len(part), most):
                         sample, slot = np.divmod(part.order[low:high], slots)
                         batch = part.batch(slice(low, high))

@@ -28,7 +28,9 @@ class CollectConfig(
         "holds them"
     )
     etas: list[float] | None = Field(
-        None, description="weight η_k of each checkpoint [default: as recorded, else 1]"
+        None,
+        description="weight η_k of each checkpoint [default: as recorded, or by the optimizer that "
+        "the script saved beside it, else 1]",
     )
     store: str = Field(description="the store to create or resume: NAME.gradstore")
     dtype: Literal["float16", "float32", "int8"] = Field(

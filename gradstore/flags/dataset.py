@@ -47,6 +47,16 @@ class DatasetSpec(Spec):
     caption_column: str | None = Field(
         None, description="column of captions, also of metadata.jsonl [default: detected]"
     )
+    original_column: str | None = Field(
+        None,
+        description="column of pictures to edit, of a model that edits (InstructPix2Pix) "
+        "[default: input_image or original_image]",
+    )
+    mask_column: str | None = Field(
+        None,
+        description="column of masks, white where an inpainting model paints "
+        "[default: mask or mask_image]",
+    )
     id_column: str | None = Field(None, description="column of ids [default: row number]")
     metadata_columns: list[str] = Field([], description="more columns to store with the samples")
     size: int | None = Field(None, ge=1, le=65536, description="side of resized images, in pixels")

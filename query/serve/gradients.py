@@ -105,7 +105,7 @@ class Gradients:
         """Whether the model draws what a prompt says, and images have captions."""
         model = self._store.spec.identity.get("model")
         encoders = model.get("encoders") if isinstance(model, dict) else None
-        return isinstance(encoders, dict) and "captions" in encoders
+        return isinstance(encoders, dict) and "captions" in encoders and "input" not in encoders
 
     @property
     def waiting(self) -> int:

@@ -32,7 +32,7 @@ class Family:
         conditions: makes the further inputs of a number of rows.
     """
 
-    make: Callable[[], Any]
+    make: Callable[..., Any]
     shape: tuple[int, ...]
     conditions: Callable[[int], dict[str, Tensor]]
 
@@ -61,8 +61,17 @@ def conditional_unet(**options: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(**{**_crossed("2D"), **options})
 
 
-def _sdxl() -> UNet2DConditionModel:
+def _beside(channels: int) -> Callable[[int], dict[str, Tensor]]:
+    """Conditions of a model that is given further channels beside the noisy latents."""
+    return lambda rows: {
+        "encoder_hidden_states": _normal(rows, 3, 6),
+        "further_channels": _normal(rows, channels, 4, 4),
+    }
+
+
+def _sdxl(**options: Any) -> UNet2DConditionModel:
     return conditional_unet(
+        **options,
         addition_embed_type="text_time",
         addition_time_embed_dim=2,
         projection_class_embeddings_input_dim=5 + 6 * 2,
@@ -195,6 +204,8 @@ FAMILIES: dict[str, Family] = {
     "SD": Family(
         conditional_unet, (4, 4, 4), lambda rows: {"encoder_hidden_states": _normal(rows, 3, 6)}
     ),
+    "InstructPix2Pix": Family(lambda: conditional_unet(in_channels=8), (4, 4, 4), _beside(4)),
+    "inpainting": Family(lambda: conditional_unet(in_channels=9), (4, 4, 4), _beside(5)),
     "SDXL": Family(
         _sdxl,
         (4, 4, 4),
@@ -247,10 +258,10 @@ def given(name: str, rows: int, draws: int) -> Batch:
     )
 
 
-def made(name: str, seed: int = 0) -> nn.Module:
+def made(name: str, seed: int = 0, **options: Any) -> nn.Module:
     """A tiny model whose parameters are all random, none zero or one as diffusers starts them."""
     torch.manual_seed(seed)
-    model: nn.Module = FAMILIES[name].make().eval()
+    model: nn.Module = FAMILIES[name].make(**options).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.2)

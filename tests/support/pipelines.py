@@ -10,6 +10,7 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
@@ -17,7 +18,11 @@ from diffusers import (
     PixArtSigmaPipeline,
     PNDMScheduler,
     StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLInstructPix2PixPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -36,9 +41,19 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tests.support.families import made
+from tests.support.families import FAMILIES, made
 from tests.support.worlds import images
 
+SD_PIPELINES: dict[str, Any] = {
+    "SD": StableDiffusionPipeline,
+    "InstructPix2Pix": StableDiffusionInstructPix2PixPipeline,
+    "inpainting": StableDiffusionInpaintPipeline,
+}
+XL_PIPELINES: dict[str, Any] = {
+    "SD": StableDiffusionXLPipeline,
+    "InstructPix2Pix": StableDiffusionXLInstructPix2PixPipeline,
+    "inpainting": StableDiffusionXLInpaintPipeline,
+}
 CAPTIONS = ["a red car", "a dog", "a cat on a car", "a red dog"]
 
 
@@ -81,12 +96,14 @@ def vae(seed: int = 0, **options: Any) -> AutoencoderKL:
     ).eval()
 
 
-def stable_diffusion(folder: Path, *, seed: int = 0, prediction: str = "epsilon") -> Path:
-    """Save a pipeline like Stable Diffusion's."""
-    unet = made("SD", seed)
+def stable_diffusion(
+    folder: Path, *, seed: int = 0, prediction: str = "epsilon", kind: str = "SD"
+) -> Path:
+    """Save a pipeline like Stable Diffusion's, InstructPix2Pix's or that of inpainting."""
+    unet = made(kind, seed)
     encoder = vae()
     torch.manual_seed(seed)
-    StableDiffusionPipeline(
+    SD_PIPELINES[kind](
         vae=encoder,
         text_encoder=CLIPTextModel(text_config()),
         tokenizer=tokenizer(),
@@ -106,12 +123,12 @@ def stable_diffusion(folder: Path, *, seed: int = 0, prediction: str = "epsilon"
     return folder
 
 
-def stable_diffusion_xl(folder: Path, *, seed: int = 0) -> Path:
+def stable_diffusion_xl(folder: Path, *, seed: int = 0, kind: str = "SD") -> Path:
     """Save a pipeline like Stable Diffusion XL's: two text encoders, of 6 = 2 + 4 entries."""
-    unet = made("SDXL", seed)
+    unet = made("SDXL", seed, in_channels=FAMILIES[kind].make().config.in_channels)
     encoder = vae()
     torch.manual_seed(seed)
-    StableDiffusionXLPipeline(
+    XL_PIPELINES[kind](
         vae=encoder,
         text_encoder=CLIPTextModel(text_config(2)),
         text_encoder_2=CLIPTextModelWithProjection(text_config(4)),
@@ -210,7 +227,7 @@ def fine_tuned(
     base: Path, out: Path, *, steps: tuple[int, ...] = (1, 2), ema: bool = False
 ) -> Path:
     """Save a full fine-tune as `train_text_to_image.py` does, one step after its checkpoints."""
-    pipeline = StableDiffusionPipeline.from_pretrained(base)
+    pipeline = DiffusionPipeline.from_pretrained(base)
     averaged = EMAModel(
         pipeline.unet.parameters(),
         model_cls=UNet2DConditionModel,

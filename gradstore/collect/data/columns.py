@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-CAPTION_COLUMNS = ("text", "caption", "prompt")
+CAPTION_COLUMNS = ("text", "caption", "prompt", "edit_prompt")
+# Further pictures that some models are given, by kind.
+PICTURE_COLUMNS = {"original": ("input_image", "original_image"), "mask": ("mask", "mask_image")}
 
 
 def columns_of(item: Any) -> dict[str, Any]:

@@ -12,22 +12,24 @@ from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from gradstore.collect.models.encoders import Encoders, autoencoder_folder
+from gradstore.collect.data.pictures import image_tensor
+from gradstore.collect.models.encoders import INPUTS, Encoders, autoencoder_folder
 from gradstore.collect.models.families import family_of, takes_captions
+from gradstore.collect.objectives.calling import FURTHER
 from gradstore.errors import DatasetError
 from gradstore.store.format.fingerprint import fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
     import torch
+    from PIL import Image
     from torch import Tensor
 
     from gradstore.collect.data.sample import Sample
@@ -88,13 +90,22 @@ def as_collected(samples: Samples, identity: Identity) -> Samples:
     if encoders is None:
         return samples
     name = fingerprint(encoders)
-    return samples.encoded(lambda sample: _content(sample, name))
+    given = encoders.get("input") if isinstance(encoders, dict) else None
+    pictures = INPUTS[given] if isinstance(given, str) and given in INPUTS else ()
+    return samples.encoded(lambda sample: _content(sample, name), pictures)
 
 
 def _content(sample: Sample, encoders: str) -> Sample:
-    """A sample that is told apart by picture, caption and encoders."""
-    content = [sample.digest(), sample.caption, list(sample.geometry), encoders]
+    """A sample that is told apart by pictures, caption and encoders."""
+    content: list[Any] = [sample.digest(), sample.caption, list(sample.geometry), encoders]
+    content += [[kind, _bits(picture)] for kind, picture in sorted(sample.pictures.items())]
     return replace(sample, content=fingerprint(content)[:32])
+
+
+def _bits(picture: Image.Image) -> str:
+    """Hash of a picture."""
+    parts = f"{picture.mode}{picture.size}".encode(), picture.tobytes()
+    return blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
 class Encoding:
@@ -133,14 +144,28 @@ class Encoding:
                 )
             conditions |= self._kept("text", caption, lambda: self._encoders.texts(caption))
         found = self._kept("picture", sample.digest(), lambda: self._latents(sample))
+        if self._encoders.pictures:
+            shown = sample.digest() + "".join(map(_bits, sample.pictures.values()))
+            conditions |= self._kept("further", shown, lambda: self._further(sample))
         given = {**conditions, **sample.conditions}
         return replace(_content(sample, self._name), tensor=found["latents"], conditions=given)
 
     def _latents(self, sample: Sample) -> dict[str, Tensor]:
-        wrong = self._encoders.require_fitting(sample.tensor)
-        if wrong is not None:
-            raise DatasetError(f"sample {sample.name!r} {wrong}.")
+        self._require_fitting(sample.tensor, sample.name)
         return {"latents": self._encoders.latents(sample.tensor)}
+
+    def _require_fitting(self, picture: Tensor, name: str, which: str = "it has ") -> None:
+        wrong = self._encoders.require_fitting(picture)
+        if wrong is not None:
+            raise DatasetError(f"sample {name!r}: {which}{wrong}.")
+
+    def _further(self, sample: Sample) -> dict[str, Tensor]:
+        pictures = {
+            kind: image_tensor(picture, sample.name) for kind, picture in sample.pictures.items()
+        }
+        for kind in {"original"} & pictures.keys():
+            self._require_fitting(pictures[kind], sample.name, f"its {kind} has ")
+        return {FURTHER: self._encoders.further(sample.tensor, pictures)}
 
     def _kept(
         self, kind: str, content: str, make: Callable[[], dict[str, Tensor]]

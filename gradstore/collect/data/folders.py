@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("gradstore")
 
 IMAGE_SUFFIXES: Final = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+_NAMED: Final = "_file_name"
 # Folders that programs make beside the user's own; all others that do begin with a dot.
 _MADE: Final = {"__MACOSX", "@eaDir"}
 
@@ -25,7 +26,8 @@ _MADE: Final = {"__MACOSX", "@eaDir"}
 class Folder:
     """Images of a folder; the label is the name of an image's own folder.
 
-    Further columns are those of `metadata.jsonl`, whose lines name files relative to it.
+    Further columns are those of `metadata.jsonl`, whose lines name files relative to it. As in
+    `datasets`, `mask_file_name` names the picture of column `mask`, which is no sample itself.
 
     Args:
         root: the folder.
@@ -34,7 +36,8 @@ class Folder:
 
     def __init__(self, root: Path, files: Sequence[Path]) -> None:
         self._files = [file for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
-        self._noted = _metadata(files, set(self._files))
+        self._noted, further = _metadata(files, set(self._files))
+        self._files = [file for file in self._files if file not in further]
         self._labelled = all(len(file.relative_to(root).parts) > 1 for file in self._files)
         self.ids = [file.relative_to(root).as_posix() for file in self._files]
 
@@ -46,7 +49,11 @@ class Folder:
         item: dict[str, Any] = {"image": Encoded(file.read_bytes()), "path": str(file)}
         if self._labelled:
             item["label"] = file.parent.name
-        return {**self._noted.get(file, {}), **item} if self._noted else item
+        noted = {
+            name: Encoded(value.read_bytes()) if isinstance(value, Path) else value
+            for name, value in self._noted.get(file, {}).items()
+        }
+        return {**noted, **item}
 
 
 def files_of(root: Path, reading: int) -> list[Path]:
@@ -104,14 +111,28 @@ def _hidden(name: str) -> bool:
     return name.startswith(".") or name in _MADE
 
 
-def _metadata(files: Sequence[Path], images: set[Path]) -> dict[Path, dict[str, Any]]:
+def _metadata(
+    files: Sequence[Path], images: set[Path]
+) -> tuple[dict[Path, dict[str, Any]], set[Path]]:
     """The lines of every `metadata.jsonl`, by image; every image has all columns.
+
+    Also the images that are further pictures of others.
 
     Raises:
         DatasetError: if one cannot be read, or names a file that is not an image of the folder.
     """
     found: dict[Path, dict[str, Any]] = {}
+    further: set[Path] = set()
     known = {composed(str(image)): image for image in images}
+
+    def named(note: Path, number: int, name: Any) -> Path:
+        image = known.get(composed(str(note.parent / name))) if name else None
+        if image is None:
+            raise ValueError(
+                f"line {number} names {str(name)[:200]!r}, which is no image below {note.parent}"
+            )
+        return image
+
     for note in (file for file in files if file.name == "metadata.jsonl"):
         try:
             with note.open(encoding="utf-8") as lines:
@@ -119,17 +140,23 @@ def _metadata(files: Sequence[Path], images: set[Path]) -> dict[Path, dict[str, 
                     if not line.strip():
                         continue
                     row = json.loads(line)
-                    name = row.pop("file_name") if isinstance(row, dict) else None
-                    image = known.get(composed(str(note.parent / name))) if name else None
-                    if image is None:
-                        raise ValueError(
-                            f"line {number} names file_name {str(name)[:200]!r}, which is no image "
-                            f"below {note.parent}"
-                        )
-                    found[image] = row
+                    if not isinstance(row, dict):
+                        raise TypeError(f"line {number} is no object")
+                    image = named(note, number, row.pop("file_name"))
+                    pictures = {
+                        key.removesuffix(_NAMED): named(note, number, value)
+                        for key, value in row.items()
+                        if key.endswith(_NAMED) and value is not None
+                    }
+                    further |= set(pictures.values())
+                    found[image] = row | pictures
         except (OSError, TypeError, ValueError, KeyError, RecursionError) as error:
             raise DatasetError(
                 f"{note} cannot be read: {error}. Each line is a JSON object with file_name."
             ) from error
     columns = {name for row in found.values() for name in row}
-    return {image: {**dict.fromkeys(columns), **found.get(image, {})} for image in images if found}
+    if further & found.keys():
+        image = min(further & found.keys())
+        raise DatasetError(f"{image} is named as a sample and as a picture of another one.")
+    noted = {image: {**dict.fromkeys(columns), **found.get(image, {})} for image in images if found}
+    return noted, further

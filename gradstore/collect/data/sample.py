@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL.Image
 import torch
 
 from gradstore.errors import DatasetError
@@ -32,7 +33,8 @@ class Sample:
         caption: its caption, if it has one.
         geometry: of a picture, height and width before resizing, top and left of the crop, height
             and width after it; in pixels.
-        content: hash of picture, caption and encoders, if it is encoded.
+        pictures: further pictures that its model is given, by kind: see `Encoders.pictures`.
+        content: hash of pictures, caption and encoders, if it is encoded.
         sized: whether the user chose its size, which the model need not have been made for.
     """
 
@@ -44,6 +46,7 @@ class Sample:
     columns: Mapping[str, Any]
     caption: str | None = None
     geometry: tuple[int, ...] = ()
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
     content: str = ""
     sized: bool = True
 
@@ -63,6 +66,19 @@ class Sample:
                 "folder of images, name the sub-folders by class number."
             )
         return torch.tensor(int(number))
+
+    def flipped(self) -> Sample:
+        """The sample from right to left; its conditions stay."""
+
+        def flip(picture: Image.Image) -> Image.Image:
+            return picture.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+
+        return replace(
+            self,
+            tensor=self.tensor.flip(-1),
+            picture=None if self.picture is None else flip(self.picture),
+            pictures={kind: flip(picture) for kind, picture in self.pictures.items()},
+        )
 
     def digest(self) -> str:
         """Hash of everything in the sample that the model may see.

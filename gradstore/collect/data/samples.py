@@ -16,6 +16,7 @@ from gradstore.collect.data import sources
 from gradstore.collect.data.columns import (
     CAPTION_COLUMNS,
     LABEL_COLUMNS,
+    PICTURE_COLUMNS,
     caption_of,
     columns_of,
     compared,
@@ -60,7 +61,11 @@ class Samples:
         id_column: column of ids; by default a sample's id is its row number.
         image_column: column of images, if its name is unusual.
         label_column: column of labels, if its name is unusual.
-        caption_column: column of captions, if its name is not `text`, `caption` or `prompt`.
+        caption_column: column of captions, if its name is unusual.
+        original_column: column of pictures to edit, of a model that edits, if its name is not
+            `input_image` or `original_image`.
+        mask_column: column of masks, white where an inpainting model paints, if its name is not
+            `mask` or `mask_image`.
         metadata_columns: further columns to keep in the manifest.
         size: resize images to this many pixels per side.
         resize: `squash` to a square; `crop`, as diffusers' scripts do: the shorter side, then the
@@ -95,6 +100,8 @@ class Samples:
         image_column: str | None = None,
         label_column: str | None = None,
         caption_column: str | None = None,
+        original_column: str | None = None,
+        mask_column: str | None = None,
         metadata_columns: Sequence[str] = (),
         size: int | None = None,
         resize: str = "squash",
@@ -121,6 +128,7 @@ class Samples:
             "size": size, "resize": resize, "interpolation": interpolation
         }  # fmt: skip
         self._encode: Callable[[Sample], Sample] | None = None
+        self._picture_columns: dict[str, str] = {}
         self._manifest: Manifest | None = None
         length = _length(dataset)
         if ids is not None and len(ids) != length:
@@ -237,9 +245,22 @@ class Samples:
             **({"skipped": len(self.skipped), "first_skipped": named} if self.skipped else {}),
         }
 
-    def encoded(self, encode: Callable[[Sample], Sample]) -> Samples:
-        """The same samples, each encoded when it is read."""
+    def encoded(self, encode: Callable[[Sample], Sample], pictures: Sequence[str] = ()) -> Samples:
+        """The same samples, each encoded when it is read.
+
+        Args:
+            encode: encodes one.
+            pictures: kinds of the further pictures that it wants: `original`, `mask`.
+
+        Raises:
+            DatasetError: if there is no column of one of them.
+        """
         chosen = copy(self)
+        first = self._item(self._rows[0], self.ids[0]) if pictures else {}
+        chosen._picture_columns = {
+            kind: find(first, self._given[f"{kind}_column"], PICTURE_COLUMNS[kind], kind)
+            for kind in pictures
+        }
         chosen._encode = encode
         chosen._manifest = None
         chosen._read = None
@@ -257,22 +278,31 @@ class Samples:
         Raises:
             DatasetError: if it cannot be read, or is neither an image nor an array.
         """
-        if self._read is not None:
-            return self._read[row]
+        return self._encoded(self._plain(row)) if self._read is None else self._read[row]
+
+    def flipped(self, row: int) -> Sample:
+        """Read a sample flipped from left to right, before it is encoded.
+
+        Raises:
+            DatasetError: if it cannot be read, or is neither an image nor an array.
+        """
+        return self._encoded(self._plain(row).flipped())
+
+    def _encoded(self, sample: Sample) -> Sample:
+        return sample if self._encode is None else self._encode(sample)
+
+    def _plain(self, row: int) -> Sample:
+        """Read a sample without encoding it."""
         name = self.ids[row]
         item = self._item(self._rows[row], name)
-        value = item[self._image_column]
-        if isinstance(value, bytes):
-            value = Encoded(value, turned=True)
-        elif isinstance(value, Mapping) and "bytes" in value:
-            value = _file_of(value, name)
+        value = _file_or_value(item[self._image_column], name)
         picture = None
         geometry: tuple[int, ...] = ()
         size, resize = self._resized["size"], self._resized["resize"]
         if isinstance(value, Image.Image | Encoded):
             picture, geometry = resized(self._decoder(value, name), **self._resized)
         given = item.get("conditions")
-        sample = Sample(
+        return Sample(
             name=name,
             tensor=to_tensor(value, name) if picture is None else image_tensor(picture, name),
             picture=picture,
@@ -287,9 +317,31 @@ class Samples:
             if self._caption_column
             else None,
             geometry=geometry,
+            pictures={
+                kind: self._further(kind, item[column], name, geometry)
+                for kind, column in self._picture_columns.items()
+            },
             sized=picture is None or size is not None or resize == "keep",
         )
-        return sample if self._encode is None else self._encode(sample)
+
+    def _further(self, kind: str, value: Any, name: str, geometry: tuple[int, ...]) -> Image.Image:
+        """A further picture of a sample, resized as its own."""
+        value = _file_or_value(value, name)
+        if not isinstance(value, Image.Image | Encoded):
+            raise DatasetError(
+                f"sample {name!r} has no picture as its {kind}, but a {type(value).__name__}. Name "
+                f"another column with --{kind}-column."
+            )
+        decoder = Decoder("L", self._reading) if kind == "mask" else self._decoder
+        found, own = resized(decoder(value, name), **self._resized)
+        # A crop of a picture of another size may show another part.
+        squashed = self._resized["resize"] == "squash"
+        if (own[-2:] != geometry[-2:]) if squashed else (own != geometry):
+            raise DatasetError(
+                f"sample {name!r} is {geometry[1]}×{geometry[0]} pixels, and its {kind} "
+                f"{own[1]}×{own[0]}: they must have one size."
+            )
+        return found
 
     def _item(self, row: int, name: str) -> Mapping[str, Any]:
         try:
@@ -350,6 +402,13 @@ class Samples:
         """Shape of each sample's tensor; reads every sample on first use, as `manifest`."""
         _ = self.manifest
         return self._shapes
+
+
+def _file_or_value(value: Any, name: str) -> Any:
+    """The value of a cell of a table; a picture's file as `Encoded`."""
+    if isinstance(value, bytes):
+        return Encoded(value, turned=True)
+    return _file_of(value, name) if isinstance(value, Mapping) and "bytes" in value else value
 
 
 def _file_of(value: Mapping[str, Any], name: str) -> Encoded:

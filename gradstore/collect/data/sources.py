@@ -16,7 +16,7 @@ from gradstore.errors import DatasetError, DependencyError
 if TYPE_CHECKING:
     from gradstore.flags.dataset import DatasetSpec
 
-IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "input")
+IMAGE_COLUMNS = ("image", "img", "images", "pixel_values", "input", "edited_image")
 
 
 def load(spec: DatasetSpec) -> tuple[Any, list[str] | None]:

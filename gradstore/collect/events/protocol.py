@@ -21,14 +21,20 @@ class Events:
     Attributes:
         timestep: int64 `[samples, slots]`.
         key: noise keys, uint64 `[samples, slots, draws]`.
+        flip: whether training saw each sample flipped from left to right, bool `[samples]`; None if
+            it flipped none.
     """
 
     timestep: NDArray[np.int64]
     key: NDArray[np.uint64]
+    flip: NDArray[np.bool_] | None = None
 
 
 class EventPlan(Protocol):
-    """Selects the events of a store's rows."""
+    """Selects the events of a store's rows.
+
+    One whose events have a `flip` has an attribute `flips`, True.
+    """
 
     slots: int
 

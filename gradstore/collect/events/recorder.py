@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from gradstore.collect.events.noise import noise, noise_key
-from gradstore.collect.events.replayed import save_events
+from gradstore.collect.events.replayed import flips_of, save_events
 from gradstore.collect.models.record import TrainingRecord
 
 if TYPE_CHECKING:
@@ -29,9 +29,16 @@ class Recorder:
         pipeline.save_pretrained(folder)
         recorder.save(folder, ids=all_ids, epoch=epoch, learning_rate_sum=..., loss="l2")
 
+    A run that flips pictures at random (`--random_flip` of diffusers' scripts) lets the recorder
+    choose which, before they are encoded::
+
+        flips = torch.from_numpy(recorder.flips(ids, epoch))
+        images[flips] = images[flips].flip(-1)
+
     Args:
         seed: seed of the run.
         num_train_timesteps: timesteps are uniform in 0 … num_train_timesteps − 1.
+        flip: whether each sample is flipped from left to right in half of the epochs.
 
     Examples:
         >>> import gradstore as gs
@@ -41,8 +48,9 @@ class Recorder:
         ((2,), (2, 3, 32, 32))
     """
 
-    def __init__(self, seed: int, num_train_timesteps: int) -> None:
+    def __init__(self, seed: int, num_train_timesteps: int, *, flip: bool = False) -> None:
         self._seed = seed
+        self._flip = flip
         self._num_train_timesteps = num_train_timesteps
 
     def event(self, name: str, epoch: int) -> tuple[int, int]:
@@ -60,6 +68,11 @@ class Recorder:
             np.array([timestep for timestep, _ in drawn], dtype=np.int64),
             np.stack([noise(key, shape) for _, key in drawn]),
         )
+
+    def flips(self, ids: Sequence[str], epoch: int) -> NDArray[np.bool_]:
+        """Which samples to flip from left to right in an epoch, bool `[samples]`."""
+        found = flips_of([self.event(name, epoch)[1] for name in ids])
+        return found if self._flip else np.zeros_like(found)
 
     def save(
         self,
@@ -85,7 +98,8 @@ class Recorder:
             model: the model that it trains.
         """
         drawn = [self.event(name, epoch) for name in ids]
-        save_events(folder, ids, [t for t, _ in drawn], [key for _, key in drawn])
+        timesteps, keys = [t for t, _ in drawn], [key for _, key in drawn]
+        save_events(folder, ids, timesteps, keys, flips=self._flip)
         TrainingRecord(epoch=epoch, learning_rate_sum=learning_rate_sum, loss=loss).save(folder)
         if optimizer is not None:
             from gradstore.collect.models.optimizer import save_moments

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import diffusers
 import torch
+from torch.nn.functional import interpolate
 
-from gradstore.collect.models.families import family_in
+from gradstore.collect.models.families import family_in, further_input
 from gradstore.collect.models.folders import part_folder, read_config
 from gradstore.collect.models.loading import load_model, tensors_digest
 from gradstore.errors import CheckpointError, DependencyError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 _ENCODERS: Final = frozenset({"CLIPTextModel", "CLIPTextModelWithProjection", "T5EncoderModel"})
 _TOKENIZERS: Final = frozenset({"CLIPTokenizer", "T5Tokenizer"})
+# Kinds of the further pictures that make the input of a denoiser, see `further_input`.
+INPUTS: Final[dict[str, tuple[str, ...]]] = {"original": ("original",), "masked": ("mask",)}
 
 
 def autoencoder_folder(folder: Path, base: str | None) -> Path | None:
@@ -56,6 +59,7 @@ class Encoders:
         self._vae_folder, self._folder, self._base = vae, folder, base
         self.family = family_in(folder, base, model)
         self._model = model
+        self.input = further_input(model)
         self._device = device
         self._loaded: Any = None
         self._identity: Identity = {}
@@ -71,11 +75,18 @@ class Encoders:
             self._identity["latents"] = "mean"
             if self.family is not None:
                 self._identity["captions"] = self.family.pipeline
+            if self.input is not None:
+                self._identity["input"] = self.input
         return self._identity
 
     def release(self) -> None:
         """Free the memory of the encoders."""
         self._loaded = None
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        """Kinds of the further pictures that a sample must have: `original` or `mask`, or none."""
+        return () if self.input is None else INPUTS[self.input]
 
     @torch.no_grad()
     def latents(self, picture: Tensor) -> Tensor:
@@ -84,9 +95,7 @@ class Encoders:
         Args:
             picture: −1 … 1, `[channels, height, width]`.
         """
-        vae = self._pipeline().vae
-        found = vae.encode(picture[None].to(self._device)).latent_dist.mode()
-        config = vae.config
+        found, config = self._mean(picture), self._pipeline().vae.config
         mean, spread = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
         if mean is not None and spread is not None:
             centre, width = (
@@ -98,17 +107,43 @@ class Encoders:
         scaled: Tensor = (found * config.scaling_factor)[0].float().cpu()
         return scaled
 
+    def _mean(self, picture: Tensor) -> Tensor:
+        """Mean of the posterior, `[1, …]`."""
+        found: Tensor = (
+            self._pipeline().vae.encode(picture[None].to(self._device)).latent_dist.mode()
+        )
+        return found
+
+    @torch.no_grad()
+    def further(self, picture: Tensor, pictures: Mapping[str, Tensor]) -> Tensor:
+        """The denoiser's channels beside its noisy latents, float32 `[channels, height, width]`.
+
+        As diffusers trains and draws: of a model that edits, the latents of the original, without
+        the VAE's scaling; of one that inpaints, the mask at their size, then the latents of the
+        picture that is grey behind it.
+
+        Args:
+            picture: −1 … 1, `[channels, height, width]`.
+            pictures: the further pictures by kind, of the same height and width.
+        """
+        if self.input == "original":
+            return self._mean(pictures["original"])[0].float().cpu()
+        mask = (pictures["mask"] >= 0).float()
+        latents = self.latents(picture * (1 - mask))
+        small = interpolate(mask[None], size=latents.shape[-2:])[0]
+        return torch.cat([small, latents])
+
     def require_fitting(self, picture: Tensor) -> str | None:
         """What is wrong with the shape of a picture for the VAE; None if nothing is."""
         config = self._pipeline().vae.config
         channels, factor = int(config.in_channels), 2 ** (len(config.block_out_channels) - 1)
         if picture.shape[0] != channels:
             mode = {1: "L", 3: "RGB"}.get(channels, "RGB")
-            return f"has {picture.shape[0]} channel(s), the VAE takes {channels}: use --mode {mode}"
+            return f"{picture.shape[0]} channel(s), and the VAE takes {channels}: use --mode {mode}"
         height, width = picture.shape[1:]
         if height % factor or width % factor:
             return (
-                f"is {width}×{height} pixels, and the VAE takes multiples of {factor}: use --size "
+                f"{width}×{height} pixels, and the VAE takes multiples of {factor}: use --size "
                 "and --resize crop, as in training"
             )
         return None

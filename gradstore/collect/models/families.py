@@ -141,6 +141,17 @@ def family_in(folder: Path, base: str | None, model: Any) -> Family | None:
     return found
 
 
+def further_input(model: Any) -> str | None:
+    """What a UNet is given beside noisy latents: `original`, `masked`; None if nothing is known.
+
+    InstructPix2Pix's has twice the channels that it predicts, an inpainting one a mask's more.
+    """
+    if type(model).__name__ != "UNet2DConditionModel":
+        return None
+    predicted, more = model.config.out_channels, model.config.in_channels
+    return {2 * predicted: "original", 2 * predicted + 1: "masked"}.get(more)
+
+
 def takes_captions(model: Any) -> bool:
     """Whether a denoiser takes encoded captions, of whatever family."""
     return "encoder_hidden_states" in signature(model.forward).parameters

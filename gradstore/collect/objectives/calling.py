@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Call = TypeVar("Call", bound="Callable[..., Any]")
 
+# Condition whose channels follow those of the noisy sample in the model's input.
+FURTHER: Final = "further_channels"
 # What only Flux's transformer takes: latents as a sequence of 2 × 2 patches, with positions.
 _PACKED: Final = frozenset({"img_ids", "txt_ids", "pooled_projections"})
 # Flux multiplies its timestep by this; other models take it multiplied.
@@ -35,6 +37,9 @@ def predict(
     model: Callable[..., Any], noisy: Tensor, timesteps: Tensor, conditions: Mapping[str, Tensor]
 ) -> Tensor:
     """The prediction of a model, called as its class wants it.
+
+    Condition `further_channels` is put behind the noisy sample's own channels: the latents of the
+    picture to edit (InstructPix2Pix), or a mask and the latents of the masked picture (inpainting).
 
     The timestep is the second argument, or `timestep` by name where a model has that elsewhere
     (SD3, PixArt). Conditions that a model does not name are collected in `added_cond_kwargs` if it
@@ -59,16 +64,17 @@ def predict(
     """
     names = arguments(model)
     given: dict[str, Any] = dict(conditions)
+    shown = torch.cat([noisy, given.pop(FURTHER)], 1) if FURTHER in given else noisy
     if "added_cond_kwargs" in names:
-        added = {name: given.pop(name) for name in conditions if name not in names}
+        added = {name: given.pop(name) for name in [*given] if name not in names}
         if added:
             given["added_cond_kwargs"] = added
     if takes_patches(model):
-        found = _packed(model, noisy, timesteps, given)
+        found = _packed(model, shown, timesteps, given)
     elif "timestep" in names and list(names).index("timestep") != 1:
-        found = _sample(model(noisy, timestep=timesteps, **given))
+        found = _sample(model(shown, timestep=timesteps, **given))
     else:
-        found = _sample(model(noisy, timesteps, **given))
+        found = _sample(model(shown, timesteps, **given))
     if noisy.ndim > 2 and found.shape[1:] == (2 * noisy.shape[1], *noisy.shape[2:]):
         found = found[:, : noisy.shape[1]]
     if found.shape != noisy.shape:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from gradstore.collect import devices
 from gradstore.collect.objectives.calling import (
+    FURTHER,
     along,
     arguments,
     at,
@@ -130,9 +131,17 @@ def made_size(model: Any) -> tuple[int, int] | None:
 
 
 def check_fits(
-    model: Any, shape: tuple[int, ...], name: str, *, encoded: bool = False, sized: bool = False
+    model: Any,
+    shape: tuple[int, ...],
+    name: str,
+    *,
+    further: tuple[int, ...] | None = None,
+    encoded: bool = False,
+    sized: bool = False,
 ) -> None:
     """Raise `DatasetError` unless a diffusers image model takes samples of `shape`.
+
+    `further` is the shape of their condition `further_channels`, if they have it.
 
     Latents that gradstore encoded (`encoded`), and samples whose size the user chose (`sized`), may
     have another size than the model was made for: pictures of 512 pixels may be used to fine-tune a
@@ -147,12 +156,22 @@ def check_fits(
         return
     if takes_patches(model):
         channels //= 4
+    if further is not None:
+        if further[1:] != shape[1:]:
+            raise DatasetError(
+                f"sample {name!r} has shape {list(shape)} and its {FURTHER} {list(further)}: "
+                "height and width must be the same."
+            )
+        channels -= further[0]
     if shape[0] != channels:
         modes = {1: "L", 3: "RGB", 4: "RGBA"}
         mode = modes.get(channels)
         mend = f"Convert with --mode {mode}." if mode else "Use a dataset that fits the model."
         if encoded:
-            mend = "The VAE's latents alone are not this model's input: encode it from Python."
+            mend = (
+                "The VAE's latents alone are not this model's input: give latents and, as a "
+                f"condition {FURTHER}, what it is given beside them, from Python."
+            )
         raise DatasetError(
             f"sample {name!r} has {shape[0]} channel(s), the model takes {channels}. {mend}"
         )

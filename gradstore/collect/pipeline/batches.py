@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 
 from gradstore.collect.events.noise import noise
+from gradstore.collect.objectives.calling import FURTHER
 from gradstore.collect.objectives.diffusion import check_fits, class_count, made_size
 from gradstore.collect.objectives.protocol import Batch
 from gradstore.errors import CheckpointError, DatasetError
@@ -28,10 +30,27 @@ if TYPE_CHECKING:
 _log = logging.getLogger("gradstore")
 
 
+def event_rows(
+    samples: Samples,
+    rows: Sequence[int],
+    model: Any,
+    plan: EventPlan,
+    *,
+    number: int,
+    device: torch.device,
+) -> EventRows:
+    """Rows of samples at the checkpoint with a number; see `EventRows` and `read`."""
+    ids = [samples.ids[row] for row in rows]
+    events = plan.at(number, ids)
+    return EventRows(ids, *read(samples, rows, model, events), events, device)
+
+
 def read(
-    samples: Samples, rows: Sequence[int], model: Any
+    samples: Samples, rows: Sequence[int], model: Any, events: Events
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Read and check samples by number; return inputs, and conditions `[samples, …]`.
+
+    Samples that an event flips are flipped.
 
     Raises:
         DatasetError: if one does not fit, or has changed since the dataset was scanned.
@@ -44,6 +63,11 @@ def read(
                 f"the dataset returns different data at each read of sample {sample.name!r} "
                 "(random augmentation?). Remove the randomness."
             )
+    if events.flip is not None:
+        taken = [
+            samples.flipped(row) if turned else sample
+            for row, sample, turned in zip(rows, taken, events.flip.tolist(), strict=True)
+        ]
     given = [conditions(sample, model) for sample in taken]
     stacked = {name: torch.stack([one[name] for one in given]) for name in given[0]}
     return [sample.tensor for sample in taken], stacked
@@ -52,7 +76,15 @@ def read(
 def check_sample(sample: Sample, model: Any, first: Sample) -> None:
     """Raise `DatasetError` unless a sample fits the model and goes with the first sample."""
     shape, other = tuple(sample.tensor.shape), tuple(first.tensor.shape)
-    check_fits(model, shape, sample.name, encoded=bool(sample.content), sized=sample.sized)
+    further = sample.conditions.get(FURTHER)
+    check_fits(
+        model,
+        shape,
+        sample.name,
+        further=None if further is None else tuple(further.shape),
+        encoded=bool(sample.content),
+        sized=sample.sized,
+    )
     alike = len(shape) == len(other) and shape[:1] == other[:1]
     if shape != other and not (alike and sample.sized):
         raise DatasetError(
@@ -82,7 +114,7 @@ def check_sizes(
         if shape[1:] == made_for or (made_for is None and len(first) == 1):
             continue
         name, device = samples.ids[row], next(iter(model.parameters())).device
-        rows = EventRows([name], *read(samples, [row], model), plan.at(number, [name]), device)
+        rows = event_rows(samples, [row], model, plan, number=number, device=device)
         one = rows.batch(slice(0, 1))
         told = f"sample {name!r} has shape {list(shape)}" + (
             f", and the model was made for {made_for[1]}×{made_for[0]}" if made_for else ""
@@ -197,10 +229,12 @@ def trial(
     ids = [samples.ids[row] for row in chosen]
     events = plan.at(number, ids)
     draws = events.key.shape[2]
-    single = type(events)(
-        np.repeat(events.timestep, draws, axis=1), events.key.reshape(count, -1, 1)
+    single = replace(
+        events,
+        timestep=np.repeat(events.timestep, draws, axis=1),
+        key=events.key.reshape(count, -1, 1),
     )
-    part = EventRows(ids, *read(samples, chosen, model), single, device)
+    part = EventRows(ids, *read(samples, chosen, model, single), single, device)
     # The first sample's first event, the next one's second, …: neighbours differ in timestep.
     each = len(part) // count
     order = [

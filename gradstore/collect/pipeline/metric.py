@@ -23,7 +23,7 @@ from gradstore.collect.events.noise import noise_key
 from gradstore.collect.events.planned import PlannedEvents
 from gradstore.collect.metrics import Fitting, Metric, Whitening, from_spec
 from gradstore.collect.metrics.whitening import fitting_nbytes, most_bytes, neutral
-from gradstore.collect.pipeline.batches import EventRows, read
+from gradstore.collect.pipeline.batches import event_rows
 from gradstore.collect.pipeline.differentiating import LoadedCheckpoint
 from gradstore.collect.recorded import Recorded
 from gradstore.errors import ConfigError, EngineError, GradientError, StoreError
@@ -242,9 +242,10 @@ class JobMetric:
                 step = max(1, events // steps)
                 for start in range(0, len(samples), step):
                     stop = min(start + step, len(samples))
-                    ids = samples.ids[start:stop]
-                    inputs = read(samples, range(start, stop), loaded.model)
-                    rows = EventRows(ids, *inputs, plan.at(number, ids), device)
+                    some = range(start, stop)
+                    rows = event_rows(
+                        samples, some, loaded.model, plan, number=number, device=device
+                    )
                     for first, last in rows.cuts(0, len(rows), events):
                         batch = rows.batch(slice(first, last))
                         yield batch

@@ -130,7 +130,9 @@ def _prepared(
     )
     plan = _event_plan(given["events"], folders, numbers, found.objective, like=given["like"])
     plan.require(samples.ids)
-    read_seconds = scanned(samples, found, encoders, plan=plan, number=numbers[0], device=device)
+    read_seconds = scanned(
+        samples, found, encoders, loader=loader, plan=plan, numbers=numbers, device=device
+    )
     projected = _projectors(stores, standing, device)
     metric = job_metric(
         given["metric"], samples, list(zip(places, standing, strict=True)), like=given["like"]

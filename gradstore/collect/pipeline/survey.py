@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gradstore.collect.models.folders import require_etas
+from gradstore.collect.models.rates import ScriptRates, script_rates
 from gradstore.collect.models.record import RECORD_NAME
 from gradstore.collect.objectives.calling import require_kind
 from gradstore.collect.objectives.choice import objective_for
@@ -62,6 +63,7 @@ def survey(
     folders = loader.folders
     require_etas(etas, len(folders))
     found: Survey | None = None
+    rates: ScriptRates | None = None
     rate_sum = 0.0
     recorded = False
     for number, folder in enumerate(folders):
@@ -73,11 +75,7 @@ def survey(
             found = Survey(checkpoint.model, own, architecture, [], [])
             recorded = record is not None
             if etas is None and not recorded:
-                _log.warning(
-                    "%s records no learning rate: every checkpoint weighs 1. Set weights with "
-                    "--etas.",
-                    folder,
-                )
+                rates = _told(script_rates(folders))
         if etas is None and recorded != (record is not None):
             raise CheckpointError(
                 f"some checkpoints have a {RECORD_NAME} and some, such as "
@@ -85,12 +83,16 @@ def survey(
                 "unknown. Give them with --etas."
             )
         _require_alike(found, folder, architecture, own, first=folders[0])
-        eta = 1.0
+        eta, own_sum = 1.0, None
         if etas is not None:
             eta = float(etas[number])
         elif record is not None:
+            own_sum = record.learning_rate_sum
+        elif rates is not None and rates.sums is not None:
+            own_sum = rates.sums[number]
+        if own_sum is not None:
             # The weight covers the steps since the previous checkpoint.
-            eta, rate_sum = record.learning_rate_sum - rate_sum, record.learning_rate_sum
+            eta, rate_sum = own_sum - rate_sum, own_sum
             if eta <= 0:
                 raise CheckpointError(
                     f"checkpoint {folder} was not trained further than the one before it. Give "
@@ -102,13 +104,26 @@ def survey(
                 path=str(folder.resolve()),
                 eta=eta,
                 epoch=record.epoch if record else None,
-                learning_rate_sum=record.learning_rate_sum if record and etas is None else None,
+                learning_rate_sum=own_sum,
                 number=number,
             )
         )
     if found is None:
         raise CheckpointError("no checkpoint was given. Name at least one with --checkpoints.")
     return found
+
+
+def _told(rates: ScriptRates) -> ScriptRates:
+    """Tell where the weights of checkpoints are from."""
+    if rates.sums is None:
+        _log.warning(
+            "the weights of the checkpoints are not known (%s): every checkpoint weighs 1. Set "
+            "weights with --etas.",
+            rates.told,
+        )
+    else:
+        _log.info("the weights of the checkpoints are %s", rates.told)
+    return rates
 
 
 def objective_of(

@@ -332,8 +332,9 @@ def require_it(store: Store, spec: StoreSpec, *, checkpoint_more: bool = False) 
     etas = [checkpoint.eta for checkpoint in spec.checkpoints]
     if store.etas != etas and not checkpoint_more:
         raise ConfigError(
-            f"{store.location} has checkpoint weights {store.etas}, not {etas}. Set weights when "
-            "searching (indexer.build_index(etas=...)), or collect into another --store."
+            f"{store.location} has checkpoint weights {store.etas}, not {etas}. Go on with its own "
+            f"by --etas {','.join(map(str, store.etas))}; other weights are set when "
+            "searching (indexer.build_index(etas=...))."
         )
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from gradstore.collect import devices
-from gradstore.collect.pipeline.batches import EventRows, read, trial
+from gradstore.collect.pipeline.batches import EventRows, event_rows, trial
 from gradstore.collect.pipeline.differentiating import Differentiated
 from gradstore.errors import GradientError
 from gradstore.store.format.rows import Rows, given_dtype
@@ -159,9 +159,14 @@ class Worker:
         ]
 
     def _part(self, checkpoint: int, first: int, last: int) -> EventRows:
-        ids = self._samples.ids[first:last]
-        inputs = read(self._samples, range(first, last), self._loaded.model)
-        return EventRows(ids, *inputs, self._plan.at(self._numbers[checkpoint], ids), self._device)
+        return event_rows(
+            self._samples,
+            range(first, last),
+            self._loaded.model,
+            self._plan,
+            number=self._numbers[checkpoint],
+            device=self._device,
+        )
 
     def _differentiate(
         self, part: EventRows, low: int, high: int, wanted: Sequence[int]

@@ -9,7 +9,7 @@ from diffusers import DDIMPipeline, UNet2DModel
 
 from gradstore.collect import devices
 from gradstore.collect.models.encoders import Encoders, autoencoder_folder
-from gradstore.collect.models.families import family_of
+from gradstore.collect.models.families import family_of, further_input
 from gradstore.collect.models.loaders import loader_of
 from gradstore.errors import CheckpointError
 from gradstore.progress import progress
@@ -59,9 +59,14 @@ def generate(
     """
     loader = loader_of(checkpoint, exact=True)
     loaded = loader.load(loader.folders[-1])
+    model, scheduler = loaded.model, loaded.scheduler
+    if further_input(model) is not None:
+        raise CheckpointError(
+            f"checkpoint {loaded.path} edits or inpaints: it draws from a picture, and not from a "
+            f"seed or a prompt alone. {_OWN_CODE}"
+        )
     if prompt is not None:
         return _drawn(loader, loaded, count, prompt, seed=seed, steps=steps, device=device)
-    model, scheduler = loaded.model, loaded.scheduler
     if family_of(model) is not None:
         raise CheckpointError(
             f"checkpoint {loaded.path} is a text-to-image model: say what to draw with --prompt "
