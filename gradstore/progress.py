@@ -16,8 +16,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from tqdm import tqdm
 
-from gradstore.text import one_line
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
@@ -122,7 +120,7 @@ class Bar(tqdm):  # type: ignore[type-arg]
 
 def progress(total: int, what: str, unit: str) -> Bar:
     """A progress bar that the caller advances with `update(n)`. It appears after one second."""
-    return Bar(total=total, desc=one_line(what), unit=f" {unit}")
+    return Bar(total=total, desc=what, unit=f" {unit}")
 
 
 def track(items: Iterable[T], what: str, unit: str) -> Iterable[T]:

@@ -298,7 +298,7 @@ def _write_table(
     schema = pa.schema([("query_id", kind), ("sample_id", kind), ("score", pa.float32())])
     with written(out) as writing, pq.ParquetWriter(writing, schema) as writer:
         for start in range(0, queries, step):
-            block = scores[start : start + step]
+            block = np.asarray(scores[start : start + step])
             for query, row in enumerate(block, start):
                 columns = [
                     coded("query_id", np.full(samples, query)),

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
-    from indexer.approximate.spec import IndexSpec
     from indexer.feature import CheckpointPart, Features
 
 # Bits per entry of a quantised query. Compared with 2: 4 bits take 50% longer and need the same
@@ -81,16 +80,15 @@ class FirstStage:
         return stage
 
     @classmethod
-    def read(cls, file: Path, features: Features, spec: IndexSpec) -> FirstStage:
-        """Read the stage that an index's specification describes.
+    def read(cls, file: Path, features: Features, query_bits: int, lists: int) -> FirstStage:
+        """Read a stage from a file, which has at most so many lists.
 
-        FAISS allocates what a file claims before it reads it. No list in it is longer than it is,
-        and it has no more lists than samples or dimensions.
+        FAISS allocates what a file claims before it reads it. No list in it is longer than it is.
         """
         nbytes = file.stat().st_size + _SPARE_BYTES
-        with _claims_limited(nbytes, _FEW_LISTS + max(spec.count, spec.dim)):
+        with _claims_limited(nbytes, _FEW_LISTS + lists):
             vectors = faiss_module().read_index(str(file))
-        return cls(vectors, len(features.etas), spec.measured.query_bits)
+        return cls(vectors, len(features.etas), query_bits)
 
     def write(self, file: Path) -> None:
         """Write the stage to a file."""

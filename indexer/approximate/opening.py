@@ -91,7 +91,8 @@ def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> Firs
     file = path / VECTORS_NAME
     try:
         require_file(file, spec.sha256, most_bytes(spec.factory, spec.dim, spec.count))
-        stage = FirstStage.read(file, features, spec)
+        lists = max(spec.count, spec.dim)
+        stage = FirstStage.read(file, features, spec.measured.query_bits, lists)
     except (OSError, RuntimeError, MemoryError) as error:
         raise SearchIndexError(
             f"index {path} is damaged: {VECTORS_NAME} cannot be read: {error}. {mend}"
