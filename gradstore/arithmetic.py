@@ -12,7 +12,7 @@ direction by 0.24% of its length, a projection to 4,096 dimensions changes an in
 from __future__ import annotations
 
 from functools import cache
-from time import perf_counter
+from time import get_clock_info, perf_counter, thread_time
 from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ _GROWTH: Final = 4
 _HOPELESS: Final = 4.0
 # Less exact arithmetic is used only if it is this many times faster.
 WORTH: Final = 1.25
+# Seconds: the clock of a thread counts in steps no longer than this. On Windows it does not.
+_FINE: Final = 1e-5
 # Rows and columns of the timed products, and their maximum inner dimension.
 _SIDE: Final = 128
 _INNER: Final = 1 << 14
@@ -46,6 +48,7 @@ def seconds_each(
     first: int = 1,
     enough: float = _LONG_ENOUGH,
     give_up: float = float("inf"),
+    clock: Callable[[], float] = perf_counter,
 ) -> float:
     """Seconds per item of a job that processes a number of items.
 
@@ -59,6 +62,7 @@ def seconds_each(
         first: the initial number of items.
         enough: minimum seconds of a timed run.
         give_up: above this many seconds per item, the job is not tried with more items.
+        clock: what tells the time.
 
     Examples:
         >>> from time import sleep
@@ -72,9 +76,9 @@ def seconds_each(
         # Creating a kernel, or other load, can make a short run look long. So the run that would
         # be the last is repeated.
         for _ in range(_TRIES):
-            start = perf_counter()
+            start = clock()
             job(count)
-            taken = perf_counter() - start
+            taken = clock() - start
             seconds, spent = min(seconds, taken), spent + taken
             hopeless = seconds >= _TELLING and seconds / count > give_up
             last = seconds >= enough or count >= most or hopeless
@@ -86,7 +90,11 @@ def seconds_each(
 
 
 def timed(
-    ways: Mapping[Way, Callable[[int], object]], most: int, *, first: int = 1
+    ways: Mapping[Way, Callable[[int], object]],
+    most: int,
+    *,
+    first: int = 1,
+    device: str | None = None,
 ) -> dict[Way, float]:
     """Seconds per item of several methods for one job; the first should be fast on any machine.
 
@@ -94,11 +102,16 @@ def timed(
         ways: the job of each method, as in `seconds_each`.
         most: the maximum number of items.
         first: the initial number of items.
+        device: type of the device, if the job runs in this thread alone. On a CPU only this
+            thread's own time counts then: other load, or a stop of the process in between, would
+            choose another arithmetic now and then, and the same question get another answer.
     """
+    own = device == "cpu" and get_clock_info("thread_time").resolution <= _FINE
+    clock = thread_time if own else perf_counter
     found: dict[Way, float] = {}
     for way, job in ways.items():
         best = min(found.values(), default=float("inf"))
-        found[way] = seconds_each(job, most, first=first, give_up=_HOPELESS * best)
+        found[way] = seconds_each(job, most, first=first, give_up=_HOPELESS * best, clock=clock)
     return found
 
 
@@ -129,7 +142,7 @@ def product_rates(device: str = "cpu") -> dict[Precision, float]:
         "float32": product(torch.float32),
         "bfloat16": product(torch.bfloat16),
     }
-    (seconds,) = in_order(lambda _: timed(ways, _INNER, first=64), [None])
+    (seconds,) = in_order(lambda _: timed(ways, _INNER, first=64, device=device), [None])
     return {name: 2 * _SIDE * _SIDE / one for name, one in seconds.items()}
 
 

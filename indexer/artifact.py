@@ -64,9 +64,10 @@ def file_hash(file: Path) -> str:
 def require_file(file: Path, sha256: str, most: int) -> None:
     """Raise `OSError` unless `file` is a regular file with this digest, of at most `most` bytes.
 
-    FAISS does not validate its input, and reading a pipe would block forever.
+    FAISS does not validate its input, and reading a pipe would block forever. A link could lead
+    outside the artifact.
     """
-    if not file.is_file():
+    if file.is_symlink() or not file.is_file():
         raise OSError("it is not a regular file")
     size = file.stat().st_size
     if size > most:
@@ -243,4 +244,6 @@ def _exchange(building: Path, path: Path) -> None:
                 removing = path.with_name(f".{path.name}.building-{uuid4().hex}")
                 with suppress(OSError):  # a reader put it back
                     left.rename(removing)  # so that no reader puts back a part of it
+                    if removing.is_symlink():  # to a folder on another disk, which stays
+                        removing.unlink()
                     shutil.rmtree(removing, ignore_errors=True)

@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any, Final
 
 from gradstore.errors import QueryError
+from gradstore.store.format.parquet import open_bounded
 from indexer import measure_of
 from query.queries import Queries
 from query.results.table import to_table, write_table
@@ -125,10 +126,9 @@ class Blocks:
 
     def tables(self) -> Iterator[pa.Table]:
         """Yield the blocks, by measure and then in query order."""
-        import pyarrow.parquet as pq
-
         for file in self._files():
-            yield pq.read_table(file)
+            with file.open("rb") as source:
+                yield open_bounded(source, shared=False).read()
 
     def schema(self) -> pa.Schema:
         """Common schema of all blocks; the label type differs in blocks without labels.

@@ -10,8 +10,8 @@ done            [block of queries, block of samples]  bool: whether the block is
 
 from __future__ import annotations
 
+import json
 import shutil
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -20,16 +20,17 @@ from gradstore import __version__
 from gradstore.errors import QueryError
 from gradstore.progress import progress
 from gradstore.store import locks
+from gradstore.store.objects.location import objects_at
 from indexer import measure_of
 from query.blocks import made_from
 from query.checks import require_collected, require_comparable
 from query.queries import Queries
 from query.results.folder import require_place
-from query.results.writing import alone, lock_of, named, temporary, written
+from query.results.writing import alone, link_in, lock_of, named, temporary, written
 from query.searching import prepared
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     import pyarrow as pa
@@ -47,6 +48,7 @@ _CHUNK: Final = (64, 1 << 14)
 _MOST_QUERIES: Final = 4096
 _FEATURE_BYTES: Final = 2**29
 _ROW_BYTES: Final = 2**28
+_MOST_METADATA: Final = 1 << 20
 
 
 def write_scores(
@@ -94,7 +96,8 @@ def write_scores(
         beside = out.with_name(f".{out.name}{_BESIDE}")
         if _origin(beside) not in (None, _identity(engine, queries, chosen)):
             _remove(beside)  # a killed process left it, whose inputs were others
-        _write_table(_write_matrix(engine, queries, beside, chosen), out)
+        matrix: Any = _write_matrix(engine, queries, beside, chosen)["scores"]
+        _write_table(matrix, queries.ids, engine.store.manifest.ids, out)
         _remove(beside)
 
 
@@ -149,17 +152,41 @@ def _identity(engine: ExactEngine, queries: Queries, measure: Measure) -> dict[s
 
 def _origin(matrix: Path) -> Any:
     """What a matrix was made from; None if it is no matrix of scores."""
-    import zarr
-
     if matrix.is_symlink():
         return None
-    with suppress(OSError, ValueError):
-        return zarr.open_group(matrix, mode="r").attrs.get(ATTRIBUTE)
-    return None
+    try:
+        found: Any = json.loads(objects_at(matrix).read("zarr.json", _MOST_METADATA))
+        return found["attributes"][ATTRIBUTE]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+
+
+def _require_own(matrix: Path, arrays: zarr.Group) -> None:
+    """Raise `QueryError` unless a matrix has arrays described as these, and leads nowhere else.
+
+    Zarr allocates what a description says, decodes by whatever codec it names, and follows links.
+    """
+    link = link_in(matrix)
+    if link is not None:
+        raise QueryError(
+            f"{link} is a link, through which scores would be written elsewhere; nothing was "
+            "changed. Choose another --out, or remove it."
+        )
+    for name, array in arrays.arrays():
+        try:
+            found = json.loads(objects_at(matrix).read(f"{name}/zarr.json", _MOST_METADATA))
+        except (OSError, ValueError, RecursionError):
+            found = None
+        if found != json.loads(json.dumps(array.metadata.to_dict())):
+            raise QueryError(
+                f"{matrix}/{name} is not an array of these scores; nothing was changed. Choose "
+                "another --out or remove it."
+            )
 
 
 def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Measure) -> zarr.Group:
     import zarr
+    from zarr.storage import MemoryStore
 
     identity = _identity(engine, queries, measure)
     size, columns = identity["block"]
@@ -170,7 +197,10 @@ def _write_matrix(engine: ExactEngine, queries: Queries, out: Path, measure: Mea
             f"{out} holds something else, or scores of other samples, queries or weights; nothing "
             "was changed. Choose another --out or remove it."
         )
-    group = zarr.open_group(out, mode="r+")
+    _require_own(
+        out, _arrays(zarr.open_group(MemoryStore(), mode="w"), engine.store, queries, identity)
+    )
+    group = zarr.open_group(out, mode="r+", zarr_format=3)
     done = np.asarray(group["done"][:])  # type: ignore[index]
     spans = [
         min(size, len(queries) - size * row) * min(columns, engine.store.samples - columns * column)
@@ -195,26 +225,43 @@ def _create(store: Store, queries: Queries, out: Path, identity: dict[str, Any])
     """Create the empty arrays under a temporary name and rename, so that `out` has all of them."""
     import zarr
 
+    with written(out) as writing:
+        group = zarr.open_group(writing, mode="w", attributes={ATTRIBUTE: identity}, zarr_format=3)
+        arrays: dict[str, Any] = dict(_arrays(group, store, queries, identity).arrays())
+        for name, ids in (("query_id", queries.ids), ("sample_id", store.manifest.ids)):
+            arrays[name][:] = np.array(list(ids), dtype=object)
+
+
+def _arrays(
+    group: zarr.Group, store: Store, queries: Queries, identity: dict[str, Any]
+) -> zarr.Group:
+    """Create the empty arrays of scores in a group.
+
+    What is read again is not compressed: a few bytes could claim to be any number.
+    """
     size, columns = identity["block"]
     shape = (len(queries), store.samples)
-    with written(out) as writing:
-        group = zarr.open_group(writing, mode="w", attributes={ATTRIBUTE: identity})
-        group.create_array(
-            "scores",
-            shape=shape,
-            chunks=(min(_CHUNK[0], size), columns),
-            dtype="float32",
-            fill_value=float("nan"),
-            compressors=None,
-            dimension_names=("query", "sample"),
-        )
-        for name, ids in (("query_id", queries.ids), ("sample_id", store.manifest.ids)):
-            array = group.create_array(name, shape=(len(ids),), chunks=(len(ids),), dtype=str)
-            array[:] = np.array(list(ids), dtype=object)
-        blocks = (-(-shape[0] // size), -(-shape[1] // columns))
-        group.create_array(
-            "done", shape=blocks, chunks=(1, blocks[1]), dtype=bool, fill_value=False
-        )
+    group.create_array(
+        "scores",
+        shape=shape,
+        chunks=(min(_CHUNK[0], size), columns),
+        dtype="float32",
+        fill_value=float("nan"),
+        compressors=None,
+        dimension_names=("query", "sample"),
+    )
+    for name, count in zip(("query_id", "sample_id"), shape, strict=True):
+        group.create_array(name, shape=(count,), chunks=(count,), dtype=str)
+    blocks = (-(-shape[0] // size), -(-shape[1] // columns))
+    group.create_array(
+        "done",
+        shape=blocks,
+        chunks=(1, blocks[1]),
+        dtype=bool,
+        fill_value=False,
+        compressors=None,
+    )
+    return group
 
 
 def _columns(
@@ -233,14 +280,14 @@ def _columns(
                 yield low, held[:, : end - low]
 
 
-def _write_table(group: zarr.Group, out: Path) -> None:
+def _write_table(
+    scores: zarr.Array[Any], query_ids: Sequence[str], sample_ids: Sequence[str], out: Path
+) -> None:
     """Write one row per query and sample: `query_id`, `sample_id`, `score` (float32)."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    arrays: dict[str, Any] = dict(group.arrays())
-    scores = arrays["scores"]
-    ids = {name: pa.array(arrays[name][:].tolist()) for name in ("query_id", "sample_id")}
+    ids = {"query_id": pa.array(query_ids), "sample_id": pa.array(sample_ids)}
     queries, samples = scores.shape
     step = max(1, _ROW_BYTES // (4 * samples))
 
@@ -251,7 +298,7 @@ def _write_table(group: zarr.Group, out: Path) -> None:
     schema = pa.schema([("query_id", kind), ("sample_id", kind), ("score", pa.float32())])
     with written(out) as writing, pq.ParquetWriter(writing, schema) as writer:
         for start in range(0, queries, step):
-            block = scores[start : start + step]
+            block = np.asarray(scores[start : start + step])
             for query, row in enumerate(block, start):
                 columns = [
                     coded("query_id", np.full(samples, query)),

@@ -33,6 +33,10 @@ _SECTIONS: Final = {
 _MOST_BYTES: Final = 65_536
 
 
+class _DamagedError(StoreError):
+    """A record cannot be read."""
+
+
 class CommitRecord(Spec):
     """What is recorded of a root object.
 
@@ -87,12 +91,14 @@ def require_latest(now: Store) -> None:
     objects, spec = now.objects, now.spec
     try:
         known = _read(now, spec.revision)
-    except StoreError:  # damaged; it follows from the root object
+        if known is None:
+            _require_following(now)
+        else:
+            _require_recorded(now, known)
+    except _DamagedError:  # it follows from the root object
         known = None
     if known is None:
         record(objects, spec)
-    else:
-        _require_recorded(now, known)
     later = _read(now, spec.revision + 1)
     if later is not None:
         if not now.is_current():
@@ -118,7 +124,9 @@ def check_commits(store: Store) -> None:
             if found is not None:
                 raise _undone(store, found)
         recorded = _read(store, store.spec.revision)
-        if recorded is not None:
+        if recorded is None:
+            _require_following(store)
+        else:
             _require_recorded(store, recorded)
         expected, revision = store.spec.previous, store.spec.revision - 1
         # A lost record of an earlier commit hides nothing: later records find what was undone.
@@ -137,6 +145,25 @@ def check_commits(store: Store) -> None:
             f"{store.location}: the records of its commits cannot be read: "
             f"{error.strerror or error}. Check that the disk or network is available."
         ) from error
+
+
+def _require_following(store: Store) -> None:
+    """Raise `StoreError` unless a root object without a record follows the last recorded one.
+
+    A process that was killed before it wrote the record had recorded the root object before it.
+    """
+    spec = store.spec
+    before = _read(store, spec.revision - 1)
+    if before is None and spec.previous is None:
+        known = (name.removesuffix(".json") for name in store.objects.names("commits"))
+        if not any(one.isdecimal() and int(one[:17]) < spec.revision for one in known):
+            return  # nothing was recorded yet
+    if before is None or before.digest != spec.previous:
+        raise StoreError(
+            f"{store.location}/zarr.json says that it is of commit {spec.revision}, of which there "
+            "is no record, and it does not follow the last recorded commit: it was changed by "
+            "hand. Restore zarr.json from a copy of the store."
+        )
 
 
 def _require_recorded(store: Store, recorded: CommitRecord) -> None:
@@ -177,7 +204,7 @@ def _read(store: Store, revision: int) -> CommitRecord | None:
     try:
         return CommitRecord.model_validate_json(content)
     except ValidationError as error:
-        raise StoreError(
+        raise _DamagedError(
             f"{store.location}/{_key(revision)}, the record of a commit, is damaged. Restore it "
             "from a copy of the store, or move it away."
         ) from error

@@ -51,7 +51,7 @@ def locked(file: Path, *, wait: bool) -> Iterator[bool]:
     """
     from filelock import FileLock, Timeout  # takes 0.1 s, and few callers need a lock
 
-    lock = FileLock(file)
+    lock = FileLock(file, thread_local=False)  # another thread may leave the context
     for again in reversed(range(_TRIES)):
         try:
             lock.acquire(timeout=_TOLD_SECONDS if wait else 0)

@@ -14,15 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from gradstore.errors import (
-    StoreError,
-)
+from gradstore.errors import ConfigError, StoreError
 from gradstore.progress import progress
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.objects.location import objects_at
 from gradstore.store.opening import as_store
 from indexer.approximate.crossover import exact_from
-from indexer.approximate.factory import DEFAULT, estimated_bytes, recorded
+from indexer.approximate.factory import DEFAULT, estimated_bytes, most_bytes, recorded
 from indexer.approximate.first_stage import FirstStage
 from indexer.approximate.index import SearchIndex
 from indexer.approximate.opening import _read, open_index
@@ -140,6 +138,7 @@ def build_index(
         known = exact_from(engine, measured.candidates, recall.vector_seconds)
     with exchanged("index", path) as building:
         stage.write(building / VECTORS_NAME)
+        _require_readable(building / VECTORS_NAME, wanted, store.samples)
         spec = IndexSpec(
             **wanted.model_dump(),
             count=store.samples,
@@ -188,6 +187,16 @@ def _fill(
             for encoded in made:
                 stage.add(encoded)
                 bar.update(len(encoded))
+
+
+def _require_readable(file: Path, wanted: BuiltFrom, samples: int) -> None:
+    """Raise `ConfigError` if a file is longer than one that is read again may be."""
+    nbytes, most = file.stat().st_size, most_bytes(wanted.factory, wanted.dim, samples)
+    if nbytes > most:
+        raise ConfigError(
+            f"an index {wanted.factory!r} of {samples:,} samples takes {nbytes:,} bytes, more than "
+            f"the {most:,} that may be read again. Use another --factory, such as rabitq."
+        )
 
 
 def _factory(given: str | None, path: Path) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # as long (`benchmarks/notes/search.md`).
 QUERY_BITS: Final = 2
 _SPARE_BYTES: Final = 1 << 20
+_FEW_LISTS: Final = 1024
 _READING = Lock()
 
 
@@ -79,12 +80,13 @@ class FirstStage:
         return stage
 
     @classmethod
-    def read(cls, file: Path, features: Features, query_bits: int) -> FirstStage:
-        """Read a stage from a file.
+    def read(cls, file: Path, features: Features, query_bits: int, lists: int) -> FirstStage:
+        """Read a stage from a file, which has at most so many lists.
 
         FAISS allocates what a file claims before it reads it. No list in it is longer than it is.
         """
-        with _claims_limited(file.stat().st_size + _SPARE_BYTES):
+        nbytes = file.stat().st_size + _SPARE_BYTES
+        with _claims_limited(nbytes, _FEW_LISTS + lists):
             vectors = faiss_module().read_index(str(file))
         return cls(vectors, len(features.etas), query_bits)
 
@@ -188,19 +190,17 @@ class FirstStage:
 
 
 @contextmanager
-def _claims_limited(nbytes: int) -> Iterator[None]:
-    """Context in which FAISS refuses to allocate more for a list, if this FAISS can (1.15)."""
+def _claims_limited(nbytes: int, lists: int) -> Iterator[None]:
+    """Context in which FAISS refuses longer lists, or more of them, if this FAISS can (1.15)."""
     faiss = faiss_module()
-    if not hasattr(faiss, "set_deserialization_vector_byte_limit"):
+    limits = {"vector_byte": nbytes, "loop": lists}
+    with _READING, ExitStack() as usual:  # the limits are the process's
+        for name, most in limits.items():
+            setter = getattr(faiss, f"set_deserialization_{name}_limit", None)
+            if setter is not None:
+                usual.callback(setter, getattr(faiss, f"get_deserialization_{name}_limit")())
+                setter(most)
         yield
-        return
-    with _READING:  # the limit is the process's
-        usual = faiss.get_deserialization_vector_byte_limit()
-        faiss.set_deserialization_vector_byte_limit(nbytes)
-        try:
-            yield
-        finally:
-            faiss.set_deserialization_vector_byte_limit(usual)
 
 
 def faiss_description() -> str:

@@ -78,6 +78,11 @@ def open_index(
             f"index {path} was built from something else: {name} is {getattr(spec, name)!r}, but "
             f"{store.location} needs {getattr(expected, name)!r}. {mend}"
         )
+    if spec.count != store.samples:
+        raise SearchIndexError(
+            f"index {path} is damaged: it says that it holds {spec.count:,} vectors of "
+            f"{store.samples:,} samples. {mend}"
+        )
     return SearchIndex(path, spec, store, features, _read(path, spec, store, features))
 
 
@@ -85,8 +90,9 @@ def _read(path: Path, spec: IndexSpec, store: Store, features: Features) -> Firs
     mend = f"Remove {path} and build it again: {update(store, features)}"
     file = path / VECTORS_NAME
     try:
-        require_file(file, spec.sha256, most_bytes(spec.dim, spec.count))
-        stage = FirstStage.read(file, features, spec.measured.query_bits)
+        require_file(file, spec.sha256, most_bytes(spec.factory, spec.dim, spec.count))
+        lists = max(spec.count, spec.dim)
+        stage = FirstStage.read(file, features, spec.measured.query_bits, lists)
     except (OSError, RuntimeError, MemoryError) as error:
         raise SearchIndexError(
             f"index {path} is damaged: {VECTORS_NAME} cannot be read: {error}. {mend}"

@@ -11,7 +11,7 @@ from gradstore.errors import ConfigError, StoreError
 from gradstore.flags.append import AppendConfig
 from gradstore.flags.dataset import known_device
 from query.cli.collect import UNDONE
-from query.cli.group import cli, follow, next_step, trusting
+from query.cli.group import cli, follow, next_step, say, trusting
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def append(config: Path | None, *, follow_recorded: bool, **given: Any) -> None:
     )
     if not whole:  # already logged as a warning
         sys.exit(UNDONE)
-    click.echo(f"{after.location}: {before.samples:,} samples, now {after.samples:,}")
+    say(f"{after.location}: {before.samples:,} samples, now {after.samples:,}")
     next_step(f"gradstore index --store {after.location}")
 
 
@@ -82,7 +82,7 @@ def delete(store: str, ids: tuple[str, ...], ids_file: str | None) -> None:
     if not wanted:
         raise ConfigError("no samples are named. Give --ids or --ids-file.")
     after = remove(open_store(store), wanted)
-    click.echo(f"{store}: {len(set(wanted)):,} deleted, {after.samples:,} samples left")
+    say(f"{store}: {len(set(wanted)):,} deleted, {after.samples:,} samples left")
     next_step(f"gradstore vacuum {store}")
 
 
@@ -91,22 +91,19 @@ def delete(store: str, ids: tuple[str, ...], ids_file: str | None) -> None:
 @click.option("--upgrade", is_flag=True, help="Rewrite an older format in the present one.")
 def vacuum(store: str, *, upgrade: bool) -> None:
     """Free bytes of deleted, dropped and interrupted data. No other process may write then."""
-    import shutil
-
     from gradstore import open_store
     from gradstore import vacuum as clean
     from query.leftovers import left_beside
+    from query.results.writing import remove
 
     before = open_store(store)
     freed = before.nbytes - clean(before, upgrade=upgrade).nbytes
     for left in left_beside(before):
-        if left.is_dir():
+        freed += left.lstat().st_size
+        if left.is_dir() and not left.is_symlink():
             freed += sum(file.lstat().st_size for file in left.rglob("*") if file.is_file())
-            shutil.rmtree(left)
-        else:
-            freed += left.lstat().st_size
-            left.unlink()
-    click.echo(f"{store}: {freed / 1e6:,.1f} MB freed")
+        remove(left)
+    say(f"{store}: {freed / 1e6:,.1f} MB freed")
     next_step(f"gradstore index --store {store}")
 
 
@@ -120,7 +117,7 @@ def merge(store: str, other: str) -> None:
 
     before = open_store(store)
     after = take(before, open_store(other))
-    click.echo(f"{store}: {before.samples:,} samples, now {after.samples:,}")
+    say(f"{store}: {before.samples:,} samples, now {after.samples:,}")
     next_step(f"gradstore index --store {store}")
 
 
@@ -160,7 +157,7 @@ def add_checkpoint(
     from gradstore.collect import add_checkpoint as add
 
     after = add(opened, checkpoint, eta=eta, memory=memory, device=device)
-    click.echo(f"{store}: {after.checkpoints} checkpoints, weights {listed(after.etas)}")
+    say(f"{store}: {after.checkpoints} checkpoints, weights {listed(after.etas)}")
     next_step(f"gradstore index --store {store}")
 
 
@@ -176,7 +173,7 @@ def drop_checkpoint(store: str, checkpoint: int) -> None:
     if checkpoint not in before.numbers:
         raise StoreError(f"{store} has checkpoints {listed(before.numbers)}, no {checkpoint}")
     after = drop(before, before.numbers.index(checkpoint))
-    click.echo(f"{store}: {after.checkpoints} checkpoints, weights {listed(after.etas)}")
+    say(f"{store}: {after.checkpoints} checkpoints, weights {listed(after.etas)}")
     next_step(f"gradstore index --store {store}")
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-import click
-
 from gradstore.flags.collect import CollectConfig
 from gradstore.flags.train import TrainConfig
-from query.cli.group import cli, kept, next_step
+from query.cli.group import cli, kept, next_step, say
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -34,7 +32,7 @@ def train(config: Path | None, **given: Any) -> None:
         from gradstore.collect import train as run
 
         folders = run(settings)
-    click.echo(f"{len(folders)} checkpoints in {folders[0].parent}")
+    say(f"{len(folders)} checkpoints in {folders[0].parent}")
     next_step(f"gradstore collect {settings.out}/collect.yaml")
 
 
@@ -54,7 +52,7 @@ def collect(config: Path | None, **given: Any) -> None:
     if store.missing():  # already logged as a warning
         sys.exit(UNDONE)
     rows = store.samples * store.slots * store.checkpoints
-    click.echo(f"{store.location}: {rows:,} rows, {store.nbytes / 1e6:,.1f} MB")
+    say(f"{store.location}: {rows:,} rows, {store.nbytes / 1e6:,.1f} MB")
     next_step(f"gradstore index --store {store.location}")
 
 
@@ -69,9 +67,9 @@ def plan(config: Path | None, **given: Any) -> None:
         from indexer.approximate.factory import DEFAULT, estimated_bytes
 
         bill = plan_config(settings)
-    click.echo(bill)
+    say(bill)
     index_bytes = estimated_bytes(DEFAULT, bill.dim, bill.samples)
-    click.echo(f"\nThen an index takes {index_bytes / 1e6:,.1f} MB of memory per measure.")
+    say(f"\nThen an index takes {index_bytes / 1e6:,.1f} MB of memory per measure.")
     next_step("gradstore collect, with the same settings")
 
 

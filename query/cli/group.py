@@ -11,6 +11,7 @@ import click
 
 from gradstore import __version__
 from gradstore.progress import VARIABLE
+from gradstore.text import printable
 from query.cli.parsing import Command
 
 if TYPE_CHECKING:
@@ -62,10 +63,15 @@ def follow(store: str | None, *, wanted: bool) -> None:
         follow_recorded(open_store(store))
 
 
+def say(text: object, *, end: str = "\n") -> None:
+    """Print a text. It may have names from a stranger's YAML or store, so it is made printable."""
+    click.echo(printable(str(text)) + end, nl=False)
+
+
 def tell(result: Result) -> None:
     """Print a summary and the names of the written files."""
-    click.echo(result.text)
-    click.echo(f"wrote {result.table} and {result.report}")
+    say(result.text)
+    say(f"wrote {result.table} and {result.report}")
     next_step(f"open {result.report}")
 
 
@@ -80,4 +86,4 @@ def kept(text: str) -> Iterator[None]:
 
 def next_step(command: str) -> None:
     """Print the usual next command."""
-    click.echo(f"\nNext: {command}")
+    say(f"\nNext: {command}")

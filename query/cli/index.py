@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from gradstore.flags.index import IndexConfig
-from query.cli.group import cli, next_step
+from query.cli.group import cli, next_step, say
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -39,13 +37,13 @@ def index(config: Path | None, **given: Any) -> None:
     etas, matched, factory = settings.etas, settings.matched, settings.factory
     for measure in settings.measures:
         expected = estimated_nbytes(store, measure, etas=etas, matched=matched, factory=factory)
-        click.echo(f"{measure}: building an index of about {expected / 1e6:,.1f} MB")
+        say(f"{measure}: building an index of about {expected / 1e6:,.1f} MB")
         if isinstance(measure_of(measure), KernelMeasure):
-            click.echo(f"{build_kernel(store)}: serves every trak and minus")
+            say(f"{build_kernel(store)}: serves every trak and minus")
         built = build_index(
             store, measure, etas=etas, matched=matched, factory=factory, queries=queries
         )
-        click.echo(
+        say(
             f"{built.path}: {built.spec.count:,} vectors of {built.spec.dim:,}, "
             f"{built.nbytes / 1e6:,.1f} MB, {_recall(built.spec)}"
         )

@@ -12,8 +12,8 @@ import click
 
 from gradstore.errors import StoreError
 from gradstore.flags.demo import DemoConfig
-from gradstore.text import one_line, printable
-from query.cli.group import cli, follow, kept, next_step, trusting
+from gradstore.text import one_line
+from query.cli.group import cli, follow, kept, next_step, say, trusting
 from query.cli.parsing import flags, parse
 
 _SHOWN: Final = 5
@@ -29,7 +29,7 @@ def info(store: str, *, as_json: bool) -> None:
     from gradstore import open_store
     from query.info import describe, examine
 
-    click.echo(json.dumps(examine(open_store(store)), indent=2) if as_json else describe(store))
+    say(json.dumps(examine(open_store(store)), indent=2) if as_json else describe(store))
 
 
 @cli.command()
@@ -48,10 +48,10 @@ def verify(store: str, *, repair: bool, follow_recorded: bool) -> None:
 
     opened = open_store(store)
     for key in describe_anew(opened) if repair else ():
-        click.echo(f"{key}: rewritten")
+        say(f"{key}: rewritten")
     problems = [report for report in check(opened) if report.problem]
     for report in problems:
-        click.echo(printable(str(report)))
+        say(report)
     damaged = [report for report in problems if report.sealed]
     unsealed = len(problems) - len(damaged)
     if damaged and repair:
@@ -71,15 +71,13 @@ def verify(store: str, *, repair: bool, follow_recorded: bool) -> None:
             f"{store}: {unsealed} shards are not collected yet; the sealed ones are intact. "
             "Run the same `gradstore collect` again to resume."
         )
-    click.echo(f"{store}: every shard is as it was sealed")
+    say(f"{store}: every shard is as it was sealed")
     left = [*left_inside(opened), *map(str, left_beside(opened))]
     if left:
         more = f" and {len(left) - _SHOWN} more" if len(left) > _SHOWN else ""
         shown = ", ".join(left[:_SHOWN])
-        click.echo(
-            one_line(f"{store}: interrupted or running commands left {shown}{more}"), nl=False
-        )
-        click.echo(f". If none is running, remove them: gradstore vacuum {store}")
+        say(one_line(f"{store}: interrupted or running commands left {shown}{more}"), end="")
+        say(f". If none is running, remove them: gradstore vacuum {store}")
 
 
 @cli.command()
@@ -90,8 +88,8 @@ def demo(config: Path | None, **given: Any) -> None:
     from query.cli.demo import run
 
     result = run(settings)
-    click.echo(result.text)
-    click.echo(f"\nwrote {result.table} and {result.report}: open the report, or")
+    say(result.text)
+    say(f"\nwrote {result.table} and {result.report}: open the report, or")
     out = Path(settings.out)
     program = "gradstore" if which("gradstore") else sys.argv[0]
     next_step(
@@ -108,8 +106,8 @@ def doctor() -> None:
 
         findings = examine()
     for finding in findings:
-        click.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what}: {finding.found}")
+        say(f"{'ok ' if finding.good else 'BAD'}  {finding.what}: {finding.found}")
         if finding.mend:
-            click.echo(f"     {finding.mend}")
+            say(f"     {finding.mend}")
     if not all(finding.good for finding in findings):
         sys.exit(1)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from gradstore.flags.query import QueryConfig
 from gradstore.flags.studies import (
     ScoresConfig,
 )
-from query.cli.group import cli, follow, tell, trusting
+from query.cli.group import cli, follow, say, tell, trusting
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -51,4 +49,4 @@ def scores(config: Path | None, **given: Any) -> None:
     require_comparable(store, queries.store)
     measure = fitted(measure_of(settings.measure), store)
     write_scores(engine, queries, Path(settings.out), measure=measure)
-    click.echo(f"{settings.out}: {len(queries):,} queries × {store.samples:,} samples")
+    say(f"{settings.out}: {len(queries):,} queries × {store.samples:,} samples")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from gradstore.errors import ConfigError
 from gradstore.flags.evaluate import EvaluateConfig
 from gradstore.flags.studies import (
@@ -14,7 +12,7 @@ from gradstore.flags.studies import (
     RollupConfig,
     SelfInfluenceConfig,
 )
-from query.cli.group import cli
+from query.cli.group import cli, say
 from query.cli.parsing import flags, parse
 
 if TYPE_CHECKING:
@@ -95,12 +93,12 @@ def hubness(config: Path | None, **given: Any) -> None:
             write_table(table, writing / f"{name}.parquet", table.schema)
             one.plot(writing / f"{name}.png")
     for one in found:
-        click.echo(
+        say(
             f"{one.measure}: distinctness {one.distinctness:.2f}, Spearman of influence with norm "
             f"{one.influence_with_norm:.2f}, with timestep {one.influence_with_timestep:.2f}\n"
             f"{shown(one.to_table())}\n"
         )
-    click.echo(f"wrote {out}")
+    say(f"wrote {out}")
 
 
 @cli.command()
@@ -111,8 +109,8 @@ def evaluate(config: Path | None, **given: Any) -> None:
     from query.evaluation.evaluate import evaluate as run
 
     found = run(settings)
-    click.echo(found)
-    click.echo(f"\nwrote {found.path}")
+    say(found)
+    say(f"\nwrote {found.path}")
 
 
 @cli.command()
@@ -157,5 +155,5 @@ def _write(table: Any, out: Path) -> None:
     from query.results.table import shown, write_table
 
     write_table(table, out, table.schema)
-    click.echo(shown(table))
-    click.echo(f"wrote {out}")
+    say(shown(table))
+    say(f"wrote {out}")

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from gradstore.errors import ConfigError
 from gradstore.flags.files import settings_of
 from gradstore.store import locks
-from query.results.writing import alone, named, written
+from query.results.writing import alone, link_in, named, written
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -109,6 +109,12 @@ def require_free(out: Path, config: Spec, name: str) -> bool:
     if out.exists() and any(
         entry.name != name and not locks.is_lock(entry.name) for entry in out.iterdir()
     ):
+        link = link_in(out)
+        if link is not None:
+            raise ConfigError(
+                f"{link} is a link, through which the work would go on elsewhere; nothing was "
+                "changed. Choose another --out, or remove the link."
+            )
         if settings.is_file() and _same(settings, config):
             return False
         what = "was made with other settings" if settings.is_file() else "holds something else"

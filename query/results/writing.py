@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gradstore.errors import QueryError
@@ -11,7 +13,6 @@ from gradstore.store import locks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @contextmanager
@@ -24,17 +25,35 @@ def written(path: Path) -> Iterator[Path]:
     """
     writing = temporary(path)
     with named(path), alone(path, lock_of(writing)):
-        if writing.is_dir():  # a killed process left it
-            shutil.rmtree(writing)
+        remove(writing)  # a killed process left it; through a link it would be written elsewhere
         try:
             yield writing
             writing.replace(path)
         except BaseException:
-            if writing.is_dir():
-                shutil.rmtree(writing, ignore_errors=True)
-            else:
-                writing.unlink(missing_ok=True)
+            with suppress(OSError):
+                remove(writing)
             raise
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder, or a link to either, which is not followed; if it is there.
+
+    Raises:
+        OSError: if it cannot be removed.
+    """
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link_in(folder: Path) -> Path | None:
+    """A link anywhere below a folder, through which what is written would go elsewhere, or None."""
+    for inner, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            if os.path.islink(f"{inner}/{name}"):  # noqa: PTH114, a `Path` takes ten times as long
+                return Path(inner, name)
+    return None
 
 
 def temporary(path: Path) -> Path:

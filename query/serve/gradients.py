@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
+from contextlib import ExitStack
 from contextvars import copy_context
 from dataclasses import dataclass, field
 from hashlib import sha256
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from threading import Condition, Event, Thread
 from typing import TYPE_CHECKING, Any, Final, Literal
+from weakref import finalize
 
 from gradstore.errors import BusyError, ConfigError, GradstoreError, QueryError
 from gradstore.progress import quietly, watched
 from query.collection import collect_queries
+from query.serve.place import own_place
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from PIL import Image
 
@@ -86,7 +88,15 @@ class Gradients:
         self._store, self._config = store, config
         self._folders, self._form = list(folders), dict(form)
         self._held: Any = None
-        self._place = TemporaryDirectory(prefix="gradstore-asked-", ignore_cleanup_errors=True)
+        held = ExitStack()
+        try:
+            self._place = held.enter_context(own_place())
+        except OSError as error:
+            raise ConfigError(
+                "no folder can be made for the rows of images that are asked: "
+                f"{error.strerror or error}. Free disk space, or name another folder by TMPDIR."
+            ) from error
+        self._remove = finalize(self, held.close)  # also at the end of a process that stops nothing
         self._asked: OrderedDict[str, Asked] = OrderedDict()
         self._waiting: list[Asked] = []
         self._changed = Condition()
@@ -197,7 +207,7 @@ class Gradients:
 
     def remove(self) -> None:
         """Remove the rows of all images from the disk."""
-        self._place.cleanup()
+        self._remove()
 
     def _forget(self) -> None:
         """Forget the images that were looked at least recently."""
@@ -206,7 +216,7 @@ class Gradients:
         over = [one for one in self._asked.values() if one.state in {"done", "failed"}]
         for one in over[: max(0, len(self._asked) - _MOST_KEPT)]:
             del self._asked[one.name]
-            shutil.rmtree(Path(self._place.name) / f"{one.name}.gradstore", ignore_errors=True)
+            shutil.rmtree(self._place / f"{one.name}.gradstore", ignore_errors=True)
 
     def _work(self) -> None:
         with quietly():
@@ -256,7 +266,7 @@ class Gradients:
             return collect_queries(
                 self._store,
                 one.samples,
-                Path(self._place.name) / f"{one.name}.gradstore",
+                self._place / f"{one.name}.gradstore",
                 events=config.events(),
                 checkpoints=self._held,
                 memory=config.memory,

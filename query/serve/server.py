@@ -7,7 +7,7 @@ import secrets
 import signal
 import socket
 import threading
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from html import escape
 from pathlib import Path
 from time import monotonic, sleep
@@ -133,15 +133,19 @@ class Server:
             self._thread.join()
             self._parts.close()
 
-    def wait(self) -> None:
+    def wait(self) -> signal.Signals | None:
         """Serve until SIGTERM or SIGINT; a second one stops at once. For the main thread.
 
         What the page shows first is loaded meanwhile.
+
+        Returns:
+            The signal; None if the server ended by itself.
         """
-        asked = threading.Event()
+        asked, first = threading.Event(), list[signal.Signals]()
         threading.Thread(target=self._parts.prepare, daemon=True).start()
 
-        def stop(*_: object) -> None:
+        def stop(number: int, _: object) -> None:
+            first.append(signal.Signals(number))
             if asked.is_set():
                 self._server.force_exit = True
             asked.set()
@@ -158,6 +162,7 @@ class Server:
         finally:
             for one, handler in before.items():
                 signal.signal(one, handler)
+        return first[0] if first else None
 
 
 class _Parts:
@@ -270,19 +275,20 @@ def _serve(
 
     train = pictures_of(store, dataset)
     library = Library(store, asked, train, None if asked is None else pictures_of(asked, images))
-    gradients = Gradients(store, folders, config, form=_form(store, train))
     generates, classes = model_facts(folders)
     meter = Meter()
-    app = application(library, gradients, generates=generates, classes=classes, meter=meter)
-    names = allowed_names(config.host, local=config.local)
-    guarded = Guard(Metered(app, meter), names, token, framed=framed)
-    parts = _Parts(gradients, app.state.answers, app.state.pool)
-    try:
-        return Server(guarded, config, token, parts, framed=framed)
-    except BaseException:
-        gradients.close()
-        parts.close()
-        raise
+    gradients = Gradients(store, folders, config, form=_form(store, train))
+    with ExitStack() as failed:
+        failed.callback(gradients.remove)
+        failed.callback(gradients.close)
+        app = application(library, gradients, generates=generates, classes=classes, meter=meter)
+        parts = _Parts(gradients, app.state.answers, app.state.pool)
+        failed.callback(parts.close)
+        names = allowed_names(config.host, local=config.local)
+        guarded = Guard(Metered(app, meter), names, token, framed=framed)
+        server = Server(guarded, config, token, parts, framed=framed)
+        failed.pop_all()
+    return server
 
 
 def _several(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:

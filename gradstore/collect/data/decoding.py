@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -33,6 +34,8 @@ _TURNS: Final = {
     8: Image.Transpose.ROTATE_90,
 }
 _GREY: Final = {"1", "L", "LA"}
+# PostScript is a program, which Ghostscript would run.
+_BY_PROGRAMS: Final = {"EPS"}
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,16 @@ class Encoded:
 
     def opened(self) -> Image.Image:
         """The first picture in the file, as it is there."""
-        image = Image.open(io.BytesIO(self.content))
+        image = Image.open(io.BytesIO(self.content), formats=_formats())
         image.load()
         return image
+
+
+@cache
+def _formats() -> list[str]:
+    """The formats of pictures that are read: not those that Pillow hands to another program."""
+    Image.init()
+    return [name for name in Image.ID if name not in _BY_PROGRAMS]
 
 
 class Decoder:

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("gradstore")
 
-# A partial store keeps its arithmetic unless that is slower by this factor.
+# Rows are projected as others before them unless that is slower by this factor.
 _SLOW = 4
 
 # Engines are timed from this many events on.
@@ -133,7 +133,7 @@ def _prepared(
     read_seconds = scanned(
         samples, found, encoders, loader=loader, plan=plan, numbers=numbers, device=device
     )
-    projected = _projectors(stores, standing, device)
+    projected = _projectors(stores, standing, given["like"], device)
     metric = job_metric(
         given["metric"], samples, list(zip(places, standing, strict=True)), like=given["like"]
     )
@@ -240,11 +240,16 @@ def _standing(
 def _projectors(
     stores: Mapping[str, Projected] | Mapping[Path, Projected],
     standing: Sequence[Store | None],
+    like: Store | None,
     device: torch.device,
 ) -> list[Projector]:
-    """The projector of each store, as the one that exists was begun."""
+    """The projector of each store, as the one that exists was begun.
+
+    A new query store is made as the store that it asks was begun: the same question gets the same
+    answer, however two arithmetics of about the same speed were timed.
+    """
     return [
-        projectors.from_spec(_as_begun(one, there, device))
+        projectors.from_spec(_as_begun(one, like if there is None else there, device))
         if isinstance(one, ProjectorSpec)
         else one
         for one, there in zip(map(projector_of, stores.values()), standing, strict=True)
@@ -252,7 +257,7 @@ def _projectors(
 
 
 def _as_begun(spec: ProjectorSpec, store: Store | None, device: torch.device) -> ProjectorSpec:
-    """A projector in the arithmetic of the partial store, unless that is slow here."""
+    """A projector in the arithmetic of a store, unless that is slow here."""
     if spec.projector != "trak" or spec.precision != "auto" or store is None:
         return spec
     made_by = Provenance.of(store.spec.parts[0])

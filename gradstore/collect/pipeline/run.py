@@ -33,6 +33,7 @@ from gradstore.store.format.spec import (
 )
 from gradstore.store.objects.local import LocalObjects
 from gradstore.store.opening import open_store
+from gradstore.text import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -231,7 +232,7 @@ def _run(job: Job, executor: Executor | None) -> list[Part]:
     total = sum(stop - start for start, stop in spans) * job.plan.slots
     own = local()  # one worker per thread: each holds one checkpoint
 
-    with progress(total, f"collecting {job.targets[0].location}", "rows") as bar:
+    with progress(total, f"collecting {one_line(job.targets[0].location)}", "rows") as bar:
 
         def work(task: Task) -> None:
             # Another process may have sealed it since; writing it again would briefly unseal it.

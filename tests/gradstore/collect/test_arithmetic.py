@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from time import sleep
+from time import sleep, thread_time
 from typing import Any
 
 import numpy as np
@@ -161,7 +161,7 @@ def test_gradients_under_autocast_are_compared_with_those_without(
 def test_products_are_in_what_is_fast_here(
     world: World, tmp_path: Path, fast: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An unfinished store keeps its arithmetic, unless that is slow."""
+    """An unfinished store, and queries of a store, keep its arithmetic, unless that is slow."""
     rates = {fast: 100.0, OTHER[fast]: 50.0}
     for module in (arithmetic, prepare):
         monkeypatch.setattr(module, "product_rates", lambda _: rates)
@@ -177,6 +177,10 @@ def test_products_are_in_what_is_fast_here(
         projector = prepared.targets[0].projector
         made = projector.at(0, 1000, torch.device("cpu"), 1 << 20)
         assert str(made.dtype) == f"torch.{expected}"
+        asked = collect_queries(
+            store, world.queries, tmp_path / f"{expected}.gradstore", events=PLAN, etas=[1, 0]
+        )
+        assert asked.spec.parts[0].made_by["arithmetic"]["projection"] == expected
 
 
 # The projection error is half the gradient's length at 4 dimensions and 0.1% at 10⁶, which is less
@@ -278,6 +282,23 @@ def test_a_hopeless_way_is_tried_no_further() -> None:
     found = timed({"fast": fast, "slow": slow}, 1 << 20)
     assert found["fast"] < found["slow"]
     assert max(tried["slow"]) <= 16
+
+
+def test_a_stop_amid_a_trial_does_not_count() -> None:
+    """As when another process, or a debugger, holds this one: its own time stands still."""
+
+    def busy(seconds: float) -> None:
+        until = thread_time() + seconds
+        while thread_time() < until:
+            pass
+
+    def fast(count: int) -> None:
+        if count >= 64:
+            sleep(0.1)  # longer than repeats last
+        busy(1e-4 * count)
+
+    found = timed({"fast": fast, "slow": lambda count: busy(2e-4 * count)}, 256, device="cpu")
+    assert found["fast"] < 0.75 * found["slow"]
 
 
 def test_what_is_wanted_is_taken_unasked() -> None:

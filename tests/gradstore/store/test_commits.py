@@ -81,6 +81,27 @@ def test_an_edited_root_is_refused_or_found(store: Store, edit: Any) -> None:
         delete(open_store(store.path), ["b"])
 
 
+def test_a_root_of_a_commit_that_never_was_is_found(store: Store) -> None:
+    """Its digest is right, and no record contradicts it, for there is none of its revision."""
+    first = json.loads((store.path / "commits/0.json").read_text())["digest"]
+    root = (store.path / "zarr.json").read_text()
+    for revision in (3, 4, 10**6):
+        for previous in (None, first, store.spec.previous):
+
+            def forge(
+                state: Any, revision: int = revision, previous: str | None = previous
+            ) -> None:
+                state |= {"deleted": None, "revision": revision, "previous": previous}
+
+            (store.path / "zarr.json").write_text(root)
+            edit_root(store.path, forge, recorded=False)
+            with pytest.raises(StoreError, match="changed by hand"):
+                problems(store)
+            with pytest.raises(StoreError, match="changed by hand"):
+                delete(open_store(store.path), ["b"])
+            assert len(list((store.path / "commits").iterdir())) == 3
+
+
 def test_an_older_root_that_comes_back_is_found(store: Store) -> None:
     older = (store.path / "zarr.json").read_bytes()
     delete(store, ["s4"])

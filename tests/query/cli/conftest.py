@@ -1,4 +1,4 @@
-"""The command line in this process."""
+"""What the commands make."""
 
 from __future__ import annotations
 
@@ -8,12 +8,7 @@ from pathlib import Path
 import pytest
 
 from query import cli
-from tests.support.commands import TRAIN, Run
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return Run(capsys, monkeypatch)
+from tests.support.commands import TRAIN
 
 
 @pytest.fixture(scope="module")

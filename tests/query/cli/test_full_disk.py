@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,18 +10,8 @@ import pytest
 from gradstore import delete, open_store
 from gradstore.store.verify import verify
 from tests.support.commands import TRAIN, Run, words
+from tests.support.disks import full
 from tests.support.drawn_stores import random_store
-
-
-@contextmanager
-def full(nbytes: int = 16) -> Iterator[None]:
-    """No file can be made longer, as on a disk with so little space left."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 from http.client import HTTPConnection
 from pathlib import Path
 from threading import Thread
@@ -23,7 +19,7 @@ from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.serve import ServeConfig
 from query.serve.gradients import Gradients
 from query.serve.uploads import Upload
-from tests.query.serve.conftest import Place, picture
+from tests.query.serve.conftest import Place, picture, started
 from tests.support.drawn_stores import random_store
 from tests.support.served import Client
 
@@ -178,25 +174,6 @@ def test_one_gradient_at_a_time_and_a_queue(place: Place, tmp_path: Path) -> Non
     assert asked[4].error is not None
 
 
-def _started(place: Place, *flags: str) -> tuple[subprocess.Popen[str], int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            sys.executable, "-c", "from query.cli import main; main()",
-            "serve", place.store.location, "--port", str(port),
-            "--no-browser", "--queries", str(place.folder / "asked.gradstore"), *flags,
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(gs.__file__).parents[1])},
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert "open http://127.0.0.1" in process.stdout.readline()
-    return process, port
-
-
 def test_sigterm_finishes_what_runs(place: Place, tmp_path: Path) -> None:
     flags = [
         "--timesteps",
@@ -205,7 +182,7 @@ def test_sigterm_finishes_what_runs(place: Place, tmp_path: Path) -> None:
         "4",
         *(f"--checkpoints={one}" for one in place.checkpoints),
     ]
-    process, port = _started(place, *flags)
+    process, port = started(place, *flags)
     content = picture(tmp_path / "given.png")
     states: list[str] = []
 
@@ -253,7 +230,7 @@ def test_only_a_notebook_of_this_machine_may_frame_the_page(place: Place) -> Non
         assert TOKEN in server._repr_html_()
         policy = Client(server).get("about").headers["content-security-policy"]
         assert "frame-ancestors 'none'" in policy
-    process, port = _started(place)
+    process, port = started(place)
     try:
         connection = HTTPConnection("127.0.0.1", port, timeout=60)
         connection.request("GET", "/")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import EpsImagePlugin, Image, ImageCms
 
 import gradstore as gs
 from gradstore.collect.provenance import Provenance
@@ -306,3 +309,28 @@ def test_a_store_is_read_by_the_rules_it_was_collected_by(
     grown = gs.open_store(tmp_path / "a.gradstore")
     assert [Provenance.of(part.spec).reading for part in grown.parts] == [1, 2]
     assert grown.manifest.digests[4] == gs.Samples(more, mode="L").manifest.digests[0]
+
+
+def test_no_picture_is_run_as_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript is a program, whatever its file is called; Pillow would start Ghostscript."""
+    programs, started = tmp_path / "programs", tmp_path / "started"
+    programs.mkdir()
+    (programs / "gs").write_text(f"#!/bin/sh\ntouch {started}\n")
+    (programs / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
+    content = io.BytesIO()
+    Image.new("L", (8, 8)).save(content, "EPS")
+    with contextlib.suppress(OSError):
+        Image.open(content).load()
+    assert started.exists()  # so Pillow does
+    started.unlink()
+    files = {"a.png": content.getvalue()}
+    for source in (
+        folder_of(tmp_path / "folder", files),
+        parquet_of(tmp_path / "table.parquet", files),
+    ):
+        samples = gs.Samples(str(source))
+        with pytest.raises(UnreadableError):
+            _ = samples[0]
+        assert not started.exists()
