@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _PREPARED_ENTRIES: Final = 10**9
 # Bytes of answers that are kept: a thousand of usual length.
 _MOST_BYTES: Final = 32 * 2**20
+# Stored queries are answered ahead so many at a time: whoever asks meanwhile waits for these alone.
+_AHEAD: Final = 8
 
 
 @dataclass(frozen=True)
@@ -74,16 +76,31 @@ class Answers:
 
     def prepare(self) -> None:
         """Load what the first questions need, by asking one, where that reads little."""
-        store, queries = self.library.store, self.library.queries
+        queries = self.library.queries
+        kind, asked = ("sample", self.library.store) if queries is None else ("query", queries)
+        self._ask_all(kind, asked.manifest.ids[:1])
+
+    def ahead(self) -> None:
+        """Answer the stored queries as the page first asks them, while nobody asks.
+
+        They fill at most half of what is kept; the other half is for what is asked.
+        """
+        ids = [] if self.library.queries is None else self.library.queries.manifest.ids
+        for start in range(0, len(ids), _AHEAD):
+            if self._kept.total > _MOST_BYTES / 2 or not self._together.rest():
+                return
+            self._ask_all("query", ids[start : start + _AHEAD])
+
+    def _ask_all(self, kind: str, names: Sequence[str]) -> None:
+        """Ask under the first measures, where that reads little, and wait for the answers."""
+        store = self.library.store
         rows = store.checkpoints * store.samples * store.slots
         few = rows * store.dim <= _PREPARED_ENTRIES and not store.objects.remote
-        kind, asked = ("sample", store) if queries is None else ("query", queries)
         for measure in FIRST_MEASURES:
             if not few and isinstance(self.library.engine(measure, tuple(store.etas)), ExactEngine):
                 continue
-            found = self.ask(Look.model_validate({kind: asked.manifest.ids[0], "measure": measure}))
-            if isinstance(found, Future):
-                wait([found])
+            looks = [Look.model_validate({kind: name, "measure": measure}) for name in names]
+            wait([one for one in map(self.ask, looks) if isinstance(one, Future)])
 
     def asker(self, look: Asker) -> tuple[Store, str]:
         """The store that holds the query, and its id there.

@@ -43,6 +43,11 @@ class Kept(Generic[T]):
         self._locks: dict[Hashable, Lock] = {}
         self._values: OrderedDict[Hashable, T] = OrderedDict()
 
+    @property
+    def total(self) -> int:
+        """Size of the values kept."""
+        return self._total
+
     def get(self, key: Hashable) -> T | None:
         """The value, if it is kept."""
         with self._lock:

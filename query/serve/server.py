@@ -167,13 +167,14 @@ class _Parts:
         self.gradients, self._answers, self._pool = gradients, answers, pool
 
     def prepare(self) -> None:
-        """Answer the first question under the first measures."""
+        """Answer the first question, then the stored queries, under the first measures."""
         import gc
 
         self._answers.prepare()
         # The modules and manifests that a collection of garbage would look through again and again:
         # it took a third of the time in which 64 answers are written.
         gc.freeze()
+        self._answers.ahead()
 
     def close(self) -> None:
         self._answers.close()
