@@ -13,6 +13,7 @@ import numpy as np
 from gradstore.errors import QueryError
 from indexer import ExactEngine, measure_of
 from query.queries import Queries
+from query.results.alike import firsts
 from query.results.table import figures_of
 from query.results.wording import (
     Scale,
@@ -147,6 +148,14 @@ class Answers:
         key, name = self.key(look)
         return self._kept.get((key, name)) or self._together.ask(key, name)
 
+    def collapsed(self, found: bytes, near: float) -> bytes:
+        """An answer of `ask`, in which images that hardly differ are copies, too."""
+        whole = json.loads(found)
+        for side in whole["sides"]:
+            marks = self.library.marks([one["place"] for one in side["found"]])
+            _tell_copies(side["found"], marks, near)
+        return _written(whole)
+
     def answer(self, look: Look) -> Answer:
         """The answer itself, for a report or a table."""
         key, name = self.key(look)
@@ -173,7 +182,7 @@ class Answers:
         for name, one in zip(names, shown_answers(found, self.library), strict=True):
             one["how"] = how_found(engine)
             one["searched"] = self.library.store.samples if key.keep is None else len(key.keep) // 8
-            out.append(json.dumps(one, ensure_ascii=False, allow_nan=False).encode())
+            out.append(_written(one))
             self._kept.put((key, name), out[-1])
         return out
 
@@ -198,7 +207,11 @@ def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
         for place, (side, ranking) in enumerate(answer.sides.items()):
             own = {figure: known[figure][query][place] for figure in _FIGURES}
             own["rank"], own["score"] = range(1, k + 1), finite_list(ranking.scores[query])
-            rows = [dict(zip(own, row, strict=True)) for row in zip(*own.values(), strict=True)]
+            rows = [
+                details[sample] | dict(zip(own, row, strict=True))
+                for sample, *row in zip(ranking.samples[query].tolist(), *own.values(), strict=True)
+            ]
+            _tell_copies(rows, None, 0)
             sure = None
             if any(one is not None for error in _ERRORS for one in own[error]):
                 sure = sure_ranks(own["rank_low"], own["rank_high"])
@@ -208,10 +221,7 @@ def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
                     "heading": heading(side, ranking.scores[query, 0]),
                     "sure": sure,
                     "sure_text": sure_text(sure, k),
-                    "found": [
-                        details[sample] | row
-                        for sample, row in zip(ranking.samples[query].tolist(), rows, strict=True)
-                    ],
+                    "found": rows,
                 }
             )
         scale = Scale.of(one["score"] for side in sides for one in side["found"])
@@ -231,6 +241,19 @@ def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def _tell_copies(
+    found: list[dict[str, Any]], marks: NDArray[np.float32] | None, near: float
+) -> None:
+    """Say of each sample of a list of which rank it is a copy: `copy_of`, None if of none."""
+    of = firsts([one["digest"] for one in found], marks, near)
+    for place, (one, first) in enumerate(zip(found, of, strict=True)):
+        one["copy_of"] = None if first == place else found[first]["rank"]
+
+
+def _written(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
 
 
 _ERRORS: Final = ("projection_error", "query_error", "training_error")
