@@ -107,14 +107,13 @@ def run(preset: Preset, out: Path, seed: int = 0) -> list[Target]:
                 alone[kind] = [server.ask(one, preset.measure, k) for one in own]
                 together[kind] = _together(server, names[preset.alone :], preset, k)
             peak = server.memory("VmHWM")
-    asked = [one for some in together.values() for one in some]
     answered = {kind: [one for one in some if one < np.inf] for kind, some in together.items()}
     figures: dict[str, Any] = {
         "first": first,
         "alone": {kind: spread(some) for kind, some in alone.items()},
         "together": {kind: spread(some or [np.inf]) for kind, some in answered.items()},
         "p95": {kind: float(np.quantile(some, 0.95)) for kind, some in together.items()},
-        "failed": len(asked) - sum(map(len, answered.values())),
+        "failed": sum(map(len, together.values())) - sum(map(len, answered.values())),
         "searched": searched,
         "memory": {"open": before, "peak": peak},
     }

@@ -29,7 +29,7 @@ def mark(image: Image.Image | None) -> NDArray[np.float32]:
     if image is None:
         return np.full(_SIDE**2, np.nan, np.float32)
     grey = image.convert("RGB").convert("L").resize((_SIDE, _SIDE), Image.Resampling.BOX)
-    return np.asarray(grey, np.float32).ravel() / 255
+    return np.asarray(grey, np.float32).ravel() / np.float32(255)
 
 
 def firsts(digests: Sequence[str], marks: NDArray[np.float32] | None, near: float) -> list[int]:

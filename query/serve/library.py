@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -206,7 +206,7 @@ class Library:
 
     def marks(self, rows: Sequence[int]) -> NDArray[np.float32]:
         """What near copies among training samples share: see `query.results.alike.mark`."""
-        return np.stack([self._marks.of(row, lambda row=row: self._mark(row)) for row in rows])
+        return np.stack([self._marks.of(row, partial(self._mark, row)) for row in rows])
 
     def _mark(self, row: int) -> NDArray[np.float32]:
         try:

@@ -183,7 +183,8 @@ def test_stored_queries_are_answered_ahead(
     """As many as there is room for."""
     monkeypatch.setattr("query.serve.answers._MOST_BYTES", most)
     monkeypatch.setattr("query.serve.answers._AHEAD", 1)
-    answers = Answers(Library(place.store, place.queries, None, None), {}.__getitem__)
+    given: dict[str, gs.Store] = {}
+    answers = Answers(Library(place.store, place.queries, None, None), given.__getitem__)
     try:
         answers.ahead()
         looks = [Look(query=name, measure="retrac") for name in place.queries.manifest.ids]
