@@ -41,11 +41,12 @@ class Served(Protocol):
 class Started:
     """`gradstore serve` in a process of its own."""
 
-    def __init__(self, store: str | Path, *flags: object) -> None:
+    def __init__(self, store: str | Path, *flags: object, browser: bool = False) -> None:
+        flags = flags if browser else (*flags, "--no-browser")
         self.process = subprocess.Popen(
             [
                 sys.executable, "-c", "from query.cli import main; main()",
-                "serve", str(store), "--port", "0", "--no-browser", *map(str, flags),
+                "serve", str(store), "--port", "0", *map(str, flags),
             ],
             stdout=subprocess.PIPE,
             text=True,

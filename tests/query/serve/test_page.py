@@ -59,8 +59,15 @@ def test_asking_by_a_stored_query(page: Page, place: Place) -> None:
 def test_asking_by_a_file(page: Page, tmp_path: Path) -> None:
     picture(tmp_path / "given.png")
     page.open()
+    page.run(
+        "window.told = []; const it = document.getElementById('status');"
+        "new MutationObserver(() => told.push([it.textContent,"
+        " !document.getElementById('progress').hidden])).observe(it, {childList: true})"
+    )
     page.one("#file").send_keys(str(tmp_path / "given.png"))
     page.until(lambda: "asked" in page.link)
+    told = page.run("return told")
+    assert any(bar and (" of " in text or "before this one" in text) for text, bar in told), told
     page.settle()
     assert "asked image" in page.one("#asked figcaption").text
     assert len(page.shown[0]) > 5

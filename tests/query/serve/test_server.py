@@ -194,6 +194,18 @@ def test_stored_queries_are_answered_ahead(
         answers.close()
 
 
+def test_the_command_opens_a_browser(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = tmp_path / "opened"
+    monkeypatch.setenv("BROWSER", f"/bin/sh -c 'echo $0 > {opened}' %s")
+    with Started(place.store.location, browser=True) as started:
+        until = monotonic() + 60
+        while not (opened.exists() and opened.read_text().strip() == started.url):
+            assert monotonic() < until
+            sleep(0.05)
+
+
 def test_sigterm_finishes_what_runs(place: Place, tmp_path: Path) -> None:
     flags = [
         "--timesteps",
