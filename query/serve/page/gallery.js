@@ -40,7 +40,7 @@ function card(one, context) {
       h("span", { class: "rank", title: range }, String(one.rank)),
       h("span", { class: "value", title: "score and half its 95% interval" }, shown(one.score), one.margin ? h("span", { class: "soft" }, ` ± ${shown(one.margin)}`) : null)),
     bar(one, at),
-    h("div", { class: "soft" }, one.z === null ? "z unknown" : `z ${number(one.z)}`, label === null ? "" : h("b", {}, ` · ${text(label)}`)),
+    h("div", { class: "soft" }, one.z === null ? "z unknown" : `z ${number(one.z)}`, label === null ? "" : [" · label ", h("b", {}, text(label))]),
     h("div", { class: "id", title: text(one.id) }, text(one.id)),
     shared.length ? h("div", { class: "badge" }, `also ${shared.join(", ")}`) : null,
     copies.length ? h("details", { class: "copies" }, h("summary", {}, `${copies.length} more like it`),

@@ -227,7 +227,7 @@ def test_understanding_totals_and_norms(page: Page) -> None:
     page.until(lambda: page.all("#totals tbody tr"))
     groups = page.texts("#totals tbody th")
     assert set(groups) == set(LABELS)
-    assert all("±" in one for one in page.texts("#totals tbody td:nth-child(4)"))
+    assert all("±" in one for one in page.texts("#totals tbody td:nth-child(3)"))
     page.until(lambda: page.all("#norms circle.mine"))
     assert "Median norm" in page.one("#norms figcaption").text
 
