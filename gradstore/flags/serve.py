@@ -20,6 +20,9 @@ class ServeConfig(QueryEvents):
     checkpoints: list[str] | None = Field(
         None, description="the store's checkpoints, if they moved [default: recorded paths]"
     )
+    base: str | None = Field(
+        None, description="the base of the store's checkpoints, if it moved [default: as recorded]"
+    )
     dataset: str | None = Field(
         None, description="the training images, if they moved [default: as recorded]"
     )

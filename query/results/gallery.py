@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from markupsafe import Markup
 
 from gradstore.collect.recorded import Recorded
 from gradstore.text import one_line
+from query.results.alike import firsts, mark
 from query.results.answer import labels, timesteps
 from query.results.pictures import data_uri, image_of
 from query.results.ranks import rank_intervals
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from jinja2 import Environment
+    from numpy.typing import NDArray
 
     from gradstore.store.reader import Store
     from query.results.answer import Answer
@@ -39,6 +42,7 @@ class Embedded:
     def __init__(self, side: int) -> None:
         self._side = side
         self._pixels: dict[str, bool] = {}
+        self._marks: dict[int, NDArray[np.float32]] = {}
 
     def image(
         self, samples: Pictures | None, store: Store, row: int | None, name: str
@@ -61,6 +65,13 @@ class Embedded:
         src = data_uri(image, self._side)
         return {"name": name, "src": src, "pixels": self._pixels[name], "why": ""}
 
+    def marks(self, train: Pictures, store: Store, rows: Sequence[int]) -> NDArray[np.float32]:
+        """See `query.results.alike.mark`, of training samples."""
+        for row in rows:
+            if row not in self._marks:
+                self._marks[row] = mark(image_of(train, store, row))
+        return np.stack([self._marks[row] for row in rows])
+
 
 def _missing(why: str) -> dict[str, Any]:
     return {"name": "", "src": "", "pixels": False, "why": why}
@@ -77,6 +88,8 @@ def cards(
     train: Pictures | None,
     embedded: Embedded,
     prefix: str = "q",
+    *,
+    near: float = 0,
 ) -> list[dict[str, Any]]:
     """The queries of some answers, all for the same queries, with what was found for each.
 
@@ -86,10 +99,12 @@ def cards(
         train: training samples; None to show none.
         embedded: the images so far.
         prefix: begins the names of the queries' images and anchors.
+        near: see `query.results.alike.firsts`.
     """
     first = answers[0]
     query_labels = first.queries.labels
     steps = timesteps(answers) if replayed(first.store) else {}
+    equal = Counter(first.store.manifest.digests)
     found = []
     for query, name in enumerate(first.queries.ids):
         row = first.queries.sample(query)
@@ -101,7 +116,10 @@ def cards(
                 "anchor": f"{prefix}{query}",
                 "label": label,
                 "image": embedded.image(asked, first.queries.store, row, f"{prefix}-image-{row}"),
-                "measures": [_measure(answer, query, train, embedded, steps) for answer in answers],
+                "measures": [
+                    _measure(answer, query, train, embedded, steps, equal=equal, near=near)
+                    for answer in answers
+                ],
             }
         )
     return found
@@ -113,6 +131,9 @@ def _measure(
     train: Pictures | None,
     embedded: Embedded,
     steps: dict[int, list[int]],
+    *,
+    equal: Counter[str],
+    near: float,
 ) -> dict[str, Any]:
     """One query's answer under one measure, all its numbers in one scale."""
     here, explained = slice(query, query + 1), answer.explained
@@ -135,8 +156,20 @@ def _measure(
         first, last = rank_intervals(sign * ranking.scores[here], part)
         errors = (part.projection_error, part.query_error, part.training_error)
         known = not all(np.isnan(one).all() for one in errors)
+        rows = ranking.samples[query].tolist()
+        digests = [answer.store.manifest.digests[row] for row in rows]
+        marks = embedded.marks(train, answer.store, rows) if near and train is not None else None
+        of = firsts(digests, marks, near)
         found = []
-        for rank, row in enumerate(ranking.samples[query].tolist()):
+        for rank, row in enumerate(rows):
+            if of[rank] != rank:
+                continue
+            copies = [
+                {"id": answer.store.manifest.ids[rows[place]], "rank": place + 1}
+                for place in range(rank + 1, count)
+                if of[place] == rank
+            ]
+            equals = equal[digests[rank]]
             score, margin = float(ranking.scores[query, rank]), float(part.margin[0, rank])
             label, z = train_labels[row] if train_labels else None, float(part.z[0, rank])
             name = answer.store.manifest.ids[row]
@@ -155,6 +188,8 @@ def _measure(
                     "label": label,
                     "same": bool(comparable and own is not None and own == label),
                     "timesteps": " ".join(map(str, steps.get(row, []))),
+                    "copies": copies,
+                    "equal": equals if equals > 1 + len(copies) else 0,
                     "image": embedded.image(train, answer.store, row, f"t{row}"),
                 }
             )

@@ -38,12 +38,15 @@ class Section:
         answers: one per measure, all for the same queries.
         images: samples of the query store, in its order; None to show none.
         note: text below the heading.
+        near: images that differ by less than so many percent of the range of grey are shown once;
+            0: only samples of equal digest are.
     """
 
     title: str
     answers: Sequence[Answer]
     images: Pictures | None
     note: str = ""
+    near: float = 0
 
 
 def write_report(
@@ -95,7 +98,12 @@ def write_report(
                     "title": section.title,
                     "note": section.note,
                     "queries": cards(
-                        section.answers, section.images, train, embedded, f"q{number}-"
+                        section.answers,
+                        section.images,
+                        train,
+                        embedded,
+                        f"q{number}-",
+                        near=section.near,
                     ),
                 }
                 for number, section in enumerate(sections)

@@ -13,6 +13,7 @@ import numpy as np
 from gradstore.errors import QueryError
 from indexer import ExactEngine, measure_of
 from query.queries import Queries
+from query.results.alike import firsts
 from query.results.table import figures_of
 from query.results.wording import (
     Scale,
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 _PREPARED_ENTRIES: Final = 10**9
 # Bytes of answers that are kept: a thousand of usual length.
 _MOST_BYTES: Final = 32 * 2**20
+# Stored queries are answered ahead so many at a time: whoever asks meanwhile waits for these alone.
+_AHEAD: Final = 8
 
 
 @dataclass(frozen=True)
@@ -74,16 +77,31 @@ class Answers:
 
     def prepare(self) -> None:
         """Load what the first questions need, by asking one, where that reads little."""
-        store, queries = self.library.store, self.library.queries
+        queries = self.library.queries
+        kind, asked = ("sample", self.library.store) if queries is None else ("query", queries)
+        self._ask_all(kind, asked.manifest.ids[:1])
+
+    def ahead(self) -> None:
+        """Answer the stored queries as the page first asks them, while nobody asks.
+
+        They fill at most half of what is kept; the other half is for what is asked.
+        """
+        ids = [] if self.library.queries is None else self.library.queries.manifest.ids
+        for start in range(0, len(ids), _AHEAD):
+            if self._kept.total > _MOST_BYTES / 2 or not self._together.rest():
+                return
+            self._ask_all("query", ids[start : start + _AHEAD])
+
+    def _ask_all(self, kind: str, names: Sequence[str]) -> None:
+        """Ask under the first measures, where that reads little, and wait for the answers."""
+        store = self.library.store
         rows = store.checkpoints * store.samples * store.slots
         few = rows * store.dim <= _PREPARED_ENTRIES and not store.objects.remote
-        kind, asked = ("sample", store) if queries is None else ("query", queries)
         for measure in FIRST_MEASURES:
             if not few and isinstance(self.library.engine(measure, tuple(store.etas)), ExactEngine):
                 continue
-            found = self.ask(Look.model_validate({kind: asked.manifest.ids[0], "measure": measure}))
-            if isinstance(found, Future):
-                wait([found])
+            looks = [Look.model_validate({kind: name, "measure": measure}) for name in names]
+            wait([one for one in map(self.ask, looks) if isinstance(one, Future)])
 
     def asker(self, look: Asker) -> tuple[Store, str]:
         """The store that holds the query, and its id there.
@@ -130,6 +148,14 @@ class Answers:
         key, name = self.key(look)
         return self._kept.get((key, name)) or self._together.ask(key, name)
 
+    def collapsed(self, found: bytes, near: float) -> bytes:
+        """An answer of `ask`, in which images that hardly differ are copies, too."""
+        whole = json.loads(found)
+        for side in whole["sides"]:
+            marks = self.library.marks([one["place"] for one in side["found"]])
+            _tell_copies(side["found"], marks, near)
+        return _written(whole)
+
     def answer(self, look: Look) -> Answer:
         """The answer itself, for a report or a table."""
         key, name = self.key(look)
@@ -156,7 +182,7 @@ class Answers:
         for name, one in zip(names, shown_answers(found, self.library), strict=True):
             one["how"] = how_found(engine)
             one["searched"] = self.library.store.samples if key.keep is None else len(key.keep) // 8
-            out.append(json.dumps(one, ensure_ascii=False, allow_nan=False).encode())
+            out.append(_written(one))
             self._kept.put((key, name), out[-1])
         return out
 
@@ -181,7 +207,11 @@ def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
         for place, (side, ranking) in enumerate(answer.sides.items()):
             own = {figure: known[figure][query][place] for figure in _FIGURES}
             own["rank"], own["score"] = range(1, k + 1), finite_list(ranking.scores[query])
-            rows = [dict(zip(own, row, strict=True)) for row in zip(*own.values(), strict=True)]
+            rows = [
+                details[sample] | dict(zip(own, row, strict=True))
+                for sample, *row in zip(ranking.samples[query].tolist(), *own.values(), strict=True)
+            ]
+            _tell_copies(rows, None, 0)
             sure = None
             if any(one is not None for error in _ERRORS for one in own[error]):
                 sure = sure_ranks(own["rank_low"], own["rank_high"])
@@ -191,10 +221,7 @@ def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
                     "heading": heading(side, ranking.scores[query, 0]),
                     "sure": sure,
                     "sure_text": sure_text(sure, k),
-                    "found": [
-                        details[sample] | row
-                        for sample, row in zip(ranking.samples[query].tolist(), rows, strict=True)
-                    ],
+                    "found": rows,
                 }
             )
         scale = Scale.of(one["score"] for side in sides for one in side["found"])
@@ -214,6 +241,19 @@ def shown_answers(answer: Answer, library: Library) -> list[dict[str, Any]]:
             }
         )
     return out
+
+
+def _tell_copies(
+    found: list[dict[str, Any]], marks: NDArray[np.float32] | None, near: float
+) -> None:
+    """Say of each sample of a list of which rank it is a copy: `copy_of`, None if of none."""
+    of = firsts([one["digest"] for one in found], marks, near)
+    for place, (one, first) in enumerate(zip(found, of, strict=True)):
+        one["copy_of"] = None if first == place else found[first]["rank"]
+
+
+def _written(answer: dict[str, Any]) -> bytes:
+    return json.dumps(answer, ensure_ascii=False, allow_nan=False).encode()
 
 
 _ERRORS: Final = ("projection_error", "query_error", "training_error")

@@ -250,7 +250,7 @@ class Gradients:
         config = self._config
         if self._held is None:
             one.step = "loading"
-            self._held = CheckpointCache(recorded_loader(self._store, self._folders))
+            self._held = CheckpointCache(recorded_loader(self._store, self._folders, config.base))
         with watched(tell):
             if one.samples is None:
                 (image,) = generate(

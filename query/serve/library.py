@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from functools import cached_property
+from functools import cached_property, partial
 from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from gradstore.errors import QueryError
+import numpy as np
+
+from gradstore.errors import DatasetError, QueryError
 from indexer import ExactEngine, measure_of
 from indexer.measures.registry import indexed
 from query.engines import engine_of, exact_engine, fitted
+from query.results.alike import mark
 from query.results.pictures import image_of, thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
+    from numpy.typing import NDArray
     from PIL import Image
 
     from gradstore.store.reader import Store
@@ -27,6 +31,7 @@ T = TypeVar("T")
 _MOST_ENGINES: Final = 24
 _MOST_MEASURES: Final = 8
 _THUMBNAIL_BYTES: Final = 64 * 2**20
+_MOST_MARKS: Final = 16_384
 
 
 class Kept(Generic[T]):
@@ -42,6 +47,11 @@ class Kept(Generic[T]):
         self._lock = Lock()
         self._locks: dict[Hashable, Lock] = {}
         self._values: OrderedDict[Hashable, T] = OrderedDict()
+
+    @property
+    def total(self) -> int:
+        """Size of the values kept."""
+        return self._total
 
     def get(self, key: Hashable) -> T | None:
         """The value, if it is kept."""
@@ -124,6 +134,7 @@ class Library:
         self._engines: Kept[SearchIndex | ExactEngine] = Kept(_MOST_ENGINES)
         self._measures: Kept[Measure] = Kept(_MOST_MEASURES)
         self._thumbnails = Kept[bytes](_THUMBNAIL_BYTES, len)
+        self._marks: Kept[NDArray[np.float32]] = Kept(_MOST_MARKS)
 
     def engine(self, measure: str, etas: tuple[float, ...]) -> SearchIndex | ExactEngine:
         """The index of a measure, if there is one, else its exact engine."""
@@ -192,6 +203,16 @@ class Library:
             kept = thumbnail(image, side)
             self._thumbnails.put((kind, name, side), kept)
         return kept
+
+    def marks(self, rows: Sequence[int]) -> NDArray[np.float32]:
+        """What near copies among training samples share: see `query.results.alike.mark`."""
+        return np.stack([self._marks.of(row, partial(self._mark, row)) for row in rows])
+
+    def _mark(self, row: int) -> NDArray[np.float32]:
+        try:
+            return mark(self.image("sample", self.store.manifest.ids[row]))
+        except DatasetError:  # it cannot be shown, so it is no copy
+            return mark(None)
 
     @cached_property
     def copies(self) -> Counter[str]:

@@ -76,6 +76,7 @@ class Look(Asker):
         checkpoints: numbers of the checkpoints that count; all if empty.
         where: `COLUMN=VALUE`; several values of a column are alternatives.
         ids: search only these samples.
+        near: images that differ by less than so many percent of the range of grey are copies.
     """
 
     measure: str = Field("retrac", max_length=40, description="measure to rank by")
@@ -85,6 +86,13 @@ class Look(Asker):
     checkpoints: list[int] = Field([], max_length=1000, description="numbers of those that count")
     where: Names = Field([], description="COLUMN=VALUE; values of one column are alternatives")
     ids: Names = Field([], description="search only these samples")
+    near: float = Field(
+        0,
+        ge=0,
+        le=100,
+        description="images that differ by less than so many percent of the range of grey are "
+        "copies; equal samples always are",
+    )
 
     @property
     def named(self) -> str:

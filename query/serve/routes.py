@@ -222,6 +222,8 @@ def _serve_answers(app: FastAPI, answers: Answers, study: Study) -> None:
         found = await run_in_threadpool(answers.ask, look)
         if isinstance(found, Future):  # others may wait for it too
             found = await asyncio.shield(asyncio.wrap_future(found))
+        if look.near:
+            found = await study(answers.collapsed, found, look.near)
         return Response(found, media_type="application/json")
 
     @app.get("/api/breakdown", tags=["studies"])
@@ -383,7 +385,7 @@ def _report(answers: Answers, gradients: Gradients, look: Several) -> bytes:
     with TemporaryDirectory() as folder:
         file = Path(folder) / "report.html"
         name = found[0].queries.ids[0]
-        section = Section("Query", found, images, look.filter_text())
+        section = Section("Query", found, images, look.filter_text(), look.near)
         title = f"What taught {library.store.name} the image {name}?"
         write_report(file, title, [section], library.shown["sample"][1])
         return file.read_bytes()

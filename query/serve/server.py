@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from pydantic import ValidationError
 
 from gradstore.collect.models.folders import checkpoint_folders
-from gradstore.collect.provenance import Provenance, recorded_folders
+from gradstore.collect.provenance import Provenance, followed_models, recorded_folders
 from gradstore.errors import ConfigError, DependencyError, GradstoreError, UnknownNameError
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.serve import ServeConfig
@@ -172,13 +172,14 @@ class _Parts:
         self.gradients, self._answers, self._pool = gradients, answers, pool
 
     def prepare(self) -> None:
-        """Answer the first question under the first measures."""
+        """Answer the first question, then the stored queries, under the first measures."""
         import gc
 
         self._answers.prepare()
         # The modules and manifests that a collection of garbage would look through again and again:
         # it took a third of the time in which 64 answers are written.
         gc.freeze()
+        self._answers.ahead()
 
     def close(self) -> None:
         self._answers.close()
@@ -207,8 +208,8 @@ def serve(
         checkpoints: the store's checkpoints, if they moved, for new images.
         dataset: the training images, if the store does not record them: what `Samples` accepts.
         images: the images of `queries`, likewise.
-        options: `host`, `port`, `token`, `timesteps`, `draws`, `event_seed`, `memory` and `device`
-            of `gradstore serve`.
+        options: `base`, `host`, `port`, `token`, `timesteps`, `draws`, `event_seed`, `memory` and
+            `device` of `gradstore serve`.
 
     Raises:
         DependencyError: if the extra `serve` is not installed.
@@ -298,7 +299,7 @@ def _several(paths: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
 def _folders(config: ServeConfig, store: Store) -> list[Path]:
     """The checkpoints; none if the store's own may not be followed or are gone."""
     if config.checkpoints:
-        folders = checkpoint_folders(config.checkpoints)
+        folders = checkpoint_folders(config.checkpoints, followed_models(store, config.base))
         if len(folders) != store.checkpoints:
             raise ConfigError(
                 f"{store.location} has {store.checkpoints} checkpoints, and --checkpoints names "
@@ -306,7 +307,8 @@ def _folders(config: ServeConfig, store: Store) -> list[Path]:
             )
         return folders
     try:
-        return checkpoint_folders(recorded_folders(store), exact=True)
+        models = followed_models(store, config.base)
+        return checkpoint_folders(recorded_folders(store), models, exact=True)
     except (UnknownNameError, GradstoreError) as error:
         _log.warning("new images cannot be asked: %s", error)
         return []

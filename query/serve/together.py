@@ -60,8 +60,14 @@ class Together:
                         del self._waiting[key]
                     raise BusyError(f"{_MOST_WAITING:,} questions wait already. Ask again later.")
                 own[name] = Future()
-                self._changed.notify()
+                self._changed.notify_all()
             return own[name]
+
+    def rest(self) -> bool:
+        """Wait until no question waits; False once the threads are stopped."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._over or not (self._waiting or self._taken))
+            return not self._over
 
     def close(self) -> None:
         """Stop the threads after what they answer now."""
@@ -85,7 +91,7 @@ class Together:
                 self._answer_some(key)
                 with self._changed:
                     self._taken.remove(key)
-                    self._changed.notify()
+                    self._changed.notify_all()
 
     def _answer_some(self, key: Hashable) -> None:
         error: BaseException | None = None

@@ -52,7 +52,7 @@ def random_store(
         samples=samples, slots=slots, dim=dim, dtype=dtype, chunk_samples=2, shard_samples=128
     )
     names = [f"s{n}" for n in range(samples)]
-    manifest = Manifest(names, ["0"] * samples, metadata or {})
+    manifest = Manifest(names, [str(row) for row in range(samples)], metadata or {})
     identity: Identity = {
         **IDENTITY,
         "model": {"num_parameters": 1000},

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,10 +15,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode, urlsplit
 
-from query import Server
+import gradstore as gs
 
 
 @dataclass
@@ -29,11 +32,59 @@ class Reply:
         return json.loads(self.content)
 
 
+class Served(Protocol):
+    """A server, in this process or in one of its own."""
+
+    url: str
+
+
+class Started:
+    """`gradstore serve` in a process of its own.
+
+    Args:
+        store: the store.
+        flags: further flags of the command.
+        browser: whether it opens a browser.
+        env: further variables of its environment.
+        stderr: where its standard error goes.
+    """
+
+    def __init__(
+        self,
+        store: str | Path,
+        *flags: object,
+        browser: bool = False,
+        env: Mapping[str, str] | None = None,
+        stderr: int | None = None,
+    ) -> None:
+        flags = flags if browser else (*flags, "--no-browser")
+        self.process = subprocess.Popen(
+            [
+                sys.executable, "-c", "from query.cli import main; main()",
+                "serve", str(store), "--port", "0", *map(str, flags),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(Path(gs.__file__).parents[1]), **(env or {})},
+        )  # fmt: skip
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().rpartition(" ")[2].strip()
+        assert self.url.startswith("http://127.0.0.1:")
+
+    def __enter__(self) -> Started:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.communicate(timeout=60)
+
+
 @dataclass
 class Client:
     """Sends requests to a server on this machine."""
 
-    server: Server
+    server: Served
 
     @property
     def port(self) -> int:

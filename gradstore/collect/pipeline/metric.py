@@ -93,7 +93,7 @@ class JobMetric:
         for count in (2, len(batch)):
             some = batch_of(batch, 0, count)
             start = perf_counter()
-            self.metric.fit(self._fitting(loaded, objective, lambda some=some: [some]))
+            self.metric.fit(self._fitting(loaded, objective, partial(list, [some])))
             taken.append(perf_counter() - start)
         each = max(0.0, taken[1] - taken[0]) / max(1, len(batch) - 2)
         return max(0.0, taken[0] - 2 * each) + each * self.events / self.metric.passes

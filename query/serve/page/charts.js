@@ -10,7 +10,6 @@ export function heatMap(cells) {
   const most = Math.max(...[...sums.values()].map(Math.abs)) || 1;
   const power = most < 0.1 || most >= 1e4 ? 3 * Math.floor(Math.log10(most) / 3) : 0;
   const table = h("table", { class: "heat" },
-    h("caption", {}, `parts of the score${power ? `, in units of 1e${power}` : ""}: blue pushes towards, orange against`),
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "checkpoint"), columns.map((step) => h("th", { scope: "col" }, `t ${step}`)))),
     h("tbody", {}, rows.map((row) => h("tr", {}, h("th", { scope: "row" }, String(row)), columns.map((step) => {
       const value = sums.get(`${row} ${step}`) ?? 0;
@@ -18,7 +17,8 @@ export function heatMap(cells) {
       cell.style.setProperty("--share", `${Math.round((100 * Math.abs(value)) / most)}%`);
       return cell;
     })))));
-  return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "parts of the score by checkpoint and timestep" }, table);
+  return h("div", {}, h("p", { class: "soft" }, `Parts of the score${power ? `, in units of 1e${power}` : ""}: blue pushes towards, orange against.`),
+    h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "parts of the score by checkpoint and timestep" }, table));
 }
 
 export function totals(groups) {
@@ -26,10 +26,9 @@ export function totals(groups) {
   const high = Math.max(0, ...groups.map((one) => one.total + (one.margin ?? 0)));
   const at = (value) => (100 * (value - low)) / (high - low || 1);
   return h("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "totals" }, h("table", {},
-    h("thead", {}, h("tr", {}, ["group", "samples", "total", "95% interval", ""].map((one) => h("th", { scope: "col" }, one)))),
+    h("thead", {}, h("tr", {}, ["group", "samples", "total and 95% interval", ""].map((one) => h("th", { scope: "col" }, one)))),
     h("tbody", {}, groups.map((one) => h("tr", {},
-      h("th", { scope: "row" }, text(one.group)), h("td", {}, count(one.samples)), h("td", {}, number(one.total)),
-      h("td", {}, one.margin === null ? "unknown" : `± ${number(one.margin, 2)}`),
+      h("th", { scope: "row" }, text(one.group)), h("td", {}, count(one.samples)), h("td", {}, `${number(one.total)} ± ${number(one.margin, 2)}`),
       h("td", { class: "wide" }, s("svg", { class: "bar", viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true" },
         s("rect", { x: Math.min(at(0), at(one.total)), width: Math.abs(at(one.total) - at(0)), y: 1, height: 6, class: one.total < 0 ? "minus" : "plus" }),
         s("line", { x1: at(one.total - (one.margin ?? 0)), x2: at(one.total + (one.margin ?? 0)), y1: 4, y2: 4, class: "error" }))))))));

@@ -34,9 +34,10 @@ export const text = (value) =>
   String(value).replace(/[\p{Cc}\p{Cf}\p{Zl}\p{Zp}]/gu, (one) => `\\u{${one.codePointAt(0).toString(16)}}`);
 
 export async function copy(value, button) {
-  await navigator.clipboard.writeText(value);
+  // A browser gives no clipboard to other machines' pages without TLS.
+  const done = await navigator.clipboard?.writeText(value).then(() => true, () => false);
   const before = button.textContent;
-  button.textContent = "Copied";
+  button.textContent = done ? "Copied" : "Not allowed here";
   setTimeout(() => (button.textContent = before), 1200);
 }
 

@@ -1,6 +1,6 @@
 // The answers: a column per measure, a list per side, a card per training sample.
 
-import { get, image } from "./api.js";
+import { get } from "./api.js";
 import { $, count, h, number, s, text } from "./dom.js";
 import { altOf, labelOf, picture } from "./picture.js";
 import { isSelected, select } from "./selection.js";
@@ -40,7 +40,7 @@ function card(one, context) {
       h("span", { class: "rank", title: range }, String(one.rank)),
       h("span", { class: "value", title: "score and half its 95% interval" }, shown(one.score), one.margin ? h("span", { class: "soft" }, ` ± ${shown(one.margin)}`) : null)),
     bar(one, at),
-    h("div", { class: "soft" }, one.z === null ? "z unknown" : `z ${number(one.z)}`, label === null ? "" : h("b", {}, ` · ${text(label)}`)),
+    h("div", { class: "soft" }, one.z === null ? "z unknown" : `z ${number(one.z)}`, label === null ? "" : [" · label ", h("b", {}, text(label))]),
     h("div", { class: "id", title: text(one.id) }, text(one.id)),
     shared.length ? h("div", { class: "badge" }, `also ${shared.join(", ")}`) : null,
     copies.length ? h("details", { class: "copies" }, h("summary", {}, `${copies.length} more like it`),
@@ -57,44 +57,13 @@ const ORDERS = {
   id: (one, other) => one.id.localeCompare(other.id, "en", { numeric: true }),
 };
 
-async function marks(found) {
-  // 16 × 16 grey pixels of each thumbnail: near copies differ little in them.
-  const canvas = new OffscreenCanvas(16, 16).getContext("2d", { willReadFrequently: true });
-  const out = new Map();
-  for (const one of found) {
-    try {
-      const shown = new Image();
-      shown.src = image("sample", one.id, 128);
-      await shown.decode();
-      canvas.drawImage(shown, 0, 0, 16, 16);
-      const { data } = canvas.getImageData(0, 0, 16, 16);
-      out.set(one.id, Float32Array.from({ length: 256 }, (_, at) => (data[4 * at] + data[4 * at + 1] + data[4 * at + 2]) / 765));
-    } catch {
-      // no image: it has no copies
-    }
-  }
-  return out;
-}
+// Copies go to the first of them.
+const collapsed = (found) => found.filter((one) => one.copy_of === null)
+  .map((one) => ({ one, copies: found.filter((it) => it.copy_of === one.rank) }));
 
-function collapsed(found, known, near) {
-  // Copies go to the first of them: those of equal digest, and those that differ by less than `near` percent.
-  const kept = [];
-  const apart = (one, other) => {
-    const [a, b] = [known.get(one), known.get(other)];
-    if (!a || !b) return Infinity;
-    return 100 * Math.sqrt(a.reduce((sum, value, at) => sum + (value - b[at]) ** 2, 0) / a.length);
-  };
-  for (const one of found) {
-    const first = kept.find((it) => it.one.digest === one.digest || (near > 0 && apart(it.one.id, one.id) < near));
-    if (first) first.copies.push(one);
-    else kept.push({ one, copies: [] });
-  }
-  return kept;
-}
-
-function list(side, context, known) {
+function list(side, context) {
   const { state } = context;
-  const found = collapsed(side.found, known, Number(state.near));
+  const found = collapsed(side.found);
   found.sort((one, other) => ORDERS[state.sort](one.one, other.one));
   const cards = found.map(({ one, copies }) => card(one, { ...context, copies }));
   const total = side.found.length;
@@ -105,12 +74,12 @@ function list(side, context, known) {
   return h("section", { class: "side" }, h("h4", {}, side.heading), h("p", { class: "soft sure" }, side.sure_text), h("ol", { class: "cards" }, cards));
 }
 
-function column(answer, answers, state, known) {
+function column(answer, answers, state) {
   const context = { answer, state, at: scale(answer), others: answers.filter((other) => other && other !== answer) };
   const left = answer.searched > answer.sides[0].found.length && Number(state.k) < 500;
   return h("article", { class: "measure", "aria-label": answer.name },
     h("h3", {}, answer.name, h("span", { class: "soft" }, answer.scale.text ? ` scores ${answer.scale.text}` : "")), h("p", { class: "about" }, answer.about), answer.how ? h("p", { class: "warning" }, answer.how) : null,
-    answer.sides.map((side) => list(side, context, known)),
+    answer.sides.map((side) => list(side, context)),
     left ? h("button", { class: "more", onclick: () => go({ k: String(Math.min(500, 2 * Number(state.k))) }) }, "Load more") : null);
 }
 
@@ -128,19 +97,18 @@ export async function showAnswers(state) {
   if (!state.kind) return place.replaceChildren(h("p", { class: "hint" }, "Choose a query, or give an image, to see which training images pushed the model towards it, and which against."));
   place.setAttribute("aria-busy", "true");
   place.style.minHeight = `${place.offsetHeight}px`;
-  const found = await Promise.allSettled(state.measure.map((measure) => get("answer", asked(state, measure))));
+  const found = await Promise.allSettled(state.measure.map((measure) => get("answer", asked(state, measure, { near: state.near }))));
   const now = found.map((one) => (one.status === "fulfilled" ? one.value : null));
-  const known = Number(state.near) ? await marks(now.flatMap((one) => (one ? one.sides.flatMap((side) => side.found) : []))) : new Map();
   if (own !== turn) return;
   answers = now;
   place.replaceChildren(...found.map((one, at) => one.status === "fulfilled"
-    ? column(one.value, answers, state, known)
+    ? column(one.value, answers, state)
     : h("article", { class: "measure" }, h("h3", {}, state.measure[at]), h("p", { class: "warning", role: "alert" }, one.reason.message))));
   place.style.minHeight = "";
   place.setAttribute("aria-busy", "false");
   const first = answers.find(Boolean);
   if (first) showAsked(state, first);
-  const report = new URLSearchParams(asked(state, state.measure[0]));
+  const report = asked(state, state.measure[0], { near: state.near });
   for (const measure of state.measure) report.append("measures", measure);
   $("report").href = `/api/report?${report}`;
   document.title = first ? `${text(first.query.id)} · gradstore` : "gradstore";

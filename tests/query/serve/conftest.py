@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -85,31 +80,6 @@ def client(place: Place) -> Iterator[Client]:
         draws=1,
     ) as server:
         yield Client(server)
-
-
-def started(place: Place, *flags: str, **options: Any) -> tuple[subprocess.Popen[str], int]:
-    """A process with `gradstore serve`, which listens, and its port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            sys.executable, "-c", "from query.cli import main; main()",
-            "serve", place.store.location, "--port", str(port),
-            "--no-browser", "--queries", str(place.folder / "asked.gradstore"), *flags,
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={
-            **os.environ,
-            "PYTHONPATH": str(Path(gs.__file__).parents[1]),
-            **options.pop("env", {}),
-        },
-        **options,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert "open http://127.0.0.1" in process.stdout.readline()
-    return process, port
 
 
 def picture(path: Path, size: tuple[int, int] = (20, 30)) -> bytes:

@@ -244,7 +244,8 @@ def test_the_command_deletes_the_selection(client: Client, place: Place, tmp_pat
 
     from click.testing import CliRunner
 
-    from query.cli.entry import cli
+    import query.cli.entry  # noqa: F401, it adds the commands
+    from query.cli.group import cli
 
     ids = [name for name in place.store.manifest.ids if "onerror" in name][:2]
     command = client.post("delete-command", {"ids": ids}).json["command"]

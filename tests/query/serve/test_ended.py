@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.client import HTTPConnection
 from importlib import import_module
 from pathlib import Path
 from time import monotonic, sleep
@@ -20,11 +18,11 @@ import pytest
 import gradstore as gs
 from gradstore.flags.serve import ServeConfig
 from query.serve.server import serve_config
-from tests.query.serve.conftest import Place, picture, started
+from tests.query.serve.conftest import Place, picture
 from tests.support.commands import Run
 from tests.support.disks import full
 from tests.support.interrupting import interrupted, opened
-from tests.support.served import Client
+from tests.support.served import Client, Started
 
 ENDED = "The server ended; the store is as it was."
 SLOW = ["--timesteps", "60", "--draws", "4"]
@@ -33,37 +31,37 @@ SLOW = ["--timesteps", "60", "--draws", "4"]
 @contextmanager
 def running(
     place: Place, temporary: Path, *flags: str
-) -> Iterator[tuple[subprocess.Popen[str], int]]:
+) -> Iterator[tuple[subprocess.Popen[str], Client]]:
     """A server whose temporary files lie in a folder, which knows its checkpoints."""
     temporary.mkdir(exist_ok=True)
     known = [f"--checkpoints={one}" for one in place.checkpoints]
-    process, port = started(
-        place, *known, *flags, env={"TMPDIR": str(temporary)}, stderr=subprocess.PIPE
+    started = Started(
+        place.store.location,
+        f"--queries={place.queries.location}",
+        *known,
+        *flags,
+        env={"TMPDIR": str(temporary)},
+        stderr=subprocess.PIPE,
     )
     try:
-        yield process, port
+        yield started.process, Client(started)
     finally:
-        process.kill()
-        process.communicate()
+        started.process.kill()
+        started.process.communicate()
 
 
-def send(port: int, method: str, path: str, body: bytes | None = None) -> Any:
-    connection = HTTPConnection("127.0.0.1", port, timeout=120)
-    try:
-        connection.request(method, path, body)
-        return json.loads(connection.getresponse().read())
-    finally:
-        connection.close()
-
-
-def asked(port: int, content: bytes, *states: str) -> str:
+def asked(client: Client, content: bytes, *states: str) -> str:
     """Ask an image, and wait until it is in one of some states."""
-    name: str = send(port, "POST", "/api/asked", content)["asked"]
+    name: str = client.post("asked", content).json["asked"]
     until = monotonic() + 120
-    while send(port, "GET", f"/api/asked/{name}")["state"] not in states:
+    while client.get(f"asked/{name}").json["state"] not in states:
         assert monotonic() < until
         sleep(0.02)
     return name
+
+
+def answer(client: Client, name: str) -> Any:
+    return client.get("answer", measure="retrac", k=5, asked=name).json
 
 
 def folders(temporary: Path) -> set[Path]:
@@ -73,9 +71,9 @@ def folders(temporary: Path) -> set[Path]:
 def test_ctrl_c(place: Place, tmp_path: Path) -> None:
     """Also while gradients are computed, which are finished first."""
     for content in (None, picture(tmp_path / "given.png")):
-        with running(place, tmp_path / "tmp", *SLOW) as (process, port):
+        with running(place, tmp_path / "tmp", *SLOW) as (process, client):
             if content is not None:
-                asked(port, content, "running")
+                asked(client, content, "running")
             process.send_signal(signal.SIGINT)
             _, told = process.communicate(timeout=120)
         assert process.returncode == 130
@@ -104,23 +102,22 @@ def test_ctrl_c_while_it_starts(
 def test_a_server_that_stood_still_goes_on(place: Place, tmp_path: Path) -> None:
     """Meanwhile another one starts and ends, and takes nothing away."""
     content, temporary = picture(tmp_path / "given.png"), tmp_path / "tmp"
-    path = "/api/answer?measure=retrac&k=5&asked="
-    with running(place, temporary, *SLOW) as (_, port):
-        expected = send(port, "GET", path + asked(port, content, "done"))
-    with running(place, temporary, *SLOW) as (process, port):
-        asked(port, content, "running")
+    with running(place, temporary, *SLOW) as (_, client):
+        expected = answer(client, asked(client, content, "done"))
+    with running(place, temporary, *SLOW) as (process, client):
+        asked(client, content, "running")
         process.send_signal(signal.SIGSTOP)
         with running(place, temporary) as (other, _):
             other.send_signal(signal.SIGINT)
             assert other.wait(60) == 130
         process.send_signal(signal.SIGCONT)
-        assert send(port, "GET", path + asked(port, content, "done")) == expected
+        assert answer(client, asked(client, content, "done")) == expected
 
 
 def test_what_a_killed_server_left_is_removed_by_the_next(place: Place, tmp_path: Path) -> None:
     content, temporary = picture(tmp_path / "given.png"), tmp_path / "tmp"
-    with running(place, temporary, *SLOW) as (process, port):
-        asked(port, content, "done")
+    with running(place, temporary, *SLOW) as (process, client):
+        asked(client, content, "done")
         (left,) = (one for one in folders(temporary) if one.is_dir())
         assert left.stat().st_mode & 0o777 == 0o700
         assert any(left.iterdir())

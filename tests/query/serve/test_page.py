@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 import gradstore as gs
+from gradstore.flags.serve import ServeConfig
 from query.queries import Queries
+from query.serve.server import serve_config
 from tests.query.serve.conftest import LABELS, Place, picture
 from tests.support.browser import KEYS, Page, browser
+from tests.support.drawn_stores import random_store
 from tests.support.served import Client, pages
 
 pytestmark = pytest.mark.browser
@@ -56,8 +59,15 @@ def test_asking_by_a_stored_query(page: Page, place: Place) -> None:
 def test_asking_by_a_file(page: Page, tmp_path: Path) -> None:
     picture(tmp_path / "given.png")
     page.open()
+    page.run(
+        "window.told = []; const it = document.getElementById('status');"
+        "new MutationObserver(() => told.push([it.textContent,"
+        " !document.getElementById('progress').hidden])).observe(it, {childList: true})"
+    )
     page.one("#file").send_keys(str(tmp_path / "given.png"))
     page.until(lambda: "asked" in page.link)
+    told = page.run("return told")
+    assert any(bar and (" of " in text or "before this one" in text) for text, bar in told), told
     page.settle()
     assert "asked image" in page.one("#asked figcaption").text
     assert len(page.shown[0]) > 5
@@ -120,14 +130,6 @@ def test_equal_samples_are_collapsed(page: Page) -> None:
     ids = page.shown[0]
     assert ("cat/29.png" in ids) != ("cat/00.png" in ids)
     assert "1 more like it" in page.texts(".copies summary")
-
-
-def test_near_copies_are_collapsed_by_a_threshold(page: Page) -> None:
-    page.open(f"{ASKED}&measure=tracin&k=15")
-    before = len(page.shown[0])
-    page.put("#near", "30")
-    assert len(page.shown[0]) < before
-    assert "30%" in page.one("#near-out").text
 
 
 def test_choosing_measures_side_by_side(page: Page, place: Place) -> None:
@@ -225,7 +227,7 @@ def test_understanding_totals_and_norms(page: Page) -> None:
     page.until(lambda: page.all("#totals tbody tr"))
     groups = page.texts("#totals tbody th")
     assert set(groups) == set(LABELS)
-    assert all("±" in one for one in page.texts("#totals tbody td:nth-child(4)"))
+    assert all("±" in one for one in page.texts("#totals tbody td:nth-child(3)"))
     page.until(lambda: page.all("#norms circle.mine"))
     assert "Median norm" in page.one("#norms figcaption").text
 
@@ -234,6 +236,25 @@ def test_warnings_and_what_it_cannot_tell(page: Page) -> None:
     page.open(ASKED)
     assert "not proof of provenance" in page.one("#provenance").text
     assert "same weight" in page.texts(".about")[1]
+
+
+def test_warnings_of_what_answers_may_lack(page: Page, tmp_path: Path) -> None:
+    store = random_store(tmp_path / "indexed.gradstore", 300)
+    gs.build_index(store, "retrac")
+    with gs.serve(store, port=0) as server:
+        page.driver.get(f"{server.url}?sample=s0&k=3")
+        page.settle()
+        told = page.texts("article.measure .warning")
+    assert len(told) == 1  # only ReTrac has an index
+    assert "may miss samples" in told[0]
+    partial = random_store(tmp_path / "partial.gradstore", 300)
+    (tmp_path / "partial.gradstore/seals/1/2.json").unlink()
+    config = ServeConfig(store=partial.location, skip_unsealed=True, port=0)
+    with serve_config(config) as server:
+        page.driver.get(f"{server.url}?sample=s0&k=3")
+        page.settle()
+        assert any("not complete" in one for one in page.texts("#warnings .warning"))
+        assert "256 training samples" in page.one("#store").text
 
 
 def test_walking_back_and_forward_by_links(page: Page) -> None:
@@ -414,14 +435,15 @@ def test_the_map_by_keyboard_and_its_colours(page: Page) -> None:
     page.click("#selection .clear")
 
 
-def test_a_notebook_shows_the_page_in_a_frame(page: Page, client: Client, tmp_path: Path) -> None:
+def test_a_notebook_shows_the_page_in_a_frame(page: Page, place: Place, tmp_path: Path) -> None:
     """A notebook is a page of another origin on this machine."""
-    shown = client.server._repr_html_()
-    (tmp_path / "notebook.html").write_text(f"<!doctype html><title>notebook</title>{shown}")
-    with pages(tmp_path) as url:
-        page.driver.get(f"{url}/notebook.html")
-        page.driver.switch_to.frame(page.one("iframe"))
-        page.until(lambda: "Choose a query" in page.one("#galleries").text)
-        page.until(lambda: page.all("#picks img"))
-        page.driver.switch_to.default_content()
-        assert page.one("a").get_attribute("href") == client.server.url
+    with gs.serve(place.store, queries=place.queries, port=0) as server:
+        shown = server._repr_html_()
+        (tmp_path / "notebook.html").write_text(f"<!doctype html><title>notebook</title>{shown}")
+        with pages(tmp_path) as url:
+            page.driver.get(f"{url}/notebook.html")
+            page.driver.switch_to.frame(page.one("iframe"))
+            page.until(lambda: "Choose a query" in page.one("#galleries").text)
+            page.until(lambda: page.all("#picks img"))
+            page.driver.switch_to.default_content()
+            assert page.one("a").get_attribute("href") == server.url

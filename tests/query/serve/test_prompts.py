@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 import gradstore as gs
+from gradstore.collect.pipeline.run import collect_config
 from tests.query.serve.conftest import picture
-from tests.support.pipelines import captioned, stable_diffusion
-from tests.support.served import Client
+from tests.support.pipelines import captioned, lora_run, stable_diffusion
+from tests.support.served import Client, Started
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +63,41 @@ def test_the_caption_of_an_image_counts(drawing: Client, tmp_path: Path) -> None
 def test_what_is_to_be_drawn_must_be_said(drawing: Client, client: Client) -> None:
     assert drawing.send("POST", "/api/asked?seed=3").status == 400
     assert client.send("POST", "/api/asked?seed=3&prompt=a+dog").status == 400  # it takes none
+
+
+@pytest.fixture(scope="module")
+def adapted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """LoRA adapters on a pipeline that has moved since their store was made."""
+    folder = tmp_path_factory.mktemp("lora")
+    sd, pictures = stable_diffusion(folder / "sd"), captioned(folder / "pictures")
+    run = lora_run(sd, folder / "run")
+    settings = {"projector": "sjlt", "proj_dim": 64, "timesteps": 2, "metric": "none"}
+    store = collect_config(
+        gs.CollectConfig(
+            dataset=str(pictures),
+            base=str(sd),
+            checkpoints=[str(run)],
+            store=str(folder / "train.gradstore"),
+            **settings,
+        )
+    )
+    moved = sd.rename(folder / "moved")
+    events = ["--timesteps", 2, "--draws", 1]
+    with Started(store.location, "--base", moved, "--checkpoints", run, *events) as started:
+        yield Client(started)
+
+
+def test_adapters_on_a_base_answer_images_and_prompts(adapted: Client, tmp_path: Path) -> None:
+    about = adapted.get("about").json
+    assert (about["can_ask"], about["can_generate"], about["prompts"]) == (True, True, True)
+    assert not about["warnings"]
+    content = picture(tmp_path / "given.png", (16, 16))
+    given = [ask(adapted, query, content) for query in ("prompt=a+cat", "prompt=a+dog")]
+    drawn = ask(adapted, "seed=3&prompt=a+red+car")
+    shown = []
+    for name in (*given, drawn):
+        answer = adapted.get("answer", asked=name, measure="retrac", k=4).json
+        shown.append({one["id"]: one["score"] for one in answer["sides"][0]["found"]})
+        assert adapted.get("image", kind="asked", id=name).status == 200
+    assert [one.keys() for one in shown] == [{f"{n}.png" for n in range(4)}] * 3
+    assert len({one["0.png"] for one in shown}) == 3

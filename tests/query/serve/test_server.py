@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from http.client import HTTPConnection
 from pathlib import Path
 from threading import Thread
 from time import monotonic, sleep
@@ -17,11 +16,14 @@ import gradstore as gs
 from gradstore.errors import ConfigError, FingerprintError
 from gradstore.flags.dataset import DatasetSpec
 from gradstore.flags.serve import ServeConfig
+from query.serve.answers import Answers
 from query.serve.gradients import Gradients
+from query.serve.library import Library
+from query.serve.look import Look
 from query.serve.uploads import Upload
-from tests.query.serve.conftest import Place, picture, started
+from tests.query.serve.conftest import Place, picture
 from tests.support.drawn_stores import random_store
-from tests.support.served import Client
+from tests.support.served import Client, Started
 
 TOKEN = "a-secret-of-some-length"  # noqa: S105
 
@@ -174,50 +176,64 @@ def test_one_gradient_at_a_time_and_a_queue(place: Place, tmp_path: Path) -> Non
     assert asked[4].error is not None
 
 
+@pytest.mark.parametrize(("most", "count"), [(32 * 2**20, 4), (1, 1)])
+def test_stored_queries_are_answered_ahead(
+    place: Place, monkeypatch: pytest.MonkeyPatch, most: int, count: int
+) -> None:
+    """As many as there is room for."""
+    monkeypatch.setattr("query.serve.answers._MOST_BYTES", most)
+    monkeypatch.setattr("query.serve.answers._AHEAD", 1)
+    given: dict[str, gs.Store] = {}
+    answers = Answers(Library(place.store, place.queries, None, None), given.__getitem__)
+    try:
+        answers.ahead()
+        looks = [Look(query=name, measure="retrac") for name in place.queries.manifest.ids]
+        found = [isinstance(answers.ask(look), bytes) for look in looks]
+        assert found == [True] * count + [False] * (4 - count)
+    finally:
+        answers.close()
+
+
+def test_the_command_opens_a_browser(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = tmp_path / "opened"
+    monkeypatch.setenv("BROWSER", f"/bin/sh -c 'echo $0 > {opened}' %s")
+    with Started(place.store.location, browser=True) as started:
+        until = monotonic() + 60
+        while not (opened.exists() and opened.read_text().strip() == started.url):
+            assert monotonic() < until
+            sleep(0.05)
+
+
 def test_sigterm_finishes_what_runs(place: Place, tmp_path: Path) -> None:
     flags = [
         "--timesteps",
-        "100",
+        100,
         "--draws",
-        "4",
+        4,
         *(f"--checkpoints={one}" for one in place.checkpoints),
     ]
-    process, port = started(place, *flags)
-    content = picture(tmp_path / "given.png")
     states: list[str] = []
-
-    def send(method: str, path: str, body: bytes | None = None) -> Any:
-        import json
-
-        connection = HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request(method, path, body)
-        found = json.loads(connection.getresponse().read())
-        connection.close()
-        return found
-
-    try:
-        asked = send("POST", "/api/asked", content)
+    with Started(place.store.location, *flags) as started:
+        client = Client(started)
+        asked = client.post("asked", picture(tmp_path / "given.png")).json["asked"]
         until = monotonic() + 120
-        while send("GET", f"/api/asked/{asked['asked']}")["state"] == "waiting":
+        while client.get(f"asked/{asked}").json["state"] == "waiting":
             assert monotonic() < until
-        process.send_signal(signal.SIGTERM)
+        started.process.send_signal(signal.SIGTERM)
 
         def follow() -> None:
             while not states or states[-1] not in {"done", "failed"}:
-                states.append(send("GET", f"/api/asked/{asked['asked']}")["state"])
+                states.append(client.get(f"asked/{asked}").json["state"])
                 sleep(0.02)
-            states.append(send("GET", f"/api/answer?asked={asked['asked']}&k=2")["measure"])
+            states.append(client.get("answer", asked=asked, k=2).json["measure"])
 
         following = Thread(target=follow)
         following.start()
         following.join(120)
         assert states[-2:] == ["done", "retrac"]
-        assert process.wait(60) == 0
-    finally:
-        process.kill()
-        process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
+        assert started.process.wait(60) == 0
 
 
 def test_only_a_notebook_of_this_machine_may_frame_the_page(place: Place) -> None:
@@ -230,13 +246,6 @@ def test_only_a_notebook_of_this_machine_may_frame_the_page(place: Place) -> Non
         assert TOKEN in server._repr_html_()
         policy = Client(server).get("about").headers["content-security-policy"]
         assert "frame-ancestors 'none'" in policy
-    process, port = started(place)
-    try:
-        connection = HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("GET", "/")
-        told = connection.getresponse()
-        assert "frame-ancestors 'none'" in str(told.getheader("content-security-policy"))
-        connection.close()
-    finally:
-        process.terminate()
-        process.communicate()
+    with Started(place.store.location) as started:
+        policy = Client(started).send("GET", "/").headers["content-security-policy"]
+        assert "frame-ancestors 'none'" in policy

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from threading import Event
+from threading import Event, Thread
 
 import pytest
 
@@ -71,6 +71,27 @@ def test_one_search_runs_at_a_time() -> None:
         asked.hold["first"].set()
         assert first.result(SECONDS) == b"key first"
         assert other.result(SECONDS) == b"another key a"
+
+
+def test_rest_comes_when_nothing_waits() -> None:
+    asked, rested = Asked(), Event()
+    with asking(asked) as together:
+        assert together.rest()
+        first = together.ask("key", "first")
+        assert asked.begun.wait(SECONDS)
+
+        def rest() -> None:
+            together.rest()
+            rested.set()
+
+        resting = Thread(target=rest)
+        resting.start()
+        assert not rested.wait(0.3)
+        asked.hold["first"].set()
+        assert first.result(SECONDS) == b"key first"
+        assert rested.wait(SECONDS)
+        resting.join()
+    assert not together.rest()
 
 
 def test_what_takes_long_to_prepare_holds_nobody_up() -> None:
