@@ -226,6 +226,13 @@ class Store:
             return pieces[0][0].manifest
         return Manifest.joined([part.manifest.chosen(rows) for part, rows in pieces])
 
+    @cached_property
+    def samples_hash(self) -> str:
+        """Names the samples and their order, 32 hex digits."""
+        whole = int(self._starts[-1]) - len(self.deletions) == self.samples  # none is skipped
+        known = self.spec.samples_hash if whole else None
+        return known or self.manifest.hash()
+
     def number(self, checkpoint: int) -> int:
         """Number of the checkpoint at a position; the number names its arrays."""
         if not 0 <= checkpoint < self.checkpoints:

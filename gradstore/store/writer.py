@@ -66,7 +66,9 @@ def create(
     objects = objects_at(location)
     refuse_existing(objects)
     part, contents = part_objects(spec.parts[0], [c.number for c in spec.checkpoints], manifest)
-    contents[ROOT] = root_object(spec.model_copy(update={"parts": [part]}))
+    known = manifest.hash() if spec.format_version > 1 else None
+    spec = spec.model_copy(update={"parts": [part], "samples_hash": known})
+    contents[ROOT] = root_object(spec)
     try:
         objects.create("", contents)
     except OSError as error:

@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 from unicodedata import normalize
@@ -29,6 +29,7 @@ RESERVED = ("id", "digest")
 MAX_ID_LENGTH = 512
 _FREE_BYTES: Final = 64 << 20
 _SAMPLE_BYTES: Final = 64 << 10
+_PIECE: Final = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,16 @@ class Manifest:
         """Row number of an id, in whatever Unicode form it is given; None if there is none."""
         found = self.position.get(name)
         return self._composed.get(composed(name)) if found is None else found
+
+    def hash(self) -> str:
+        """BLAKE2b-128 (32 hex digits) of `[ids, digests]` as JSON."""
+        found = blake2b(digest_size=16)
+        for before, column in (("[[", self.ids), ("], [", self.digests)):
+            for start in range(0, len(column), _PIECE):
+                texts = json.dumps(list(column[start : start + _PIECE]))[1:-1]
+                found.update(f"{', ' if start else before}{texts}".encode())
+        found.update(b"]]")
+        return found.hexdigest()
 
     def samples_sha256(self, start: int, stop: int) -> str:
         """SHA-256 (64 hex digits) of the samples in rows `start` to `stop`, in order.

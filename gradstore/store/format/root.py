@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROOT = "zarr.json"
 
 # Keys that format 1 lacks, and that its readers refuse.
-_SINCE_2: Final = {"generation", "next_number", "change", "previous", "digest"}
+_SINCE_2: Final = {"generation", "next_number", "change", "previous", "digest", "samples_hash"}
 
 
 def root_object(spec: StoreSpec) -> bytes:

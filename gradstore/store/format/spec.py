@@ -343,6 +343,9 @@ class StoreSpec(Spec):
         change: the last change. See `gradstore.store.commits`.
         previous: digest of the root object before it; None in the first one.
         digest: digest of this root object, from `root_digest`; computed when it is written.
+        samples_hash: names the samples and their order. A new store has `Manifest.hash`; a change
+            of the samples hashes the one before with what it changed, so that no one hashes all
+            ids again. None in older stores; see `Store.samples_hash`.
     """
 
     format_version: Literal[1, 2] = FORMAT_VERSION
@@ -358,6 +361,7 @@ class StoreSpec(Spec):
     change: ChangeName = "create"
     previous: Sha256 | None = None
     digest: Sha256 | None = None
+    samples_hash: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> StoreSpec:
