@@ -297,6 +297,20 @@ class LayoutSpec(Spec):
         return Layout(**{**self.model_dump(), "columns": tuple(self.columns)})
 
 
+class ManifestSpec(Spec):
+    """The file of a part's manifest, for readers of pieces of it.
+
+    Attributes:
+        nbytes: its bytes.
+        footer_nbytes: bytes of the footer at its end, which tells where its pieces are.
+        footer_sha256: SHA-256 of the footer.
+    """
+
+    nbytes: Annotated[int, Field(ge=0, lt=1 << 53)]
+    footer_nbytes: Annotated[int, Field(ge=0, le=64 << 20)]
+    footer_sha256: Sha256
+
+
 class PartSpec(Spec):
     """A part of a store: samples that were collected together.
 
@@ -305,12 +319,14 @@ class PartSpec(Spec):
             `parts/` and the hash of its ids and digests.
         layout: shapes and partition.
         manifest_sha256: SHA-256 of its manifest. None in older stores.
+        manifest: the manifest's file. None in older stores.
         made_by: versions and resolved configuration. Provenance, never compared.
     """
 
     path: Annotated[str, Field(pattern="^(parts/[0-9a-f]{32})?$")] = ""
     layout: LayoutSpec
     manifest_sha256: Sha256 | None = None
+    manifest: ManifestSpec | None = None
     made_by: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -141,11 +142,12 @@ def test_the_hash_of_samples_changes_with_them_alone(store: Store) -> None:
     plain = json.dumps([list(names.ids), list(names.digests)]).encode()
     assert store.samples_hash == digest(plain) == open_store(store.path).spec.samples_hash
     seen = [store.samples_hash]
-    for change in (
+    changes: list[Callable[[Store], Store]] = [
         lambda now: grown(now, ["a", "b"]),
         lambda now: delete(now, ["s1"]),
         lambda now: merge(now, other_store(now.path.with_name("o.gradstore"), ["x"])),
-    ):
+    ]
+    for change in changes:
         store = change(store)
         assert store.samples_hash == store.spec.samples_hash
         seen.append(store.samples_hash)
