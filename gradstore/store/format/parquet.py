@@ -90,7 +90,8 @@ def require_bounded_group(
 ) -> None:
     """Require that a column's values in one row group can be decoded in bounded memory.
 
-    They take at most 256 MiB, or a hundred times their bytes in the file if that is more.
+    They take at most 256 MiB, or a hundred times their bytes in the file if that is more, and are
+    meant to become Python objects, so their number is bounded, too.
 
     Args:
         source: the file.
@@ -111,11 +112,14 @@ def require_bounded_group(
         source.seek(_first(column))
         source.read(min(column.total_compressed_size, _KEPT_BYTES))  # one request for its pages
         most = _FREE_BYTES + _TIMES * column.total_compressed_size
-        nbytes = 0
-        for expanded, _ in _decoded(source, group, place, leaf, texts):
-            nbytes += expanded
-            if nbytes > most:
-                raise ValueError(f"column {name!r} decodes to {nbytes:,} bytes or more")
+        most_values = group.num_rows + max(_FREE_VALUES, 8 * column.total_compressed_size)
+        nbytes = values = 0
+        for expanded, count in _decoded(source, group, place, leaf, texts):
+            nbytes, values = nbytes + expanded, values + count
+            if nbytes > most or values > most_values:
+                raise ValueError(
+                    f"column {name!r} decodes to {nbytes:,} bytes and {values:,} values or more"
+                )
 
 
 def _require_bounded(
