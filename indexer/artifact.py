@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import math
 import re
 import shutil
@@ -47,12 +46,6 @@ _HEADER_BYTES: Final = 10_000
 _KINDS: Final = (".index", ".kernel", ".map")
 MOST_SPEC_BYTES: Final = 1 << 20
 """Bytes that an artifact's JSON file may have."""
-
-
-def samples_hash(store: Store) -> str:
-    """Hash of a store's ids and digests in row order, 32 hexadecimal digits."""
-    content = json.dumps([list(store.manifest.ids), list(store.manifest.digests)])
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
 def file_hash(file: Path) -> str:

@@ -22,7 +22,6 @@ from indexer.artifact import (
     file_hash,
     read_array,
     read_spec,
-    samples_hash,
     stands,
 )
 from indexer.measures.trak import grams
@@ -150,9 +149,7 @@ def _spec(path: Path, store: Store) -> KernelSpec:
 
 
 def _built_from(store: Store) -> KernelFrom:
-    return KernelFrom(
-        fingerprint=store.spec.fingerprint, dim=store.dim, samples=samples_hash(store)
-    )
+    return KernelFrom(fingerprint=store.spec.fingerprint, dim=store.dim, samples=store.samples_hash)
 
 
 def _update(store: Store) -> str:

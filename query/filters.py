@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstore.errors import QueryError
+from gradstore.store.format.columns import coded
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -50,16 +51,21 @@ def matching_samples(
             known = ", ".join(sorted(manifest.metadata)) or "none"
             raise QueryError(f"{store.location} has no column {name!r}; it has {known}.")
         allowed = {str(value) for value in values}
-        keep &= np.array([str(value) in allowed for value in manifest.metadata[name]])
+        keep &= np.concatenate(
+            [
+                np.array([str(value) in allowed for value in found])[places]
+                for found, places in coded(manifest.metadata[name])
+            ]
+        )
     if ids is not None:
-        rows = [manifest.row(name) for name in ids]
-        unknown = sorted(name for name, row in zip(ids, rows, strict=True) if row is None)
+        rows = manifest.find(ids)
+        unknown = sorted(set(ids) - rows.keys())
         if unknown:
             raise QueryError(
                 f"{store.location} has no sample {unknown[0]!r}"
                 + (f" nor {len(unknown) - 1} more of the ids given." if len(unknown) > 1 else ".")
             )
-        keep &= np.isin(np.arange(store.samples), np.array(rows, np.int64))
+        keep &= np.isin(np.arange(store.samples), np.array(list(rows.values()), np.int64))
     if not keep.any():
         raise QueryError(f"no sample of {store.location} is left by the filter.")
     return np.flatnonzero(keep)

@@ -94,12 +94,12 @@ def examine(store: StoreLike) -> dict[str, Any]:
         rest = names[2:] if path else names
         if len(rest) > 2 and rest[0] in {"checkpoints", "seals"} and rest[1].isdecimal():
             of_checkpoint[int(rest[1])] += size
-    sealed = {
-        number: sum(len(part.sealed(number)) for part in store.parts) for number in store.numbers
-    }
-    missing = {
-        number: sum(len(part.missing(number)) for part in store.parts) for number in store.numbers
-    }
+    sealed, missing = Counter[int](), Counter[int]()
+    for number in store.numbers:
+        for part in store.parts:
+            found = part.sealed(number)
+            sealed[number] += len(found)
+            missing[number] += part.layout.shards - len(found & set(range(part.layout.shards)))
     return {
         "location": store.location,
         "format_version": spec.format_version,

@@ -84,12 +84,11 @@ class Queries:
         """
         if not sums or not all(sums.values()):
             raise QueryError("no query is given: name at least one sample for each query")
-        place = {}
-        for name in (name for terms in sums.values() for name in terms):
-            row = store.manifest.row(name)
-            if row is None:
+        names = [name for terms in sums.values() for name in terms]
+        place = store.manifest.find(names)
+        for name in names:
+            if name not in place:
                 raise QueryError(f"{store.location} has no sample {name!r}.")
-            place[name] = row
         own = store.manifest.metadata.get("label")
         labels = None
         if own is not None:

@@ -27,6 +27,7 @@ from gradstore.collect.provenance import Provenance, recorded_dataset, recorded_
 from gradstore.collect.recorded import Recorded
 from gradstore.errors import ConfigError, FingerprintError
 from gradstore.progress import progress, quietly
+from gradstore.store.format.columns import at
 from gradstore.store.format.fingerprint import require_same
 from gradstore.store.format.manifest import Manifest
 from gradstore.store.format.spec import ProjectorSpec
@@ -93,12 +94,11 @@ class Unprojected:
             _tolerance(recorded, Provenance.of(part.spec)) for part in store.parts
         )
         self._jobs: list[tuple[NDArray[np.int64], Job]] = []
-        names = store.manifest.ids
         for own, found in _found(store, samples, dataset):
             # A path that does not exist and is never created.
             nowhere = Path(tempfile.gettempdir()) / f"{uuid4().hex}.gradstore"
             job = prepare(
-                found.only([names[row] for row in own.tolist()]),
+                found.only(at(store.manifest.ids, own)),
                 loader,
                 {nowhere: _NO_ROWS},
                 **given,
@@ -238,12 +238,10 @@ def _found(
     if dataset is not None:
         yield samples, Samples.of(dataset).read_as(Provenance.of(store.parts[0].spec).reading)
         return
-    place = store.manifest.position
-    wanted = set(samples.tolist())
-    for part in store.parts:
-        rows = [place[name] for name in part.manifest.ids if place.get(name) in wanted]
-        if rows:
-            yield np.array(sorted(rows)), Samples.from_spec(recorded_dataset(store, part.spec))
+    for part, low, high in store.spans():
+        own = np.unique(samples[(samples >= low) & (samples < high)])
+        if len(own):
+            yield own, Samples.from_spec(recorded_dataset(store, part.spec))
 
 
 def _events(recorded: Recorded, folders: Sequence[Path], numbers: Sequence[int]) -> EventPlan:

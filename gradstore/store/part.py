@@ -6,16 +6,19 @@ belong to it, and which of their samples are deleted.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import cached_property
 from hashlib import sha256
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, cast
 
 import numpy as np
 
 from gradstore.errors import StoreError
+from gradstore.store.format.columns import readable
 from gradstore.store.format.encoding import column_sum, decode_column
 from gradstore.store.format.manifest import Manifest
+from gradstore.store.objects.ranged import RangedFile
 from gradstore.store.seals import COLUMNS, PartShards, reason
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ Arrays = dict[str, "NDArray[Any]"]
 
 MANIFEST = "samples/manifest.parquet"
 _MOST_VERSIONS = 65_536
+# A manifest of so many bytes is read at once: one request, and its digest is compared.
+_WHOLE_BYTES: Final = 8 << 20
 
 
 class Part(PartShards):
@@ -34,22 +39,53 @@ class Part(PartShards):
 
     @cached_property
     def manifest(self) -> Manifest:
-        """All samples of the part, including deleted ones."""
-        where = f"{self.location}/{MANIFEST}"
+        """All samples of the part, including deleted ones.
+
+        Of a long one only the footer is read and compared; its pieces are read when they are
+        needed, and have checksums of their own.
+        """
+        where, key = f"{self.location}/{MANIFEST}", self.key(MANIFEST)
+        with self._reading_manifest():
+            if self.spec.manifest is not None and self.spec.manifest.nbytes > _WHOLE_BYTES:
+                nbytes = self.spec.manifest.nbytes
+                file = RangedFile(self.objects, key, nbytes, self._reading_manifest)
+                source = cast("BinaryIO", file)  # as far as a reader of Parquet asks
+                return Manifest.stored(source, self.spec.manifest, where=where, samples=len(self))
+            content = self.objects.read(key, Manifest.most_bytes(len(self)))
+        self._require_manifest(sha256(content).hexdigest())
+        return Manifest.parse(content, where=where, samples=len(self))
+
+    def check_manifest(self) -> None:
+        """Raise `StoreError` unless every byte of the manifest is as it was, and ids are unique."""
+        manifest, spec = self.manifest, self.spec.manifest
+        if spec is None or spec.nbytes <= _WHOLE_BYTES:
+            return  # all of it was read
+        found = sha256()
+        with self._reading_manifest():
+            for start in range(0, spec.nbytes, _WHOLE_BYTES):
+                piece = start, min(_WHOLE_BYTES, spec.nbytes - start)
+                found.update(self.objects.read_ranges(self.key(MANIFEST), [piece]).data)
+        self._require_manifest(found.hexdigest())
+        with readable(f"{self.location}/{MANIFEST}"):
+            manifest.require_unique()
+
+    @contextmanager
+    def _reading_manifest(self) -> Iterator[None]:
         try:
-            content = self.objects.read(self.key(MANIFEST), Manifest.most_bytes(len(self)))
+            yield
         except OSError as error:
             self.require_current(error)
             raise StoreError(
-                f"{where} cannot be read: {reason(error)}. Restore the file from a copy of the "
-                "store, or collect again."
+                f"{self.location}/{MANIFEST} cannot be read: {reason(error)}. Restore the file "
+                "from a copy of the store, or collect again."
             ) from error
-        if self.spec.manifest_sha256 not in {None, sha256(content).hexdigest()}:
+
+    def _require_manifest(self, found: str) -> None:
+        if self.spec.manifest_sha256 not in {None, found}:
             raise StoreError(
-                f"{where} has changed since the part was created. Restore the file from a copy of "
-                "the store, or collect again."
+                f"{self.location}/{MANIFEST} has changed since the part was created. Restore the "
+                "file from a copy of the store, or collect again."
             )
-        return Manifest.parse(content, where=where, samples=self.layout.samples)
 
     def read(self, number: int, start: int, stop: int) -> Arrays:
         """Stored arrays of samples `start` to `stop` at a checkpoint; all must be sealed.

@@ -221,10 +221,18 @@ class Store:
     @cached_property
     def manifest(self) -> Manifest:
         """Manifest of the samples, in order."""
-        pieces = self._pieces(0, self.samples)
-        if len(pieces) == 1 and len(pieces[0][1]) == len(pieces[0][0]):
-            return pieces[0][0].manifest
+        if self._kept is None:
+            whole = [part.manifest for part in self.parts]
+            return whole[0] if len(whole) == 1 else Manifest.joined(whole)
+        pieces = self._by_part(self._kept)
         return Manifest.joined([part.manifest.chosen(rows) for part, rows in pieces])
+
+    @cached_property
+    def samples_hash(self) -> str:
+        """Names the samples and their order, 32 hex digits."""
+        whole = int(self._starts[-1]) - len(self.deletions) == self.samples  # none is skipped
+        known = self.spec.samples_hash if whole else None
+        return known or self.manifest.hash()
 
     def number(self, checkpoint: int) -> int:
         """Number of the checkpoint at a position; the number names its arrays."""
@@ -372,6 +380,14 @@ class Store:
             )
         samples = samples.astype(np.int64, copy=False)
         return samples if self._kept is None else self._kept[samples]
+
+    def spans(self) -> Iterator[tuple[Part, int, int]]:
+        """Each part that has samples, with their numbers in the store: first, one past the last."""
+        starts, kept = self._starts, self._kept
+        edges = starts if kept is None else np.searchsorted(kept, starts)
+        for part, (low, high) in zip(self.parts, pairwise(edges.tolist()), strict=True):
+            if low < high:
+                yield part, low, high
 
     def column(
         self, name: str, checkpoint: int, samples: NDArray[np.int64] | None = None

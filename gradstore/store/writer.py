@@ -17,6 +17,7 @@ from zarr.storage import MemoryStore
 from gradstore.errors import StoreError
 from gradstore.store.format.encoding import encode_column
 from gradstore.store.format.layout import DTYPES, row_columns
+from gradstore.store.format.manifest import manifest_spec
 from gradstore.store.format.root import ROOT, root_object
 from gradstore.store.format.rows import given_dtype
 from gradstore.store.leases import LostError, leased
@@ -66,7 +67,9 @@ def create(
     objects = objects_at(location)
     refuse_existing(objects)
     part, contents = part_objects(spec.parts[0], [c.number for c in spec.checkpoints], manifest)
-    contents[ROOT] = root_object(spec.model_copy(update={"parts": [part]}))
+    known = manifest.hash() if spec.format_version > 1 else None
+    spec = spec.model_copy(update={"parts": [part], "samples_hash": known})
+    contents[ROOT] = root_object(spec)
     try:
         objects.create("", contents)
     except OSError as error:
@@ -113,7 +116,8 @@ def part_objects(
     if len(manifest) != layout.samples:
         raise StoreError(f"{len(manifest)} samples for a layout of {layout.samples}")
     listed = manifest.content()
-    spec = spec.model_copy(update={"manifest_sha256": sha256(listed).hexdigest()})
+    more = {"manifest": manifest_spec(listed)} if layout.columns else {}
+    spec = spec.model_copy(update={"manifest_sha256": sha256(listed).hexdigest(), **more})
     described = array_objects(layout, numbers, attributes={PART: spec.model_dump(mode="json")})
     return spec, {MANIFEST: listed, **described}
 

@@ -237,16 +237,16 @@ def _outdated(
         )
     except (OSError, ValueError, StoreError):
         return None, 0, None
-    now = list(zip(store.manifest.ids, store.manifest.digests, strict=True))
-    kept, gone = 0, []
+    now = zip(store.manifest.ids, store.manifest.digests, strict=True)
+    expected, kept, gone = next(now, None), 0, []
     for row, sample in enumerate(zip(was.ids, was.digests, strict=True)):
-        if kept < len(now) and now[kept] == sample:
-            kept += 1
+        if sample == expected:
+            expected, kept = next(now, None), kept + 1
         else:
             gone.append(row)
     stage = _read(path, found, store, features)
     if gone and not stage.remove(np.array(gone, np.int64)):
         return FirstStage.empty(wanted.factory, store, features), 0, None
-    if len(now) > _MEASURED_UP_TO * found.measured.samples:
+    if store.samples > _MEASURED_UP_TO * found.measured.samples:
         return stage, kept, None
     return stage, kept, found

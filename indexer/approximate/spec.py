@@ -11,7 +11,6 @@ from pydantic import Field
 from gradstore.store.format.spec import Identity, Spec
 from gradstore.store.opening import as_store
 from indexer.approximate.recall import Measured
-from indexer.artifact import samples_hash
 from indexer.measures.registry import indexed
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class BuiltFrom(Spec):
         matched: whether slots are matched by timestep.
         factory: FAISS factory string.
         dim: length of a vector.
-        samples: hash of ids and digests, in row order. It is compared last: an index that differs
+        samples: hash of the samples in order. It is compared last: an index that differs
             only here can be updated.
     """
 
@@ -119,5 +118,5 @@ def built_from(store: Store, features: Features, factory: str) -> BuiltFrom:
         matched=features.slots is not None,
         factory=factory,
         dim=features.width(store),
-        samples=samples_hash(store),
+        samples=store.samples_hash,
     )

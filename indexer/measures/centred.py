@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, Self
 import numpy as np
 
 from gradstore.errors import ConfigError
-from indexer.artifact import samples_hash
 from indexer.feature import Features
 from indexer.measures.simple import TracIn
 
@@ -71,7 +70,7 @@ class Centred:
                 rows = store.take(checkpoint, some[start : start + _TOGETHER])
                 total += features.part(store, checkpoint, rows).sum(axis=0, dtype=np.float64)
             means.append(total / count)
-        return replace(self, means=tuple(means), samples=samples_hash(store))
+        return replace(self, means=tuple(means), samples=store.samples_hash)
 
     def weights(self, rows: Rows, checkpoint: int) -> NDArray[np.float32]:  # noqa: ARG002
         """Return the norms."""

@@ -24,7 +24,6 @@ from indexer.artifact import (
     file_hash,
     read_array,
     read_spec,
-    samples_hash,
     stands,
 )
 
@@ -100,7 +99,7 @@ def influence_map(engine: ExactEngine) -> InfluenceMap:
         fingerprint=store.spec.fingerprint,
         measure=engine.features.measure.name,
         etas=list(engine.features.etas),
-        samples=samples_hash(store),
+        samples=store.samples_hash,
     )
     if stands(path):
         spec = read_spec("map", path, _SPEC_NAME, _MapSpec, "gradstore serve")

@@ -72,10 +72,9 @@ def comparison(compared: Sequence[Compared], k: int) -> Comparison:
         asked = [row for row, name in enumerate(ids) if own[row] is not None]
         new = [row for row in asked if not ids[row].startswith(_COPY)]
         copies = [row for row in asked if ids[row].startswith(_COPY)]
-        originals = [
-            one.store.manifest.position[ids[row].removeprefix(_COPY).removesuffix(".png")]
-            for row in copies
-        ]
+        copied = [ids[row].removeprefix(_COPY).removesuffix(".png") for row in copies]
+        place_of = one.store.manifest.find(copied)
+        originals = [place_of[original] for original in copied]
         places = _ranks(found[copies], originals)
         theirs = [own[row] for row in new]
         same = label_share(found[new], train.tolist(), theirs, k).mean

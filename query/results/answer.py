@@ -9,6 +9,7 @@ import numpy as np
 
 import query
 from gradstore.errors import QueryError
+from gradstore.store.format.columns import at, counted
 from gradstore.tabular import Tabular
 from indexer import Ranking
 
@@ -86,8 +87,9 @@ class Answer(Tabular):
         return self._ids(self.opponents)
 
     def _ids(self, ranking: Ranking) -> list[list[str]]:
-        ids = self.store.manifest.ids
-        return [[ids[row] for row in rows] for rows in ranking.samples.tolist()]
+        names = at(self.store.manifest.ids, ranking.samples.ravel())
+        width = ranking.samples.shape[1]
+        return [names[start : start + width] for start in range(0, len(names), width)]
 
     @property
     def sides(self) -> Mapping[str, Ranking]:
@@ -122,8 +124,8 @@ class Answer(Tabular):
     @property
     def labels_comparable(self) -> bool:
         """Whether any query shares a label with any training sample."""
-        shared = set(self.queries.labels or []) & set(labels(self.store) or [])
-        return bool(shared - {None})
+        asked = self.queries.labels
+        return bool(asked and counted(labels(self.store) or []).keys() & set(asked))
 
     def label_share(self) -> tuple[float, float]:
         """Share of proponents with their query's label, and the share expected by chance.
@@ -134,10 +136,13 @@ class Answer(Tabular):
         query_labels, train_labels = self.queries.labels, labels(self.store)
         if not self.labels_comparable or query_labels is None or train_labels is None:
             raise QueryError("there are no labels to compare: queries and training set share none")
-        asked, found = np.array(query_labels), np.array(train_labels)
-        same = found[self.proponents.samples] == asked[:, None]
-        chance = float(np.mean([np.mean(found == label) for label in asked]))
-        return float(same.mean()), chance
+        asked, found = list(query_labels), counted(train_labels)
+        width = self.proponents.samples.shape[1]
+        theirs = at(train_labels, self.proponents.samples.ravel())
+        same = [asked[place // width] == label for place, label in enumerate(theirs)]
+        found[None] = self.store.samples - found.total()
+        chance = np.mean([found[label] for label in asked]) / self.store.samples
+        return float(np.mean(same)), float(chance)
 
 
 def labels(store: Store) -> Sequence[Any] | None:

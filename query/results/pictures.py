@@ -70,8 +70,7 @@ def pictures(store: Store) -> Pictures | None:
     from gradstore.collect.data.encoding import as_collected
 
     sets = []
-    shown = set(store.manifest.ids)
-    for part in store.parts:
+    for part, low, high in store.spans():
         try:
             spec = part_dataset(store, part.spec)
         except ConfigError as error:
@@ -87,9 +86,8 @@ def pictures(store: Store) -> Pictures | None:
         except GradstoreError as error:
             _log.warning("the report shows no image of %s: %s", part.location, error)
             return None
-        own = [name for name in part.manifest.ids if name in shown]
-        if own:
-            sets.append(as_collected(samples.only(own), store.spec.identity))
+        own = store.manifest.ids[low:high]
+        sets.append(as_collected(samples.only(own), store.spec.identity))
     return sets[0] if len(sets) == 1 else Joined(sets)
 
 

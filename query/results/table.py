@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gradstore.store.format.columns import at
 from gradstore.text import one_line
 from query.results.answer import labels, timesteps
 from query.results.ranks import agreement, rank_intervals
@@ -71,7 +72,6 @@ def _table(answer: Answer) -> pa.Table:
         return pa.array(list(values), kind).take(asked)
 
     numbers = list(steps)
-    ids = store.manifest.ids
     parts = answer.explained.parts.reshape(rows.size, -1)
     edges = np.arange(rows.size + 1, dtype=np.int32) * parts.shape[1]
     scores = np.stack([side.scores for side in answer.sides.values()], axis=1)
@@ -83,8 +83,10 @@ def _table(answer: Answer) -> pa.Table:
             "measure": pa.array([answer.measure] * rows.size, pa.string()),
             "side": np.tile(np.repeat(sides, k), count),
             "rank": np.tile(np.arange(1, k + 1), count * len(sides)),
-            "sample_id": of_samples([ids[row] for row in numbers], pa.string()),
-            "label": of_samples([train_labels[row] if train_labels else None for row in numbers]),
+            "sample_id": of_samples(at(store.manifest.ids, numbers), pa.string()),
+            "label": of_samples(
+                at(train_labels, numbers) if train_labels else [None] * len(numbers)
+            ),
             "score": scores.ravel(),
             "timesteps": of_samples(list(steps.values()), pa.list_(pa.int64())),
             "rank_low": figures["rank_low"],

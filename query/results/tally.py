@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from gradstore.store.format.columns import counted
 from query.results.answer import labels
 
 if TYPE_CHECKING:
@@ -26,8 +27,7 @@ class Tally:
     """
 
     def __init__(self, store: Store, queries: Queries) -> None:
-        own = Counter(labels(store) or [])
-        del own[None]
+        own = counted(labels(store) or [])
         asked = queries.labels or []
         self._comparable = bool(own.keys() & set(asked))
         self._chance = sum(own[label] for label in asked) / store.samples / max(1, len(asked))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 import numpy as np
 
 from gradstore.errors import DatasetError, QueryError
+from gradstore.store.format.columns import counted
 from indexer import ExactEngine, measure_of
 from indexer.measures.registry import indexed
 from query.engines import engine_of, exact_engine, fitted
@@ -175,7 +176,7 @@ class Library:
             QueryError: if there is none.
         """
         store = self.shown[kind][0]
-        found = None if store is None else store.manifest.position.get(name)
+        found = None if store is None else store.manifest.row(name)
         if found is None:
             raise QueryError(f"there is no {kind} {name!r}.")
         return found
@@ -217,12 +218,12 @@ class Library:
     @cached_property
     def copies(self) -> Counter[str]:
         """Number of training samples by digest."""
-        return Counter(self.store.manifest.digests)
+        return counted(self.store.manifest.digests)
 
     @cached_property
     def values(self) -> dict[str, list[tuple[Any, int]]]:
         """The most frequent values of each column of the training samples, with their numbers."""
         return {
-            name: Counter(str(one) for one in column if one is not None).most_common(100)
+            name: counted(column, str).most_common(100)
             for name, column in self.store.manifest.metadata.items()
         }

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from gradstore.errors import DependencyError, QueryError
+from gradstore.store.format.columns import at
 from gradstore.store.format.parquet import open_bounded, values_of
 from gradstore.tabular import Tabular
 from query.results.answer import labels
@@ -100,8 +101,8 @@ class Hubness(Tabular):
         manifest = self.store.manifest
         own = labels(self.store)
         columns: dict[str, Any] = {
-            "sample_id": [manifest.ids[row] for row in order.tolist()],
-            "label": [own[row] if own else None for row in order.tolist()],
+            "sample_id": at(manifest.ids, order),
+            "label": at(own, order) if own else [None] * len(order),
             "queries": self.counts[order],
             "share": self.counts[order] / self.queries,
             "influence": self.influence[order],
@@ -165,7 +166,7 @@ def hubness_of_results(store: Store, results: Path) -> list[Hubness]:
     """
     import pyarrow as pa
 
-    place = store.manifest.position
+    place = {name: row for row, name in enumerate(store.manifest.ids)}
     counts: dict[str, NDArray[np.int64]] = {}
     sums: dict[str, NDArray[np.float64]] = {}
     asked: dict[str, set[str]] = {}

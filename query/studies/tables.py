@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gradstore.errors import QueryError
+from gradstore.store.format.columns import at
 from indexer import ExactEngine, breakdown, rollup, self_influence
 from query.blocks import block_size
 from query.checks import require_collected, require_comparable
@@ -75,8 +76,8 @@ def self_influence_table(engine: ExactEngine) -> pa.Table:
     with np.errstate(divide="ignore", invalid="ignore"):
         robust = (logarithms - middle) / spread
     columns: dict[str, Any] = {
-        "sample_id": [store.manifest.ids[row] for row in order.tolist()],
-        "label": [own[row] if own else None for row in order.tolist()],
+        "sample_id": at(store.manifest.ids, order),
+        "label": at(own, order) if own else [None] * len(order),
         "self_influence": found[order],
         "robust_z": robust[order],
         "norm": norms[order],
@@ -127,7 +128,7 @@ def breakdown_table(engine: ExactEngine, queries: Store, query: str, sample: str
 
 
 def _number(store: Store, name: str) -> int:
-    try:
-        return list(store.manifest.ids).index(name)
-    except ValueError:
-        raise QueryError(f"{store.location} has no sample {name!r}.") from None
+    row = store.manifest.row(name)
+    if row is None:
+        raise QueryError(f"{store.location} has no sample {name!r}.")
+    return row

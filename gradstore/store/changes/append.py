@@ -36,13 +36,13 @@ def part_path(store: Store, manifest: Manifest) -> str:
     The path is never that of a part with deleted samples, nor that of a part that was ever retired:
     every retirement begins a new generation. Format 1 keeps its list of retired names instead.
     """
-    samples = (list(manifest.ids), list(manifest.digests))
+    samples = list(manifest.ids), list(manifest.digests)
     for part in store.parts:
         if (
             part.spec.path
             and len(part) == len(manifest)
             and not len(store.deletions.rows(part.spec.path))
-            and (list(part.manifest.ids), list(part.manifest.digests)) == samples
+            and (part.manifest.ids, part.manifest.digests) == samples
         ):
             return part.spec.path
     taken = set(store.spec.retired) | {part.path for part in store.spec.parts}
@@ -128,7 +128,7 @@ def add_parts(store: Store, parts: Sequence[Part], name: ChangeName = "append") 
 
 def require_new(store: Store, manifest: Manifest) -> None:
     """Raise `StoreError` if a store already holds one of these samples."""
-    both = set(store.manifest.ids) & set(manifest.ids)
+    both = store.manifest.shared(manifest)
     if both:
         raise StoreError(
             f"{store.location} holds sample {min(both)!r} already (and {len(both) - 1} more of "

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from gradstore.errors import StoreError
 from gradstore.store.commits import record, require_latest
 from gradstore.store.format.root import ROOT, root_object
-from gradstore.store.objects.protocol import ChangedError
+from gradstore.store.objects.protocol import ChangedError, digest
 from gradstore.store.opening import open_store
 from gradstore.store.verify import unseal_unfit
 
@@ -71,7 +71,7 @@ def commit(store: Store, name: ChangeName, change: Callable[[Store], StoreSpec])
                 return now
             if spec.format_version > 1 and now.spec.format_version > 1:
                 require_latest(now)
-            content = root_object(_successor(now.spec, spec, name))
+            content = root_object(_successor(now, spec, name))
             store.objects.replace(ROOT, content, seen=now.root)
         except ChangedError:
             continue
@@ -88,8 +88,9 @@ def commit(store: Store, name: ChangeName, change: Callable[[Store], StoreSpec])
     )
 
 
-def _successor(now: StoreSpec, spec: StoreSpec, name: ChangeName) -> StoreSpec:
+def _successor(before: Store, spec: StoreSpec, name: ChangeName) -> StoreSpec:
     """The spec of a change, as the successor of the present one."""
+    now = before.spec
     retired = set(spec.retired) - set(now.retired)
     found = [_NUMBER.search(prefix) for prefix in spec.retired]
     numbers = [int(one[1]) for one in found if one]
@@ -101,6 +102,8 @@ def _successor(now: StoreSpec, spec: StoreSpec, name: ChangeName) -> StoreSpec:
         "generation": now.generation + any(_GENERATED.match(one) for one in retired),
         "next_number": max(now.next_number, 1 + max(n for n in numbers if n < _MOST_NUMBER)),
     }
+    if spec.format_version > 1:
+        chain["samples_hash"] = _samples_hash(before, spec, name)
     more = {"revision": now.revision + 1, **(chain if spec.format_version > 1 else {})}
     try:
         return type(spec).model_validate({**spec.model_dump(), **more})
@@ -109,6 +112,15 @@ def _successor(now: StoreSpec, spec: StoreSpec, name: ChangeName) -> StoreSpec:
             f"a store of {now.revision} changes cannot be changed: {error.errors()[0]['msg']}. "
             "Copy its samples into a new one with gradstore merge."
         ) from error
+
+
+def _samples_hash(before: Store, spec: StoreSpec, name: ChangeName) -> str:
+    """The hash of the samples after a change, from the one before it."""
+    if name not in {"append", "merge", "delete"}:
+        return before.samples_hash
+    old = {part.path for part in before.spec.parts}
+    new = [part.manifest_sha256 or part.path for part in spec.parts if part.path not in old]
+    return digest(json.dumps([before.samples_hash, new, spec.deleted]).encode())
 
 
 def failed(store: Store, error: OSError) -> StoreError:

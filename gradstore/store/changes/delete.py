@@ -44,7 +44,7 @@ def delete(store: StoreLike, ids: Sequence[str]) -> Store:
     wanted = set(ids)
 
     def change(now: Store) -> StoreSpec:
-        unknown = {name for name in wanted if now.manifest.row(name) is None}
+        unknown = wanted - now.manifest.find(wanted).keys()
         if unknown:
             raise StoreError(
                 f"{store.location} holds no sample {min(unknown)!r} (and {len(unknown) - 1} more "
@@ -57,9 +57,9 @@ def delete(store: StoreLike, ids: Sequence[str]) -> Store:
             )
         more = {}
         for part in now.parts:
-            rows = {row for name in wanted if (row := part.manifest.row(name)) is not None}
+            rows = part.manifest.find(wanted).values()
             # An id that was deleted here before may have been added again in another part.
-            more[part.spec.path] = np.array(sorted(rows), np.int64)
+            more[part.spec.path] = np.unique(np.array(list(rows), np.int64))
         content = now.deletions.with_more(more).content(now.spec.revision)
         key = f"deleted/{digest(content)}.parquet"
         store.objects.write(key, content)

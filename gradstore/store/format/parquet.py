@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 from gradstore.store.format.pages import DICTIONARY_CODED, PREFIX_CODED, longest, pages, size_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     import pyarrow as pa
 
     from gradstore.store.format.pages import Page
 
 _FREE_BYTES: Final = 256 * 2**20
+_KEPT_BYTES: Final = 64 * 2**20
 _FREE_VALUES: Final = 1 << 20
 _TIMES: Final = 100
 _WIDTHS: Final = {"BOOLEAN": 1, "INT32": 4, "FLOAT": 4, "BYTE_ARRAY": 8}
@@ -44,7 +45,7 @@ def read_bounded(content: bytes, most_rows: int, columns: Sequence[str] | None =
     return file.read(columns=columns)
 
 
-def open_bounded(source: BinaryIO, *, shared: bool) -> Any:
+def open_bounded(source: BinaryIO, *, shared: bool, plain: Sequence[str] = ()) -> Any:
     """Open a Parquet file whose columns can all be decoded in bounded memory.
 
     Decoded, it takes at most 256 MiB, or a hundred times its size if that is more.
@@ -53,6 +54,7 @@ def open_bounded(source: BinaryIO, *, shared: bool) -> Any:
         source: the file.
         shared: decode columns of texts to dictionaries, so that equal texts share memory. Their
             values are then meant to become Python objects, so their number is bounded, too.
+        plain: columns of texts that are not decoded to dictionaries, as most of them differ.
 
     Returns:
         A `pyarrow.parquet.ParquetFile`.
@@ -64,14 +66,65 @@ def open_bounded(source: BinaryIO, *, shared: bool) -> Any:
     import pyarrow.parquet as pq
 
     metadata = pq.read_metadata(source)
-    _require_bounded(source, metadata, shared=shared)
-    columns = [metadata.schema.column(number) for number in range(metadata.num_columns)]
-    texts = [one.path for one in columns if shared and _flat_text(one)]
+    texts = repeating(metadata, plain) if shared else []
+    _require_bounded(source, metadata, texts, shared=shared)
     source.seek(0)
     return pq.ParquetFile(source, read_dictionary=texts)
 
 
-def _require_bounded(source: BinaryIO, metadata: Any, *, shared: bool) -> None:
+def repeating(metadata: Any, plain: Sequence[str] = ()) -> list[str]:
+    """Columns that are decoded to dictionaries: texts, unless they are among the `plain` ones.
+
+    pyarrow cannot always, if they are nested.
+    """
+    leaves = [metadata.schema.column(number) for number in range(metadata.num_columns)]
+    return [
+        one.path
+        for one in leaves
+        if one.physical_type == "BYTE_ARRAY" and one.path == one.name and one.path not in plain
+    ]
+
+
+def require_bounded_group(
+    source: BinaryIO, metadata: Any, number: int, name: str, texts: Collection[str]
+) -> None:
+    """Require that a column's values in one row group can be decoded in bounded memory.
+
+    They take at most 256 MiB, or a hundred times their bytes in the file if that is more, and are
+    meant to become Python objects, so their number is bounded, too.
+
+    Args:
+        source: the file.
+        metadata: its footer.
+        number: number of the row group.
+        name: name of the column, which may be nested.
+        texts: columns that are decoded to dictionaries.
+
+    Raises:
+        ValueError: if they can take more.
+    """
+    group = metadata.row_group(number)
+    for place in range(metadata.num_columns):
+        leaf = metadata.schema.column(place)
+        if not f"{leaf.path}.".startswith(f"{name}."):
+            continue
+        column = group.column(place)
+        source.seek(_first(column))
+        source.read(min(column.total_compressed_size, _KEPT_BYTES))  # one request for its pages
+        most = _FREE_BYTES + _TIMES * column.total_compressed_size
+        most_values = group.num_rows + max(_FREE_VALUES, 8 * column.total_compressed_size)
+        nbytes = values = 0
+        for expanded, count in _decoded(source, group, place, leaf, texts):
+            nbytes, values = nbytes + expanded, values + count
+            if nbytes > most or values > most_values:
+                raise ValueError(
+                    f"column {name!r} decodes to {nbytes:,} bytes and {values:,} values or more"
+                )
+
+
+def _require_bounded(
+    source: BinaryIO, metadata: Any, texts: Collection[str], *, shared: bool
+) -> None:
     size = size_of(source)
     most_bytes = _FREE_BYTES + _TIMES * size
     most_rows = max(_FREE_VALUES, 8 * size)
@@ -82,7 +135,7 @@ def _require_bounded(source: BinaryIO, metadata: Any, *, shared: bool) -> None:
         rows += group.num_rows
         for place in range(metadata.num_columns):
             leaf = metadata.schema.column(place)
-            for expanded, count in _decoded(source, group, place, leaf, shared=shared):
+            for expanded, count in _decoded(source, group, place, leaf, texts):
                 nbytes, values = nbytes + expanded, values + count
                 # At once: a footer may name the same pages many times.
                 if nbytes > most_bytes or (shared and values > most_values):
@@ -98,20 +151,17 @@ def _require_bounded(source: BinaryIO, metadata: Any, *, shared: bool) -> None:
 
 
 def _decoded(
-    source: BinaryIO, group: Any, place: int, leaf: Any, *, shared: bool
+    source: BinaryIO, group: Any, place: int, leaf: Any, texts: Collection[str]
 ) -> Iterator[tuple[int, int]]:
     """Yield bytes and number of the values of each page of a column chunk, at most."""
     column = group.column(place)
-    first = [column.data_page_offset]
-    if column.dictionary_page_offset:
-        first.append(column.dictionary_page_offset)
     width = leaf.length if leaf.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
     width = (width or _WIDTHS.get(leaf.physical_type, 8)) + (
         _LEVELS if leaf.max_repetition_level else 0
     )
-    repeated = leaf.physical_type == "BYTE_ARRAY" and not (shared and _flat_text(leaf))
+    repeated = leaf.physical_type == "BYTE_ARRAY" and leaf.path not in texts
     entry = total = 0
-    for page in pages(source, min(first), column.total_compressed_size):
+    for page in pages(source, _first(column), column.total_compressed_size):
         if page.dictionary:
             yield page.nbytes, page.values
             entry = _longest(source, page, column.compression) if repeated else 0
@@ -130,9 +180,10 @@ def _decoded(
         )
 
 
-def _flat_text(leaf: Any) -> bool:
-    """Whether a column can be decoded to a dictionary: pyarrow cannot always, if it is nested."""
-    return bool(leaf.physical_type == "BYTE_ARRAY" and leaf.path == leaf.name)
+def _first(column: Any) -> int:
+    """The first byte of a column chunk."""
+    first: int = column.data_page_offset
+    return min(first, column.dictionary_page_offset or first)
 
 
 def _longest(source: BinaryIO, page: Page, compression: str) -> int:
@@ -152,12 +203,12 @@ def _longest(source: BinaryIO, page: Page, compression: str) -> int:
         return page.nbytes
 
 
-def values_of(column: pa.ChunkedArray) -> list[Any]:
+def values_of(column: pa.ChunkedArray | pa.Array) -> list[Any]:
     """The values of a column; equal texts are one Python string."""
     import pyarrow as pa
 
     found: list[Any] = []
-    for chunk in column.chunks:
+    for chunk in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
         if isinstance(chunk, pa.DictionaryArray):
             texts, places = chunk.dictionary.to_pylist(), chunk.indices.to_pylist()
             found += [None if place is None else texts[place] for place in places]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROOT = "zarr.json"
 
 # Keys that format 1 lacks, and that its readers refuse.
-_SINCE_2: Final = {"generation", "next_number", "change", "previous", "digest"}
+_SINCE_2: Final = {"generation", "next_number", "change", "previous", "digest", "samples_hash"}
 
 
 def root_object(spec: StoreSpec) -> bytes:
@@ -35,7 +35,8 @@ def root_state(spec: StoreSpec) -> dict[str, Any]:
         state = _without(state, *_SINCE_2)
         state["checkpoints"] = [_without(one, "metric") for one in state["checkpoints"]]
         state["parts"] = [
-            {**part, "layout": _without(part["layout"], "columns")} for part in state["parts"]
+            {**_without(part, "manifest"), "layout": _without(part["layout"], "columns")}
+            for part in state["parts"]
         ]
     return state
 

@@ -297,6 +297,20 @@ class LayoutSpec(Spec):
         return Layout(**{**self.model_dump(), "columns": tuple(self.columns)})
 
 
+class ManifestSpec(Spec):
+    """The file of a part's manifest, for readers of pieces of it.
+
+    Attributes:
+        nbytes: its bytes.
+        footer_nbytes: bytes of the footer at its end, which tells where its pieces are.
+        footer_sha256: SHA-256 of the footer.
+    """
+
+    nbytes: Annotated[int, Field(ge=0, lt=1 << 53)]
+    footer_nbytes: Annotated[int, Field(ge=0, le=64 << 20)]
+    footer_sha256: Sha256
+
+
 class PartSpec(Spec):
     """A part of a store: samples that were collected together.
 
@@ -305,12 +319,14 @@ class PartSpec(Spec):
             `parts/` and the hash of its ids and digests.
         layout: shapes and partition.
         manifest_sha256: SHA-256 of its manifest. None in older stores.
+        manifest: the manifest's file. None in older stores.
         made_by: versions and resolved configuration. Provenance, never compared.
     """
 
     path: Annotated[str, Field(pattern="^(parts/[0-9a-f]{32})?$")] = ""
     layout: LayoutSpec
     manifest_sha256: Sha256 | None = None
+    manifest: ManifestSpec | None = None
     made_by: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -343,6 +359,9 @@ class StoreSpec(Spec):
         change: the last change. See `gradstore.store.commits`.
         previous: digest of the root object before it; None in the first one.
         digest: digest of this root object, from `root_digest`; computed when it is written.
+        samples_hash: names the samples and their order. A new store has `Manifest.hash`; a change
+            of the samples hashes the one before with what it changed, so that no one hashes all
+            ids again. None in older stores; see `Store.samples_hash`.
     """
 
     format_version: Literal[1, 2] = FORMAT_VERSION
@@ -358,6 +377,7 @@ class StoreSpec(Spec):
     change: ChangeName = "create"
     previous: Sha256 | None = None
     digest: Sha256 | None = None
+    samples_hash: Annotated[str, Field(pattern="^[0-9a-f]{32}$")] | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> StoreSpec:

@@ -233,12 +233,13 @@ class LocalObjects:
     def sizes(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """See `Objects`."""
         for folder, _, files in os.walk(self._folder(prefix)):
+            below = Path(folder).relative_to(self.root).as_posix()
             for name in files:
                 if locks.is_lock(name):
                     continue
-                file = Path(folder, name)
                 with suppress(FileNotFoundError):  # renamed or removed by another process
-                    yield file.relative_to(self.root).as_posix(), file.lstat().st_size
+                    size = os.lstat(f"{folder}/{name}").st_size
+                    yield name if below == "." else f"{below}/{name}", size
 
 
 def _write(file: Path, content: bytes | bytearray) -> None:

@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 
 from gradstore import delete, open_store, vacuum
 from gradstore.errors import GradstoreError, NotAStoreError, SearchIndexError, StoreError
+from gradstore.store import part as parts
+from gradstore.store.format.manifest import manifest_spec
 from gradstore.store.format.root import root_digest
 from gradstore.store.objects.protocol import digest
 from gradstore.store.reader import Store
@@ -49,7 +51,8 @@ def template() -> Path:
 
     def older(root: Any) -> None:
         for part in root["parts"]:
-            part["manifest_sha256"] = None  # otherwise a changed manifest is not parsed
+            # Otherwise a changed manifest is not parsed.
+            part["manifest_sha256"] = part["manifest"] = None
 
     change_root(folder, older)
     build_index(open_store(folder / "s.gradstore"), "retrac")
@@ -74,7 +77,7 @@ def use(folder: Path) -> int:
             shutil.rmtree(scratch)
 
     for job in (
-        lambda: store.manifest,
+        lambda: (store.manifest.hash(), *map(list, store.manifest.metadata.values())),
         lambda: [store.rows(k) for k in range(store.checkpoints)],
         lambda: store.take(0, [0, 5]),
         lambda: store.column("norm", 0),
@@ -375,8 +378,18 @@ def manifest_of(**columns: Any) -> bytes:
         "rows", "texts", "numbers", "nulls", "lists", "structs", "bytes", "long", "nested", "deep",
     ],
 )  # fmt: skip
-def test_hostile_manifests(folder: Path, content: bytes) -> None:
+@pytest.mark.parametrize("in_pieces", [False, True])
+def test_hostile_manifests(
+    folder: Path, content: bytes, in_pieces: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "s.gradstore/samples/manifest.parquet").write_bytes(content)
+    if in_pieces:
+        monkeypatch.setattr(parts, "_WHOLE_BYTES", 100)
+
+        def tell(root: Any) -> None:
+            root["parts"][0]["manifest"] = manifest_spec(content).model_dump(mode="json")
+
+        change_root(folder, tell)
     require_bounded(folder)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +14,20 @@ import pytest
 from gradstore import delete, drop_checkpoint, merge, open_store, vacuum
 from gradstore.errors import StoreError
 from gradstore.store.objects.local import LocalObjects
-from gradstore.store.objects.protocol import ChangedError
+from gradstore.store.objects.protocol import ChangedError, digest
 from gradstore.store.reader import Store
+from gradstore.store.writer import create, write_shard
+from indexer import build_index, open_index
 from tests.support.written_stores import (
+    edit_root,
     everything,
     filled,
     grown,
+    manifest,
     other_store,
     require_equal,
+    rows,
+    spec,
 )
 
 
@@ -127,3 +135,45 @@ def test_a_store_that_changes_all_the_time_is_given_up(store: Store, monkeypatch
     monkeypatch.setattr(LocalObjects, "replace", replace)
     with pytest.raises(StoreError, match="changed by other processes 5 times"):
         delete(store, ["s2"])
+
+
+def test_the_hash_of_samples_changes_with_them_alone(store: Store) -> None:
+    names = store.manifest
+    plain = json.dumps([list(names.ids), list(names.digests)]).encode()
+    assert store.samples_hash == digest(plain) == open_store(store.path).spec.samples_hash
+    seen = [store.samples_hash]
+    changes: list[Callable[[Store], Store]] = [
+        lambda now: grown(now, ["a", "b"]),
+        lambda now: delete(now, ["s1"]),
+        lambda now: merge(now, other_store(now.path.with_name("o.gradstore"), ["x"])),
+    ]
+    for change in changes:
+        store = change(store)
+        assert store.samples_hash == store.spec.samples_hash
+        seen.append(store.samples_hash)
+    assert len(set(seen)) == 4
+    assert vacuum(store).samples_hash == seen[-1]
+    assert drop_checkpoint(store, 0).samples_hash == seen[-1]
+
+
+def test_an_older_store_gets_the_hash_of_samples_that_its_artifacts_have(store: Store) -> None:
+    path = build_index(delete(store, ["s1"]), "retrac").path
+    kept = json.loads((path / "index.json").read_text())
+    edit_root(store.path, lambda root: root.pop("samples_hash"))
+    older = open_store(store.path)
+    assert older.spec.samples_hash is None
+    kept["samples"] = older.samples_hash
+    (path / "index.json").write_text(json.dumps(kept))
+    assert open_index(path, older, "retrac").spec.count == 9
+    after = vacuum(older)
+    assert after.spec.samples_hash == older.samples_hash
+    assert open_index(path, after, "retrac").spec.count == 9
+
+
+def test_skipped_samples_have_a_hash_of_their_own(tmp_path: Path) -> None:
+    made = create(tmp_path / "s.gradstore", spec(), manifest())
+    for number in made.numbers:
+        write_shard(made.parts[0], number, 1, rows(1))
+    some = open_store(made.path, skip_unsealed=True)
+    assert (some.samples, some.samples_hash) == (4, some.manifest.hash())
+    assert some.samples_hash != made.samples_hash

@@ -19,7 +19,7 @@ def test_round_trip_and_pandas(tmp_path: Path) -> None:
     assert Manifest.parse(GOOD.content(), where="m", samples=2) == GOOD
     table = pd.read_parquet(tmp_path / "manifest.parquet")
     assert table.to_dict("list") == {"id": ["a", "b"], "digest": ["1", "2"], "label": ["x", "y"]}
-    assert GOOD.position == {"a": 0, "b": 1}
+    assert GOOD.find(["b", "c", "a"]) == {"a": 0, "b": 1}
 
 
 @pytest.mark.parametrize(
@@ -95,5 +95,7 @@ def test_chosen_and_joined() -> None:
 )
 def test_times_out_of_range(column: pa.Array) -> None:
     content = written(pa.table({"id": ["a"], "digest": ["0"], "when": column}))
-    with pytest.raises(StoreError, match="cannot be read as a manifest"):
-        Manifest.parse(content, where="m", samples=1)
+    found = Manifest.parse(content, where="m", samples=1)
+    assert found.ids == ["a"]
+    with pytest.raises(StoreError, match="m cannot be read as a manifest"):
+        _ = found.metadata["when"][0]
