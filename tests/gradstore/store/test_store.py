@@ -15,7 +15,7 @@ import zarr
 
 import gradstore
 from gradstore.errors import StoreError, UnsealedError
-from gradstore.store.format.manifest import Manifest
+from gradstore.store.format.manifest import Manifest, manifest_spec
 from gradstore.store.format.rows import ARRAYS, Rows
 from gradstore.store.format.spec import LayoutSpec
 from gradstore.store.opening import open_store
@@ -35,10 +35,11 @@ def store(tmp_path: Path) -> Store:
 def test_what_is_written_is_read(store: Store) -> None:
     opened = gradstore.open_store(store.path)
     opened.require_complete()
-    listed = sha256((store.path / "samples/manifest.parquet").read_bytes()).hexdigest()
-    part = spec().parts[0].model_copy(update={"manifest_sha256": listed})
-    expected_spec = spec(parts=[part])
-    assert opened.spec == expected_spec.model_copy(update={"digest": opened.spec.digest})
+    content = (store.path / "samples/manifest.parquet").read_bytes()
+    listed = {"manifest_sha256": sha256(content).hexdigest(), "manifest": manifest_spec(content)}
+    described = spec(parts=[spec().parts[0].model_copy(update=listed)])
+    own = {"digest": opened.spec.digest, "samples_hash": manifest().hash()}
+    assert opened.spec == described.model_copy(update=own)
     assert opened.manifest.ids == manifest().ids
     for name in ARRAYS:
         expected = np.concatenate([getattr(rows(shard, 1), name) for shard in range(3)])

@@ -201,7 +201,7 @@ def test_slots_are_matched_and_another_index_built_by_flag(
     again = pd.read_parquet(tmp_path / "b" / "results.parquet")
     assert again["sample_id"].tolist() == table["sample_id"].tolist()
     told = run(*asked[:-2], "trak", "--matched", *matching, "--out", tmp_path / "c", status=1)
-    assert "trak preconditions the mean of a query's slots" in told
+    assert "trak transforms the mean of a sample's slots" in told
 
 
 def test_candidates_are_ranked_again_by_true_influence(
@@ -224,7 +224,7 @@ def test_candidates_are_ranked_again_by_true_influence(
     assert off.max() > 0
     assert (off < 6 * near["projection_error"].to_numpy()).all()
     told = run(*few[:-1], "trak", "--rerank", 9, "--out", tmp_path / "t", status=1)
-    assert "trak transforms queries" in told
+    assert "trak transforms samples" in told
 
 
 @pytest.mark.parametrize(

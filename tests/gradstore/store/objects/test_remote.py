@@ -163,4 +163,4 @@ def test_requests_are_few(bucket: str, s3_server: Server, tmp_path: Path) -> Non
     assert counts == Counter(GET=1)
     with s3_server.counted() as counts:
         delete(store, ["s1"])
-    assert counts.total() <= 10  # with two records of commits
+    assert counts.total() <= 12  # with the records of two commits, and what is around them
