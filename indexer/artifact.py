@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Spec)
 
 _TRIES: Final = 100
-# Neither the artifact nor its replacement may be seen while it is renamed twice between two looks.
+# A reader may look for the artifact and then for its replacement just between their renames, and
+# see neither. So it looks again.
 _LOOKS: Final = 4
 _PAUSE_SECONDS: Final = 0.001
 _LOCK: Final = locks.name_of("building")

@@ -1,4 +1,4 @@
-"""Small shared models and images. A test that changes one must copy it."""
+"""The command line, and small shared models and images. A test that changes one must copy it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.worlds import s3
 from gradstore.collect import Samples
+from tests.support.commands import Run
 from tests.support.worlds import NAMES, World, images, save_checkpoint
 
 # Several test processes share the cores, so each uses one thread.
@@ -34,6 +35,12 @@ def _log_level() -> Iterator[None]:
     log.setLevel(logging.NOTSET)  # a shared fixture may have set it
     yield
     log.setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command line in this process."""
+    return Run(capsys, monkeypatch)
 
 
 @pytest.fixture(scope="session")

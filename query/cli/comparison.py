@@ -85,7 +85,7 @@ def comparison(compared: Sequence[Compared], k: int) -> Comparison:
             (
                 one.rows,
                 name,
-                f"{round(same, 9):.2f}",  # as the report rounds a half
+                f"{round(same, 9):.2f}",  # .855 as the report rounds it, which counts
                 f"{sum(groups)} of {len(groups)}",
                 f"{places.count(1)} of {len(places)}",
                 str(max(places)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 from markupsafe import Markup
 
 from gradstore.collect.recorded import Recorded
+from gradstore.store.format.columns import counted
 from gradstore.text import one_line
 from query.results.alike import firsts, mark
 from query.results.answer import labels, timesteps
@@ -19,6 +19,7 @@ from query.results.ranks import rank_intervals
 from query.results.wording import Scale, display_name, heading, sure_ranks, sure_text
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Sequence
 
     from jinja2 import Environment
@@ -104,7 +105,7 @@ def cards(
     first = answers[0]
     query_labels = first.queries.labels
     steps = timesteps(answers) if replayed(first.store) else {}
-    equal = Counter(first.store.manifest.digests)
+    equal = counted(first.store.manifest.digests)
     found = []
     for query, name in enumerate(first.queries.ids):
         row = first.queries.sample(query)

@@ -53,7 +53,7 @@ class Column(Sequence[Any]):
 
     def __getitem__(self, row: int | slice) -> Any:
         if isinstance(row, slice):
-            return self.at(np.arange(len(self))[row])
+            return self.at(np.arange(*row.indices(len(self))))
         if not -len(self) <= row < len(self):
             raise IndexError(row)
         row %= len(self)

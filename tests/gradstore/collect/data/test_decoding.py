@@ -38,11 +38,6 @@ from tests.support.worlds import World, images, save_checkpoint
 PAPER = ["--metric", "none", "--projector", "sjlt", "--proj-dim", 16, "--timesteps", 2]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return Run(capsys, monkeypatch)
-
-
 def one(content: bytes, folder: Path, **options: Any) -> gs.Samples:
     return gs.Samples(folder_of(folder, {"a.png": content}), **options)
 

@@ -50,11 +50,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return Run(capsys, monkeypatch)
-
-
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_stable_diffusion_full_fine_tune(run: Run, tmp_path: Path, prediction: str) -> None:
     base = stable_diffusion(tmp_path / "sd", prediction=prediction)

@@ -20,11 +20,6 @@ PLANNED = [*PAPER, "--timesteps", 2]
 SEEN = ["cat/a.png", "cat/b.jpg", "dog/c.png"]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return Run(capsys, monkeypatch)
-
-
 def test_what_programs_hide_is_no_sample(
     run: Run, tmp_path: Path, world: World, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,11 +42,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return Run(capsys, monkeypatch)
-
-
 def masks(count: int, side: int = 8) -> list[Image.Image]:
     """White where a model paints; grey pixels count as the nearer of black and white."""
     drawn = np.random.default_rng(3).integers(0, 256, (count, side, side), dtype=np.uint8)

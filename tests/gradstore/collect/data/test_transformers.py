@@ -35,11 +35,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return Run(capsys, monkeypatch)
-
-
 @torch.no_grad()
 def by_script(name: str, pipeline: Any, picture: Path, caption: str) -> dict[str, Any]:
     """Latents and conditions as diffusers' training scripts make them."""

@@ -24,11 +24,6 @@ CASES: list[tuple[Any, list[str], Any]] = [
 ]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return Run(capsys, monkeypatch)
-
-
 def saved(folder: Path, scheduler: Any) -> Path:
     unet(0).save_pretrained(folder / "unet")
     scheduler.save_pretrained(folder / "scheduler")

@@ -67,35 +67,19 @@ class _Slow(Fisher):
 
 
 def test_a_plan_counts_what_fits_take(world: World, tmp_path: Path) -> None:
-    found = plan(
-        world.train,
-        world.checkpoints,
-        tmp_path / "a.gradstore",
-        projector=ProjectorSpec(projector="sjlt", proj_dim=64),
-        events=EventSpec(events="planned", timesteps=3),
-        metric=_Slow(),
-    )
-    assert found.stages is not None
-    assert found.stages["fitting the metric"] >= 2 * 0.1
-    stored = collect(
-        world.train,
-        world.checkpoints,
-        tmp_path / "a.gradstore",
-        projector=ProjectorSpec(projector="sjlt", proj_dim=64),
-        events=EventSpec(events="planned", timesteps=3),
-        metric=_Slow(),
-    )
-    assert stored.spec.checkpoints[0].metric_sha256 is not None
-    again = plan(
-        world.train,
-        world.checkpoints,
-        tmp_path / "a.gradstore",
-        projector=ProjectorSpec(projector="sjlt", proj_dim=64),
-        events=EventSpec(events="planned", timesteps=3),
-        metric=_Slow(),
-    )
-    assert again.stages is not None
-    assert "fitting the metric" not in again.stages
+    given = (world.train, world.checkpoints, tmp_path / "a.gradstore")
+    options: dict[str, Any] = {
+        "projector": ProjectorSpec(projector="sjlt", proj_dim=64),
+        "events": EventSpec(events="planned", timesteps=3),
+        "metric": _Slow(),
+    }
+    stages = plan(*given, **options).stages
+    assert stages is not None
+    assert stages["fitting the metric"] >= 2 * 0.1
+    assert collect(*given, **options).spec.checkpoints[0].metric_sha256 is not None
+    stages = plan(*given, **options).stages
+    assert stages is not None
+    assert "fitting the metric" not in stages
 
 
 def test_a_cheaper_projector_is_named(tmp_path: Path, world: World) -> None:

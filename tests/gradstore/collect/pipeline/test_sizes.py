@@ -26,11 +26,6 @@ EXACT = ["--projector", "identity", "--dtype", "float32", "--metric", "none", "-
 SIDES = [(8, 8), (12, 8), (8, 12), (8, 8), (12, 8), (16, 8), (8, 8)]
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    return Run(capsys, monkeypatch)
-
-
 def pictures(folder: Path, mode: str = "L") -> Path:
     """Pictures of four shapes, mixed."""
     generator = np.random.default_rng(5)
