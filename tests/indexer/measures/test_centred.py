@@ -101,8 +101,10 @@ def test_deviations_are_the_derivative(tmp_path: Path) -> None:
 def test_an_index_of_other_samples_is_refused(tmp_path: Path) -> None:
     store = filled(tmp_path / "s.gradstore")
     index = build_index(store, "centred")
-    with pytest.raises(SearchIndexError):
-        open_index(index.path, grown(store, ["new"]), "centred")
+    more = grown(store, ["new"])
+    for again in (open_index, lambda *given: build_index(*given[1:])):
+        with pytest.raises(SearchIndexError, match="Remove"):  # its codes have the earlier mean
+            again(index.path, more, "centred")
 
 
 def test_what_needs_rows_refuses_it(tmp_path: Path) -> None:
